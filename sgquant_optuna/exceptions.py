@@ -1,0 +1,57 @@
+"""Every error that this package raises on purpose.
+
+::
+
+    SgquantError
+    ├── GraphError              a graph that cannot be loaded, or lacks a column or a mask
+    ├── ModelError              a model that cannot be quantized
+    │   └── UnsupportedConvError    attention asked of a convolution that we cannot reach into
+    ├── CalibrationError        ranges that cannot be measured, or were not measured yet
+    ├── QuantizerBypassedError  a forward pass that went round a quantizer
+    ├── PackingError            codes or packed bytes that do not fit what they declare
+    ├── StorageError            a study database that cannot be opened
+    ├── StudyNotFoundError      a study that the storage does not hold
+    └── StudyMismatchError      a study that belongs to another graph, model, space or protocol
+
+Bad arguments raise ``ValueError`` or ``TypeError`` at the public function that took them.
+"""
+
+
+class SgquantError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class GraphError(SgquantError):
+    """A graph cannot be loaded, or lacks what the search needs."""
+
+
+class ModelError(SgquantError):
+    """A model cannot be quantized."""
+
+
+class UnsupportedConvError(ModelError):
+    """Attention was asked of a convolution that no registered class can quantize."""
+
+
+class CalibrationError(SgquantError):
+    """A range cannot be measured, or a quantizer was used before its range was."""
+
+
+class QuantizerBypassedError(SgquantError):
+    """A forward pass went round a quantizer, so its result would be full precision."""
+
+
+class PackingError(SgquantError):
+    """Codes or packed bytes do not fit the width or the shape that they declare."""
+
+
+class StorageError(SgquantError):
+    """A study database cannot be opened."""
+
+
+class StudyNotFoundError(SgquantError):
+    """The storage does not hold the study that was asked for."""
+
+
+class StudyMismatchError(SgquantError):
+    """A study was made with another graph, model, search space or protocol."""

@@ -1,0 +1,1 @@
+"""Quantizers, ranges and packing of plain tensors: no PyG, no Optuna."""

@@ -1,0 +1,118 @@
+"""Packs codes of 1-8 and 16 bits into bytes, and back.
+
+A bit width is stored as planes whose widths divide a byte (:func:`.layout.planes`), the highest
+bits first. In a plane of ``b`` bits a row of F codes takes ``S = ceil(F * b / 8)`` bytes, and code
+``f`` is field ``f // S`` of byte ``f % S``. So unpacking a field is one shift and one mask over
+contiguous bytes, and every row starts at a whole byte and can be read alone.
+
+Five codes of 3 bits, worked by hand::
+
+    codes                    5 = 101   3 = 011   6 = 110   0 = 000   7 = 111
+    high plane, 2 bits           10        01        11        00        11     S = 2
+        byte 0 holds codes 0, 2, 4 in its fields:  10 | 11 << 2 | 11 << 4 = 0b111110 = 62
+        byte 1 holds codes 1, 3:                   01 | 00 << 2           = 0b000001 =  1
+    low plane, 1 bit              1         1         0         0         1     S = 1
+        byte 0 holds all:                     1 | 1 << 1 | 0 | 0 | 1 << 4 = 0b010011 = 19
+    packed row               62, 1, 19
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.quantization.layout import planes, row_bytes
+
+
+def pack(codes: Tensor, bit_width: int) -> Tensor:
+    """Pack a matrix of codes.
+
+    Args:
+        codes:
+            Integers, ``[R, F]``, each in ``[0, 2**bit_width - 1]``.
+        bit_width:
+            Bits, 1-8 or 16.
+
+    Returns:
+        Packed rows, ``[R, row_bytes(F, bit_width)]`` uint8.
+
+    Raises:
+        PackingError:
+            If a code does not fit its width, or codes are no integer matrix.
+        ValueError:
+            If the width is not 1-8 or 16.
+    """
+    widths = planes(bit_width)
+    if codes.dim() != 2 or codes.is_floating_point() or codes.is_complex():
+        raise PackingError(
+            f"codes: expected an integer matrix [R, F], got {codes.dtype} {list(codes.shape)}"
+        )
+    if codes.numel():
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= 1 << bit_width:
+            raise PackingError(
+                f"codes: expected 0 to {(1 << bit_width) - 1} for {bit_width} bits, got "
+                f"{low if low < 0 else high}"
+            )
+    codes = codes.int()  # shifts of uint8 would lose the upper byte of 16 bits
+    parts, left = [], bit_width
+    for width in widths:
+        left -= width
+        parts.append(_pack_plane((codes >> left) & ((1 << width) - 1), width))
+    return torch.cat(parts, dim=1)
+
+
+def unpack(packed: Tensor, num_columns: int, bit_width: int) -> Tensor:
+    """Unpack rows that :func:`pack` made; any subset of the rows will do.
+
+    Args:
+        packed:
+            ``[R, row_bytes(F, bit_width)]`` uint8.
+        num_columns:
+            Number of codes F in a row.
+        bit_width:
+            Bits, 1-8 or 16.
+
+    Returns:
+        Codes, ``[R, F]`` uint8, or int32 for 16 bits.
+
+    Raises:
+        PackingError:
+            If the rows are not as long as F codes of that width.
+        ValueError:
+            If the width is not 1-8 or 16.
+    """
+    expected = row_bytes(num_columns, bit_width)
+    if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != expected:
+        raise PackingError(
+            f"packed rows: expected uint8 [R, {expected}] for {num_columns} codes of {bit_width} "
+            f"bits, got {packed.dtype} {list(packed.shape)}"
+        )
+    codes = packed.new_zeros(len(packed), num_columns, dtype=_code_type(bit_width))
+    start = 0
+    for width in planes(bit_width):
+        end = start + -(-num_columns * width // 8)
+        codes = (codes << width) | _unpack_plane(packed[:, start:end], num_columns, width)
+        start = end
+    return codes
+
+
+def _code_type(bit_width: int) -> torch.dtype:
+    return torch.uint8 if bit_width <= 8 else torch.int32
+
+
+def _pack_plane(codes: Tensor, width: int) -> Tensor:
+    fields = 8 // width
+    stride = -(-codes.shape[1] // fields)
+    padded = F.pad(codes, (0, fields * stride - codes.shape[1]))
+    shifts = torch.arange(fields, device=codes.device, dtype=codes.dtype) * width
+    by_field = padded.view(len(codes), fields, stride) << shifts[:, None]
+    return by_field.sum(dim=1).to(torch.uint8)
+
+
+def _unpack_plane(packed: Tensor, num_columns: int, width: int) -> Tensor:
+    mask = (1 << width) - 1
+    fields = [(packed >> shift) & mask for shift in range(0, 8, width)]
+    return torch.cat(fields, dim=1)[:, :num_columns]

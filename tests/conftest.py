@@ -1,0 +1,76 @@
+"""Tiny seeded graphs and models, made here: no test downloads anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch: several test processes with several spinning threads each starve one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import optuna
+import pytest
+import torch
+from torch import nn
+from torch_geometric.data import Data
+
+from sgquant_optuna.models import GCN
+from sgquant_optuna.objective import QuantizationObjective
+from sgquant_optuna.training import TrainingConfig, fit
+
+
+@pytest.fixture(autouse=True)
+def away_from_the_users_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SGQUANT_STORAGE", raising=False)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def make_graph(num_nodes: int = 60, num_features: int = 12, seed: int = 0) -> Data:
+    """A graph of three classes whose features and edges both tell the class."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(num_nodes) % 3
+    centers = torch.rand(3, num_features, generator=generator)
+    x = centers[y] + 0.3 * torch.rand(num_nodes, num_features, generator=generator)
+    source = torch.randint(num_nodes, (6 * num_nodes,), generator=generator)
+    target = torch.randint(num_nodes, (6 * num_nodes,), generator=generator)
+    keep = (y[source] == y[target]) & (source != target) & (target % 7 != 0)
+    edge_index = torch.stack([source[keep], target[keep]]).unique(dim=1)
+    order = torch.randperm(num_nodes, generator=generator)
+    masks = [torch.zeros(num_nodes, dtype=torch.bool) for _ in range(3)]
+    for mask, part in zip(masks, order.tensor_split(3), strict=True):
+        mask[part] = True
+    train_mask, val_mask, test_mask = masks
+    return Data(
+        x=x,
+        edge_index=edge_index,
+        y=y,
+        train_mask=train_mask,
+        val_mask=val_mask,
+        test_mask=test_mask,
+    )
+
+
+@pytest.fixture
+def graph() -> Data:
+    """60 nodes, 12 features, 3 classes; every seventh node is isolated as a target."""
+    return make_graph()
+
+
+FAST = TrainingConfig(epochs=3, patience=3)
+
+
+@pytest.fixture
+def trained_gcn(graph: Data) -> nn.Module:
+    torch.manual_seed(0)
+    model = GCN(12, 3, hidden_channels=8)
+    fit(model, graph, TrainingConfig(epochs=30), seed=0)
+    return model
+
+
+@pytest.fixture
+def objective(trained_gcn: nn.Module, graph: Data) -> QuantizationObjective:
+    """A GCN with two layers and two degree buckets: four parameters."""
+    return QuantizationObjective(
+        trained_gcn, graph, max_drop=5.0, degree_edges=(2,), finetuning=FAST
+    )

@@ -1,0 +1,147 @@
+"""The value that is searched, stored and exported: how many bits each quantization site gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Component = Literal["embedding", "attention"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+
+PACKED_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+FULL_PRECISION = 32
+"""The width that means "untouched float32"."""
+SUPPORTED_WIDTHS = (*PACKED_WIDTHS, FULL_PRECISION)
+
+
+def check_bit_width(bit_width: object, *, where: str = "bit width") -> int:
+    """Return ``bit_width`` as an int if it is supported.
+
+    Raises:
+        ValueError:
+            If it is not one of 1-8, 16 and 32.
+    """
+    if type(bit_width) is not int or bit_width not in SUPPORTED_WIDTHS:
+        raise ValueError(f"{where}: expected one of {SUPPORTED_WIDTHS}, got {bit_width!r}")
+    return bit_width
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One quantization point: where in the model one bit width applies.
+
+    Args:
+        layer:
+            Path of the layer in the model, as in ``model.get_submodule(layer)``.
+        component:
+            ``"embedding"`` (the layer's input features) or ``"attention"`` (its coefficients).
+        bucket:
+            Degree bucket of the nodes, or ``None`` where widths do not depend on the degree.
+    """
+
+    layer: str
+    component: Component
+    bucket: int | None = None
+
+    def __str__(self) -> str:
+        """Return the readable name, for instance ``conv1/embedding/bucket0``."""
+        parts = [self.layer, self.component]
+        if self.bucket is not None:
+            parts.append(f"bucket{self.bucket}")
+        return "/".join(parts)
+
+    @classmethod
+    def parse(cls, name: str) -> Site:
+        """Read the name that ``str(site)`` wrote.
+
+        Raises:
+            ValueError:
+                If the name is not of the form ``layer/component[/bucketN]``.
+        """
+        head, _, tail = name.rpartition("/")
+        bucket = None
+        if tail.startswith("bucket") and tail[6:].isdigit():
+            bucket = int(tail[6:])
+            head, _, tail = head.rpartition("/")
+        for component in COMPONENTS:
+            if head and tail == component:
+                return cls(head, component, bucket)
+        raise ValueError(
+            f"site name: expected 'layer/embedding', 'layer/attention' or "
+            f"'layer/embedding/bucketN', got {name!r}"
+        )
+
+
+class BitWidths(Mapping[Site, int]):
+    """An immutable assignment of a bit width to every site, in the order of the sites.
+
+    Example:
+        >>> bits = BitWidths({Site("conv1", "embedding"): 1, Site("conv2", "embedding"): 4})
+        >>> bits.to_json()
+        '{"conv1/embedding": 1, "conv2/embedding": 4}'
+
+    Raises:
+        ValueError:
+            If a width is not one of 1-8, 16 and 32.
+    """
+
+    __slots__ = ("_bits",)
+
+    def __init__(self, bits: Mapping[Site, int]) -> None:
+        self._bits = {
+            site: check_bit_width(width, where=f"bit width of {site}")
+            for site, width in bits.items()
+        }
+
+    def __getitem__(self, site: Site) -> int:
+        """Return the width of ``site`` in bits."""
+        return self._bits[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        """Iterate over the sites in their order."""
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        """Return the number of sites."""
+        return len(self._bits)
+
+    def __hash__(self) -> int:
+        """Hash the assignment, whatever the order of its sites."""
+        return hash(frozenset(self._bits.items()))
+
+    def __repr__(self) -> str:
+        """Return the assignment as a constructor would read it."""
+        return f"BitWidths.from_json({self.to_json()!r})"
+
+    def to_dict(self) -> dict[str, int]:
+        """Return ``{site name: bits}``, ready for JSON."""
+        return {str(site): width for site, width in self._bits.items()}
+
+    def to_json(self) -> str:
+        """Return the assignment as one line of JSON."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, bits: Mapping[str, int]) -> BitWidths:
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            ValueError:
+                If a site name or a width is not valid.
+        """
+        return cls({Site.parse(name): width for name, width in bits.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> BitWidths:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError:
+                If the text is not JSON of that form.
+        """
+        bits = json.loads(text)
+        if not isinstance(bits, dict):
+            raise ValueError(f"bit widths: expected a JSON object, got {type(bits).__name__}")
+        return cls.from_dict(bits)

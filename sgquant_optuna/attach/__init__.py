@@ -1,0 +1,1 @@
+"""Quantizers onto a user's PyG model, without rewriting it."""

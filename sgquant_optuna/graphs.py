@@ -1,0 +1,258 @@
+"""Graphs for node classification: load one by name, split it, check any at the door."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, Dataset
+from torch_geometric.datasets import Amazon, Coauthor, Planetoid, Reddit
+from torch_geometric.utils import coalesce, to_undirected
+
+from sgquant_optuna.exceptions import GraphError
+
+DATA_VARIABLE = "SGQUANT_DATA"
+DIGITS = "digits"
+
+_DIGITS_NEIGHBOURS = 8
+_DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer
+
+_DATASETS: dict[str, tuple[type[Dataset], str, str | None]] = {
+    "Cora": (Planetoid, "planetoid", "Cora"),
+    "CiteSeer": (Planetoid, "planetoid", "CiteSeer"),
+    "PubMed": (Planetoid, "planetoid", "PubMed"),
+    "Computers": (Amazon, "amazon", "Computers"),
+    "Photo": (Amazon, "amazon", "Photo"),
+    "CS": (Coauthor, "coauthor", "CS"),
+    "Physics": (Coauthor, "coauthor", "Physics"),
+    "Reddit": (Reddit, "reddit", None),
+}
+_OGBN_ARXIV = "ogbn-arxiv"
+GRAPH_NAMES = (DIGITS, *_DATASETS, _OGBN_ARXIV)
+"""Names that :func:`load_graph` knows."""
+
+
+def load_graph(name: str, root: str | Path | None = None, *, seed: int = 0) -> Data:
+    """Load a graph by its name.
+
+    Raw files that lie in ``root`` are used without network, in the folders of PyG's data set
+    classes: ``root/planetoid/Cora/raw``, ``root/amazon/Computers/raw``, ``root/coauthor/CS/raw``,
+    ``root/reddit/raw``. Others are downloaded. The Planetoid files are pickles, as published:
+    take them only from a source that you trust.
+
+    Args:
+        name:
+            One of :data:`GRAPH_NAMES`, in any case. ``"digits"`` needs no files: scikit-learn's
+            1,797 handwritten digits, joined with their 8 nearest neighbours.
+        root:
+            Folder of data sets; ``$SGQUANT_DATA`` or ``data`` by default.
+        seed:
+            Of the split of graphs that have no public one: 20 training and 30 validation nodes a
+            class. It is recorded as ``data.split_seed``.
+
+    Returns:
+        The graph with ``x``, ``edge_index``, ``y``, three masks and its ``name``.
+
+    Raises:
+        GraphError:
+            If there is no such graph, or its files cannot be had, read or processed.
+    """
+    known = {candidate.lower(): candidate for candidate in GRAPH_NAMES}
+    if name.lower() not in known:
+        close = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"; did you mean {known[close[0]]}?" if close else ""
+        raise GraphError(f"graph: expected one of {', '.join(GRAPH_NAMES)}, got {name!r}{hint}")
+    name = known[name.lower()]
+    if name == DIGITS:
+        data = _digits()
+    else:
+        folder = Path(root if root is not None else os.environ.get(DATA_VARIABLE, "data"))
+        data = _load_ogbn_arxiv(folder) if name == _OGBN_ARXIV else _load(name, folder)
+    if "train_mask" not in data:
+        data = random_split(data, seed=seed)
+    data.name = name
+    return data
+
+
+def random_split(
+    data: Data, *, num_train_per_class: int = 20, num_val_per_class: int = 30, seed: int = 0
+) -> Data:
+    """Return a copy with seeded masks: so many nodes of each class, and the rest for the test.
+
+    Raises:
+        GraphError:
+            If a class has too few nodes to leave one for the test.
+
+    Reference:
+        Shchur et al., "Pitfalls of Graph Neural Network Evaluation", 2018.
+    """
+    y = data.y
+    assert isinstance(y, Tensor)
+    generator = torch.Generator().manual_seed(seed)
+    masks = {
+        name: torch.zeros(len(y), dtype=torch.bool)
+        for name in ("train_mask", "val_mask", "test_mask")
+    }
+    cuts = (num_train_per_class, num_train_per_class + num_val_per_class)
+    for label in y.unique().tolist():
+        nodes = (y == label).nonzero().flatten().cpu()
+        if len(nodes) <= cuts[1]:
+            raise GraphError(
+                f"split: expected more than {cuts[1]} nodes of class {label}, got {len(nodes)}"
+            )
+        nodes = nodes[torch.randperm(len(nodes), generator=generator)]
+        for mask, part in zip(masks.values(), nodes.tensor_split(cuts), strict=True):
+            mask[part] = True
+    split = data.clone()
+    for name, mask in masks.items():
+        split[name] = mask.to(y.device)
+    split.split_seed = seed
+    return split
+
+
+def check_graph(data: Data) -> None:
+    """Check that a graph has what a search needs.
+
+    Raises:
+        GraphError:
+            If a column is missing or of another form, an edge leads nowhere, or a mask is empty
+            or overlaps another.
+    """
+    x, edge_index, y = (_column(data, name) for name in ("x", "edge_index", "y"))
+    _check(x.dim() == 2 and x.is_floating_point(), "x", "float features [N, F]", x)
+    num_nodes = x.shape[0]
+    _check(bool(torch.isfinite(x).all()), "x", "finite numbers", "NaN or infinity")
+    _check(
+        edge_index.dim() == 2 and edge_index.shape[0] == 2 and edge_index.dtype == torch.long,
+        "edge_index",
+        "int64 [2, E]",
+        edge_index,
+    )
+    if edge_index.numel():
+        low, high = int(edge_index.min()), int(edge_index.max())
+        expected = f"nodes from 0 to {num_nodes - 1}"
+        _check(0 <= low and high < num_nodes, "edge_index", expected, f"{low} to {high}")
+    _check(y.dtype == torch.long and y.shape == (num_nodes,), "y", f"int64 [{num_nodes}]", y)
+
+    names = ["train_mask", "val_mask", *(["test_mask"] if "test_mask" in data else [])]
+    masks = {name: _column(data, name) for name in names}
+    for name, mask in masks.items():
+        fits = mask.dtype == torch.bool and mask.shape == (num_nodes,)
+        _check(fits, name, f"bool [{num_nodes}]", mask)
+        if name != "test_mask":
+            _check(bool(mask.any()), name, "at least one node", "none")
+            labels = y[mask]
+            _check(int(labels.min()) >= 0, "y", f"a class for each node of {name}", "-1")
+    for first, second in (("train_mask", "val_mask"), *((n, "test_mask") for n in names[:2])):
+        if second in masks:
+            shared = int((masks[first] & masks[second]).sum())
+            _check(not shared, first, f"no node of {second}", f"{shared} of them")
+
+
+def _column(data: Data, name: str) -> Tensor:
+    column = data.get(name)
+    if not isinstance(column, Tensor):
+        hint = "; random_split() makes masks" if name.endswith("mask") else ""
+        raise GraphError(f"column {name}: expected one, the graph has {list(data.keys())}{hint}")
+    return column
+
+
+def _check(holds: bool, name: str, expected: str, got: Tensor | str) -> None:
+    if not holds:
+        if isinstance(got, Tensor):
+            got = f"{str(got.dtype).removeprefix('torch.')} {list(got.shape)}"
+        raise GraphError(f"column {name}: expected {expected}, got {got}")
+
+
+def _digits() -> Data:
+    from sklearn.datasets import load_digits
+    from sklearn.neighbors import kneighbors_graph
+
+    digits = load_digits()
+    x = torch.from_numpy(digits.data).float() / 16  # pixels count 0 to 16
+    neighbours = kneighbors_graph(digits.data, _DIGITS_NEIGHBOURS).tocoo()
+    edge_index = torch.stack(
+        [torch.from_numpy(neighbours.row).long(), torch.from_numpy(neighbours.col).long()]
+    )
+    edge_index = coalesce(to_undirected(edge_index, num_nodes=len(x)), num_nodes=len(x))
+    return Data(x=x, edge_index=edge_index, y=torch.from_numpy(digits.target).long())
+
+
+def _load(name: str, root: Path) -> Data:
+    make, folder, part = _DATASETS[name]
+    where = root / folder
+    arguments = [str(where)] if part is None else [str(where), part]
+    with _clear_errors(name, where, lambda: _missing_files(make, where, part)):
+        data: Any = make(*arguments)[0]
+    assert isinstance(data, Data)
+    return data
+
+
+def _missing_files(make: type[Dataset], where: Path, part: str | None) -> list[Path]:
+    """Name the raw files that a data set wants and that are not there, without loading it."""
+    dataset: Any = object.__new__(make)
+    dataset.root, dataset.split = str(where), "public"
+    if part is not None:
+        dataset.name = part
+    return [Path(path) for path in dataset.raw_paths if not Path(path).exists()]
+
+
+def _load_ogbn_arxiv(root: Path) -> Data:
+    try:
+        from ogb.nodeproppred import PygNodePropPredDataset
+    except ImportError:
+        raise GraphError(
+            f"graph {_OGBN_ARXIV}: it needs another package; pip install 'sgquant-optuna[ogb]'"
+        ) from None
+    where = root / "ogb"
+    with _clear_errors(_OGBN_ARXIV, where, lambda: [where / "ogbn_arxiv" / "raw"]):
+        dataset = PygNodePropPredDataset(_OGBN_ARXIV, root=str(where))
+        data: Data = dataset[0]
+        data.y = data.y.flatten()
+        # Its edges are directed citations; models are trained on them in both directions.
+        data.edge_index = to_undirected(data.edge_index, num_nodes=data.num_nodes)
+        for split, key in (("train", "train"), ("val", "valid"), ("test", "test")):
+            mask = torch.zeros(data.num_nodes, dtype=torch.bool)
+            mask[dataset.get_idx_split()[key]] = True
+            data[f"{split}_mask"] = mask
+    return data
+
+
+@contextlib.contextmanager
+def _clear_errors(name: str, where: Path, missing: Callable[[], list[Path]]) -> Iterator[None]:
+    """Say which file is wanted when a data set cannot be loaded; do not wait for ever."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    try:
+        # PyG reports each step on stderr, amid our own lines.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except GraphError:
+        raise
+    except Exception as error:  # whatever a damaged pickle, archive or network raises
+        wanted = missing()
+        if wanted:
+            raise GraphError(
+                f"graph {name}: cannot download {wanted[0].name} "
+                f"({type(error).__name__}: {error}); put it into {wanted[0].parent}, or name "
+                f"another folder with --root or {DATA_VARIABLE}"
+            ) from error
+        if isinstance(error, PermissionError) or not os.access(where, os.W_OK):
+            raise GraphError(
+                f"graph {name}: cannot write the processed files below {where}; copy the data "
+                f"sets to a folder that can be written"
+            ) from error
+        raise GraphError(
+            f"graph {name}: cannot read the files below {where} ({type(error).__name__}: "
+            f"{error}); they may be damaged: remove them and load again"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)

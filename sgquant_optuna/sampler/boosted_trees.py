@@ -1,0 +1,36 @@
+"""The paper's cost model: gradient-boosted regression trees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgquant_optuna.sampler.space import Features
+from sgquant_optuna.sampler.training import Floats, Target
+
+
+class BoostedTrees:
+    """Gradient-boosted trees over the features of the grid.
+
+    Args:
+        target:
+            What to learn.
+        seed:
+            Seed of the fit.
+
+    Reference:
+        SGQuant, "Auto-bit Selection", step 2.
+    """
+
+    def __init__(self, target: Target, *, seed: int) -> None:
+        """Fit the trees."""
+        # Imported here because it takes about a second, which a study that is only looked at or
+        # still in its random round should not pay.
+        from sklearn.ensemble import GradientBoostingRegressor
+
+        self._trees: Any = GradientBoostingRegressor(random_state=seed)
+        self._trees.fit(target.features, target.values, sample_weight=target.counts)
+
+    def predict(self, features: Features) -> Floats:
+        """Predict the target of configurations, ``[n]``."""
+        prediction: Floats = self._trees.predict(features)
+        return prediction

@@ -1,0 +1,220 @@
+"""The trials of a study as this sampler sees them, each finished one parsed only once."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from sgquant_optuna.sampler.claims import Claim, Opening
+from sgquant_optuna.sampler.space import FiniteSpace, Index
+
+_MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial.
+
+    Args:
+        number:
+            Its number in the study.
+        state:
+            Its state when it was read.
+        claim:
+            What it claimed on this grid, if anything.
+        index:
+            The configuration that it measures; ``None`` where unknown or not on the grid.
+        is_fixed:
+            Whether it was enqueued with given parameters.
+        values:
+            Objective values; empty unless complete and finite.
+        constraints:
+            Constraint values by name; not above 0 is feasible.
+    """
+
+    number: int
+    state: TrialState
+    claim: Claim | None
+    index: Index | None
+    is_fixed: bool
+    values: tuple[float, ...]
+    constraints: dict[str, float]
+
+    @property
+    def occupied(self) -> tuple[Index, ...]:
+        """Configurations that no other trial should measure."""
+        claimed = self.claim.index if self.claim is not None else None
+        return tuple({i for i in (self.index, claimed) if i is not None})
+
+
+class History:
+    """All trials of one study on one grid.
+
+    Finished trials never change, so each is parsed once; only the unfinished are parsed again.
+
+    Args:
+        space:
+            The grid.
+    """
+
+    def __init__(self, space: FiniteSpace) -> None:
+        """Start without trials."""
+        self.space = space
+        self._forget()
+
+    def _forget(self) -> None:
+        self._finished: dict[int, Record] = {}
+        self._first_finished: tuple[int, Any] | None = None
+        self._occupied: Counter[Index] = Counter()
+        self._measured_by_round: Counter[int] = Counter()
+        self._openings: dict[int, Opening] = {}
+        self._top_round = -1
+        self._latest_claimed = -1
+        self._num_usable = 0
+        self.unfinished: list[Record] = []
+        self.num_trials = 0
+
+    def read(self, study: Study) -> None:
+        """Bring the history up to date with the storage.
+
+        The storage is asked directly: a study that a pruner has filtered hides trials, and the
+        study's own cache may be older than a rival's claim.
+        """
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        if len(trials) < self.num_trials or not self._is_same_study(trials):
+            self._forget()
+        self.num_trials = len(trials)
+        self.unfinished = []
+        for trial in trials:
+            if trial.number in self._finished:
+                continue
+            record = self._parse(trial)
+            if trial.state.is_finished():
+                self._add(trial, record)
+            else:
+                self.unfinished.append(record)
+
+    def occupied_by_others(self, number: int) -> set[Index]:
+        """Configurations that trials other than ``number`` have measured or will measure."""
+        occupied = set(self._occupied)
+        for record in self.unfinished:
+            if record.number != number:
+                occupied.update(record.occupied)
+        return occupied
+
+    @property
+    def top_round(self) -> int:
+        """The highest round of any claim; -1 before the first."""
+        return max([self._top_round, *(r.claim.round for r in self.unfinished if r.claim)])
+
+    @property
+    def latest_claimed(self) -> int:
+        """Number of the newest trial with a claim; -1 before the first."""
+        return max([self._latest_claimed, *(r.number for r in self.unfinished if r.claim)])
+
+    @property
+    def num_usable(self) -> int:
+        """Complete trials on this grid with finite values."""
+        return self._num_usable
+
+    def measured(self, round_: int) -> int:
+        """Count the claims of a round whose trials are complete or pruned."""
+        return self._measured_by_round[round_]
+
+    def opening(self, round_: int) -> Opening | None:
+        """Return the opening of a round by the lowest-numbered trial, if it was opened."""
+        openings = [
+            r.claim.opening
+            for r in self.unfinished
+            if r.claim and r.claim.round == round_ and r.claim.opening
+        ]
+        if round_ in self._openings:
+            openings.append(self._openings[round_])
+        return min(openings, key=lambda o: o.opener, default=None)
+
+    def open_round(self, number: int, seed: int) -> Opening:
+        """Freeze what is known now, for a round that trial ``number`` opens."""
+        unfinished = tuple(record.number for record in self.unfinished)
+        return Opening(number, self.num_trials, unfinished, seed)
+
+    def training_records(self, opening: Opening) -> list[Record]:
+        """Return the complete trials that an opening froze, in an order that depends on them only.
+
+        A retried trial has another number than the original would have had; sorting by content
+        makes the fitted model equal all the same.
+        """
+        unfinished = set(opening.unfinished)
+        records = [
+            record
+            for record in self._finished.values()
+            if record.number < opening.num_trials
+            and record.number not in unfinished
+            and record.values
+            and record.index is not None
+        ]
+        return sorted(records, key=lambda r: (r.index, r.values, sorted(r.constraints.items())))
+
+    def _is_same_study(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Guard against a study that was deleted and whose identifier was given out again."""
+        if self._first_finished is None:
+            return True
+        number, stamp = self._first_finished
+        trial = trials[number]
+        return bool((trial._trial_id, trial.datetime_complete) == stamp)
+
+    def _parse(self, trial: FrozenTrial) -> Record:
+        claim = Claim.of(trial.system_attrs)
+        if claim is not None and claim.space != self.space.signature:
+            claim = None
+        params = trial.params
+        fixed = trial.system_attrs.get("fixed_params")
+        if fixed and not trial.state.is_finished():
+            params = {**fixed, **params}
+        return record_of(trial, self.space, params, claim, is_fixed=bool(fixed))
+
+    def _add(self, trial: FrozenTrial, record: Record) -> None:
+        if self._first_finished is None:
+            self._first_finished = (trial.number, (trial._trial_id, trial.datetime_complete))
+        self._finished[record.number] = record
+        self._occupied.update(record.occupied)
+        self._num_usable += bool(record.values and record.index is not None)
+        if record.claim is None:
+            return
+        self._top_round = max(self._top_round, record.claim.round)
+        self._latest_claimed = max(self._latest_claimed, record.number)
+        if record.state in _MEASURED:
+            self._measured_by_round[record.claim.round] += 1
+        opening = record.claim.opening
+        if opening is not None:
+            known = self._openings.setdefault(record.claim.round, opening)
+            if opening.opener < known.opener:
+                self._openings[record.claim.round] = opening
+
+
+def record_of(
+    trial: FrozenTrial,
+    space: FiniteSpace,
+    params: Mapping[str, Any],
+    claim: Claim | None = None,
+    *,
+    is_fixed: bool = False,
+) -> Record:
+    """Read a trial whose configuration is ``params``; values that are not finite are left out."""
+    values: tuple[float, ...] = ()
+    if trial.state == TrialState.COMPLETE and all(map(math.isfinite, trial.values)):
+        values = tuple(trial.values)
+    return Record(
+        number=trial.number,
+        state=trial.state,
+        claim=claim,
+        index=space.index_of(params),
+        is_fixed=is_fixed,
+        values=values,
+        constraints=trial.constraints,
+    )

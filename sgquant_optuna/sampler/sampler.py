@@ -1,0 +1,333 @@
+"""The sampler itself: Optuna's contract, kept with nothing but what the storage holds."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from sgquant_optuna.sampler.batches import Choice, Ranking, choose
+from sgquant_optuna.sampler.claims import Opening
+from sgquant_optuna.sampler.explain import PREDICTED_KEY
+from sgquant_optuna.sampler.history import History
+from sgquant_optuna.sampler.known_objective import KnownObjective
+from sgquant_optuna.sampler.problem import Problem, sign_of
+from sgquant_optuna.sampler.ranking import Acquisition, rank_candidates
+from sgquant_optuna.sampler.space import FiniteSpace, is_finite, single_value
+from sgquant_optuna.sampler.warm_start import Source, Transfer
+
+_logger = logging.getLogger("sgquant_optuna")
+
+_MAX_RANKINGS = 8
+_N_MEASURE = 5
+_PAPER_N_MEASURE = 10
+_TRIALS_PER_SLOT = 50
+_MAX_N_MEASURE = 100
+
+
+class SGQuantSampler(BaseSampler):
+    """Samples finite, constrained and noisy search spaces in joint batches.
+
+    Measure ``n_measure`` configurations, fit a cost model, rank ``n_sample`` candidates, measure
+    the best ``n_measure``, and so on. Whatever the sampler needs to know is in the study's trials:
+    workers in any number of processes and hosts, restarted or joining late, continue the same
+    sequence and never measure a configuration twice while another is left.
+
+    Parameters with infinitely many values (floats without a step) go to ``independent_sampler``.
+    A parameter whose choices change within a study stops the study, as with every sampler of
+    Optuna: a categorical distribution cannot change.
+
+    Args:
+        search_space:
+            The parameters. Without it, those that all complete trials share are used, so the first
+            trials are sampled independently and may repeat each other.
+        n_measure:
+            Trials in a round (the paper's N_mea); by default 10 for ``"paper"``, and for
+            ``"default"`` 5 after a first round of 10, growing to 2 % of a long history: its model
+            is cheap to fit often. Twice the number of
+            workers or more keeps all of them in one round.
+        n_sample:
+            Candidates to rank in a round (the paper's N_sample).
+        acquisition:
+            ``"default"``: expected saving times probability of being feasible, or expected gain
+            of hypervolume, with candidates near the best. ``"paper"``: the paper's five steps.
+        known_objective:
+            Computes one objective from the parameters, for instance memory in bytes, so that it
+            need not be learned. In a study with constraints it should be the value without any
+            penalty. It must be deterministic and the same on all workers; its errors are raised.
+        known_objective_index:
+            Which objective of the study ``known_objective`` computes.
+        seed:
+            Seed. Workers may have different seeds: each round uses that of the worker that opened
+            it.
+        independent_sampler:
+            Samples what the grid cannot hold; a ``RandomSampler`` by default.
+
+    Raises:
+        ValueError:
+            If a number is too small, the acquisition unknown, or the search space empty.
+
+    Example:
+        ::
+
+            space = {f"conv{i}": CategoricalDistribution([1, 2, 4, 8]) for i in range(4)}
+            study = optuna.create_study(sampler=SGQuantSampler(space, seed=0))
+            study.optimize(objective, n_trials=40)
+
+    Reference:
+        SGQuant, "Auto-bit Selection", for the loop; the claims follow Attiya et al. (1990),
+        "Renaming in an asynchronous environment".
+    """
+
+    def __init__(
+        self,
+        search_space: dict[str, BaseDistribution] | None = None,
+        *,
+        n_measure: int | None = None,
+        n_sample: int = 2000,
+        acquisition: str = "default",
+        known_objective: Callable[[dict[str, Any]], float] | None = None,
+        known_objective_index: int = 0,
+        seed: int | None = None,
+        independent_sampler: BaseSampler | None = None,
+    ) -> None:
+        """Check the arguments; nothing is read or drawn yet."""
+        if search_space is not None and not search_space:
+            raise ValueError("search_space: expected at least one parameter, got none")
+        if n_measure is not None and n_measure < 1:
+            raise ValueError(f"n_measure: expected at least 1, got {n_measure}")
+        if n_sample < 1:
+            raise ValueError(f"n_sample: expected at least 1, got {n_sample}")
+        if known_objective_index < 0:
+            raise ValueError(
+                f"known_objective_index: expected at least 0, got {known_objective_index}"
+            )
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {seed}")
+        self._acquisition = Acquisition(acquisition)
+        self._search_space = dict(search_space) if search_space is not None else None
+        self._n_measure = n_measure
+        self._n_sample = n_sample
+        self._known_objective = known_objective
+        self._known_objective_index = known_objective_index
+        self._source: Source | None = None
+        self._seed = _fresh_seed() if seed is None else seed
+        self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
+        self._start_cache()
+
+    def _start_cache(self) -> None:
+        # Everything here can be recomputed from the storage. Threads of one study share it.
+        self._lock = threading.RLock()
+        self._caches: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], _Cache]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._intersections: weakref.WeakKeyDictionary[Any, dict[int, IntersectionSearchSpace]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the lock and the cache, so that the sampler can be sent to other processes."""
+        state = self.__dict__.copy()
+        for name in ("_lock", "_caches", "_intersections"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start with an empty cache."""
+        self.__dict__.update(state)
+        self._start_cache()
+
+    def warm_start(self, study: Study) -> None:
+        """Learn from another study, of another graph or model, before anything is measured.
+
+        Its cost model is what this study's model expects; the first round mixes its
+        recommendations with uniform configurations, and measurements correct it. Parameters are
+        matched by name, or by layer position, component and degree bucket. A study whose
+        parameters or directions do not correspond is ignored with a warning in the log. Give all
+        workers the same study, and before the first trial.
+
+        Args:
+            study:
+                The other study; its complete trials are copied now.
+
+        Raises:
+            ValueError:
+                If it has no complete trial.
+        """
+        self._source = Source(study)
+        self._start_cache()
+
+    def reseed_rng(self) -> None:
+        """Reseed the independent sampler only: rounds are the same for every thread."""
+        self._independent_sampler.reseed_rng()
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Forward to the independent sampler."""
+        self._independent_sampler.before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Forward to the independent sampler; this sampler needs no state."""
+        self._independent_sampler.after_trial(study, trial, state, values)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return the parameters of the grid that have more than one value."""
+        space = self._search_space
+        if space is None:
+            with self._lock:
+                known = self._intersections.setdefault(study._storage, {})
+                intersection = known.setdefault(study._study_id, IntersectionSearchSpace())
+                space = intersection.calculate(study)
+        return {name: d for name, d in space.items() if is_finite(d) and not d.single()}
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Sample a parameter that is not on the grid with the independent sampler."""
+        return self._independent_sampler.sample_independent(
+            study, trial, param_name, param_distribution
+        )
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Claim a configuration for the trial and return its parameters."""
+        finite = {name: d for name, d in search_space.items() if is_finite(d)}
+        params = {
+            name: self.sample_independent(study, trial, name, d)
+            for name, d in search_space.items()
+            if name not in finite
+        }
+        if not finite:
+            return params
+        with self._lock:
+            cache = self._cache(study, finite)
+            choice = choose(
+                study,
+                trial,
+                cache.history,
+                lambda round_, opening, fixed: self._rank(study, cache, round_, opening, fixed),
+                round_size=self._round_size,
+                seed=self._seed,
+            )
+        self._explain(study, trial, choice)
+        return params | cache.history.space.params_of(choice.index)
+
+    def _cache(self, study: Study, finite: Mapping[str, BaseDistribution]) -> _Cache:
+        caches = self._caches.setdefault(study._storage, {})
+        space = FiniteSpace(finite)
+        return caches.setdefault(
+            (study._study_id, study.study_name, space.signature), _Cache(space)
+        )
+
+    def _rank(
+        self,
+        study: Study,
+        cache: _Cache,
+        round_: int,
+        opening: Opening,
+        fixed: Mapping[str, int],
+    ) -> Ranking:
+        key = (round_, opening, tuple(sorted(fixed.items())))
+        ranking = cache.rankings.get(key)
+        if ranking is None:
+            problem = Problem(
+                cache.history.space,
+                cache.history.training_records(opening),
+                study.directions,
+                self._known(study, cache),
+            )
+            ranking = rank_candidates(
+                problem,
+                self._acquisition,
+                round_=round_,
+                rng=np.random.default_rng([opening.seed, round_]),
+                n_measure=self._round_size(round_, opening.num_trials),
+                n_sample=self._n_sample,
+                fixed=fixed,
+                transfer=self._transfer(study, cache),
+            )
+            while len(cache.rankings) >= _MAX_RANKINGS:
+                del cache.rankings[next(iter(cache.rankings))]
+            cache.rankings[key] = ranking
+        return ranking
+
+    def _round_size(self, round_: int, num_trials: int) -> int:
+        if self._n_measure is not None:
+            return self._n_measure
+        if self._acquisition == Acquisition.PAPER or round_ == 0:
+            return _PAPER_N_MEASURE
+        # One more trial teaches a long history less, and reading it takes longer.
+        return min(max(_N_MEASURE, num_trials // _TRIALS_PER_SLOT), _MAX_N_MEASURE)
+
+    def _transfer(self, study: Study, cache: _Cache) -> Transfer | None:
+        if self._source is not None and not cache.has_looked_at_source:
+            cache.has_looked_at_source = True
+            cache.transfer = self._source.transfer(
+                cache.history.space, study.directions, self._known(study, cache)
+            )
+            if cache.transfer is None:
+                _logger.warning(
+                    "Warm start: the other study's parameters or directions do not correspond to "
+                    "those of study %r; it is ignored.",
+                    study.study_name,
+                )
+        return cache.transfer
+
+    def _known(self, study: Study, cache: _Cache) -> KnownObjective | None:
+        if self._known_objective is None:
+            return None
+        if cache.known is None:
+            if self._known_objective_index >= len(study.directions):
+                raise ValueError(
+                    f"known_objective_index: expected less than the {len(study.directions)} "
+                    f"objectives of the study, got {self._known_objective_index}"
+                )
+            singles = {n: d for n, d in (self._search_space or {}).items() if d.single()}
+            cache.known = KnownObjective(
+                self._known_objective,
+                cache.history.space,
+                objective=self._known_objective_index,
+                sign=sign_of(study.directions[self._known_objective_index]),
+                defaults={name: single_value(d) for name, d in singles.items()},
+            )
+        return cache.known
+
+    def _explain(self, study: Study, trial: FrozenTrial, choice: Choice) -> None:
+        if choice.prediction:
+            study._storage.set_trial_user_attr(trial._trial_id, PREDICTED_KEY, choice.prediction)
+
+
+class _Cache:
+    """What one worker remembers of one study on one grid."""
+
+    def __init__(self, space: FiniteSpace) -> None:
+        self.history = History(space)
+        self.rankings: dict[tuple[Any, ...], Ranking] = {}
+        self.transfer: Transfer | None = None
+        self.has_looked_at_source = False
+        self.known: KnownObjective | None = None
+
+
+def _fresh_seed() -> int:
+    return int(np.random.SeedSequence().generate_state(1)[0] >> 1)

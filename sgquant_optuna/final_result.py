@@ -1,0 +1,80 @@
+"""What the end of a search found, as the study keeps it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import optuna
+
+FINAL_ATTR = "sgquant:final"
+
+
+@dataclass(frozen=True)
+class FinalResult:
+    """The chosen trial, measured again from fresh seeds. Accuracies are in percent.
+
+    Args:
+        trial:
+            Number of the chosen trial.
+        holds:
+            Whether its mean drop on validation nodes is feasible with fresh seeds too.
+        seeds:
+            Number of fresh seeds.
+        retrained:
+            Whether the full-precision model was trained anew from each seed, too.
+        validation_drop:
+            Mean drop on validation nodes, in percentage points.
+        full_precision_test:
+            Test accuracy of the full-precision model, for each seed.
+        quantized_test:
+            Test accuracy of the quantized model, for each seed.
+        others:
+            Other trials that were measured again: smaller ones that did not hold, or larger ones.
+        times_opened:
+            How often this study has looked at the test nodes.
+    """
+
+    trial: int
+    holds: bool
+    seeds: int
+    retrained: bool
+    validation_drop: float
+    full_precision_test: tuple[float, ...]
+    quantized_test: tuple[float, ...]
+    others: tuple[int, ...] = ()
+    times_opened: int = 1
+
+    @property
+    def test_drop(self) -> float:
+        """Mean paired drop on test nodes, in percentage points."""
+        return fmean(self._drops)
+
+    @property
+    def test_drop_interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the paired drop, by Student's t over the seeds."""
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, len(self._drops) - 1)) * stdev(self._drops)
+        half /= math.sqrt(len(self._drops))
+        return self.test_drop - half, self.test_drop + half
+
+    @property
+    def _drops(self) -> list[float]:
+        pairs = zip(self.full_precision_test, self.quantized_test, strict=True)
+        return [full - quantized for full, quantized in pairs]
+
+    def save(self, study: optuna.Study) -> None:
+        """Write the result into the study's user attributes."""
+        study.set_user_attr(FINAL_ATTR, asdict(self))
+
+    @classmethod
+    def load(cls, study: optuna.Study) -> FinalResult | None:
+        """Read the report that a study holds, or return ``None``."""
+        stored: dict[str, Any] | None = study.user_attrs.get(FINAL_ATTR)
+        if stored is None:
+            return None
+        lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
+        return cls(**{**stored, **lists})

@@ -1,0 +1,194 @@
+"""A study as a table: bits of every site, accuracy before and after, both memories."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from sgquant_optuna.bit_widths import BitWidths, Site
+from sgquant_optuna.degree_buckets import bucket_labels
+from sgquant_optuna.exceptions import StudyNotFoundError
+from sgquant_optuna.final_result import FinalResult
+from sgquant_optuna.memory import Memory, honest_memory, paper_memory
+from sgquant_optuna.selection import measured_trials, ranked_trials
+from sgquant_optuna.study_record import StudyRecord
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What a study found.
+
+    Args:
+        study_name:
+            Name of the study.
+        record:
+            What it was measured on.
+        trial:
+            The chosen trial: that of the final report, else the best so far.
+        bits:
+            Its widths.
+        num_measured:
+            Finished trials.
+        num_trials:
+            All trials, failed and running ones included.
+        final:
+            What fresh seeds and the test nodes said, if they were asked.
+    """
+
+    study_name: str
+    record: StudyRecord
+    trial: FrozenTrial
+    bits: BitWidths
+    num_measured: int
+    num_trials: int
+    final: FinalResult | None
+
+    @property
+    def paper(self) -> Memory:
+        """Memory by the paper's accounting: dense node features alone."""
+        return paper_memory(self.record.layout, self.bits)
+
+    @property
+    def honest(self) -> Memory:
+        """Memory with attention, ranges, bucket ids and padding."""
+        return honest_memory(self.record.layout, self.bits)
+
+    @property
+    def accuracy(self) -> float:
+        """Validation accuracy of the trial, in percent."""
+        return float(self.trial.user_attrs["accuracy"])
+
+    @property
+    def accuracy_drop(self) -> float:
+        """Drop of validation accuracy, in percentage points."""
+        return float(self.trial.user_attrs["accuracy_drop"])
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether the trial's drop is within the limit."""
+        return self.accuracy_drop <= self.record.max_drop
+
+    def __rich__(self) -> RenderableType:
+        """Return both tables for a terminal."""
+        return Group(self._bits_table(), self._summary_table())
+
+    def __str__(self) -> str:
+        """Return both tables as plain text."""
+        console = Console(file=io.StringIO(), width=100, no_color=True)
+        console.print(self)
+        text = console.file
+        assert isinstance(text, io.StringIO)
+        return text.getvalue().rstrip()
+
+    def _bits_table(self) -> Table:
+        table = Table(title=f"{self.study_name}: bits of trial {self.trial.number}")
+        labels = bucket_labels(self.record.degree_edges)
+        by_bucket = any(site.bucket is not None for site in self.bits)
+        table.add_column("layer")
+        table.add_column("component")
+        table.add_column("values", justify="right")
+        columns = [f"degree {label}" for label in labels] if by_bucket else ["bits"]
+        for column in columns:
+            table.add_column(column, justify="right")
+        for layer, component in dict.fromkeys((s.layer, s.component) for s in self.bits):
+            sites = [s for s in self.bits if (s.layer, s.component) == (layer, component)]
+            count = sum(self.record.layout.sizes[site].num_elements for site in sites)
+            widths = self._widths(sites, len(columns))
+            table.add_row(layer, component, f"{count:,}", *widths)
+        return table
+
+    def _widths(self, sites: list[Site], columns: int) -> list[str]:
+        if sites[0].bucket is None:
+            return (
+                [str(self.bits[sites[0]])] * columns
+                if columns == 1
+                else [f"all: {self.bits[sites[0]]}", *[""] * (columns - 1)]
+            )
+        by_bucket = {site.bucket: str(self.bits[site]) for site in sites}
+        return [by_bucket.get(bucket, "-") for bucket in range(columns)]
+
+    def _summary_table(self) -> Table:
+        table = Table(show_header=True)
+        for column in ("", "full precision", "quantized", ""):
+            table.add_column(column, justify="right" if column else "left")
+        limit = f"limit {self.record.max_drop:g}"
+        table.add_row(
+            "validation accuracy",
+            f"{self.record.full_precision_accuracy:.2f} %",
+            f"{self.accuracy:.2f} %",
+            f"drop {self.accuracy_drop:.2f} points ({limit})"
+            + ("" if self.is_feasible else ": no trial is feasible, this is the nearest"),
+        )
+        if self.final is not None:
+            self._add_final_rows(table, self.final)
+        for name, memory in (("honest", self.honest), ("paper", self.paper)):
+            table.add_row(
+                f"memory, {name}",
+                _megabytes(memory.full_precision_bytes),
+                _megabytes(memory.memory_bytes),
+                f"{memory.saving:.1f}x smaller, {memory.average_bits:.2f} bits a value",
+            )
+        table.add_row("trials", "", f"{self.num_measured}", f"of {self.num_trials} started")
+        return table
+
+    def _add_final_rows(self, table: Table, final: FinalResult) -> None:
+        low, high = final.test_drop_interval
+        table.add_row(
+            f"validation, {final.seeds} {'trainings' if final.retrained else 'fresh seeds'}",
+            "",
+            "holds" if final.holds else "does not hold",
+            f"drop {final.validation_drop:.2f} points",
+        )
+        table.add_row(
+            f"test, {final.seeds} {'trainings' if final.retrained else 'fresh seeds'}",
+            _spread(final.full_precision_test),
+            _spread(final.quantized_test),
+            f"drop {final.test_drop:.2f} points, 95 % CI {low:.2f} to {high:.2f}",
+        )
+
+
+def report(study: optuna.Study) -> StudyReport:
+    """Report on a study of our objective. The test nodes are not looked at.
+
+    Raises:
+        StudyNotFoundError:
+            If the study is not of our objective, or no trial is finished.
+    """
+    record = StudyRecord.load(study)
+    if record is None:
+        raise StudyNotFoundError(
+            f"study {study.study_name!r}: expected a study of QuantizationObjective, got another"
+        )
+    final = FinalResult.load(study)
+    ranked = ranked_trials(study, record.max_drop)
+    trial = ranked[0]
+    if final is not None and trial.number in (final.trial, *final.others):
+        trial = next(t for t in ranked if t.number == final.trial)
+    else:
+        final = None  # trials since then found a smaller one
+    started = study.get_trials(
+        deepcopy=False, states=tuple(s for s in TrialState if s != TrialState.WAITING)
+    )
+    return StudyReport(
+        study_name=study.study_name,
+        record=record,
+        trial=trial,
+        bits=BitWidths.from_dict(trial.user_attrs["bit_widths"]),
+        num_measured=len(measured_trials(study)),
+        num_trials=len(started),
+        final=final,
+    )
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.3f} MB"
+
+
+def _spread(values: tuple[float, ...]) -> str:
+    return f"{fmean(values):.2f} ± {stdev(values):.2f} %"

@@ -1,0 +1,101 @@
+"""Makes or resumes the Optuna study of an objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+
+from sgquant_optuna.exceptions import StudyNotFoundError
+from sgquant_optuna.objective import QuantizationObjective
+from sgquant_optuna.sampler import SGQuantSampler
+from sgquant_optuna.storage import open_storage
+
+
+def create_study(
+    objective: QuantizationObjective,
+    *,
+    storage: str | Path | BaseStorage | None = None,
+    study_name: str | None = None,
+    sampler: BaseSampler | None = None,
+    seed: int | None = None,
+) -> optuna.Study:
+    """Make the study of an objective, or resume it if the storage holds it already.
+
+    A study made by ``optuna.create_study`` serves as well; this function sets directions, names
+    of the values and the sampler.
+
+    Args:
+        objective:
+            What will be measured.
+        storage:
+            A URL, a file of SQLite, or an Optuna storage; the local default if ``None``.
+        study_name:
+            Name under which it is resumed; a new one by default.
+        sampler:
+            Any Optuna sampler; :class:`SGQuantSampler` by default.
+        seed:
+            Of the default sampler.
+
+    Raises:
+        StorageError:
+            If the storage cannot be opened.
+        StudyMismatchError:
+            If the study was measured on another graph, model, space or protocol.
+    """
+    study = optuna.create_study(
+        storage=storage if isinstance(storage, BaseStorage) else open_storage(storage),
+        study_name=study_name,
+        sampler=sampler or default_sampler(objective, seed=seed),
+        directions=objective.directions,
+        load_if_exists=True,
+    )
+    objective.sign(study)
+    if study.metric_names != objective.metric_names:
+        study.set_metric_names(objective.metric_names)
+    return study
+
+
+def default_sampler(
+    objective: QuantizationObjective, *, seed: int | None = None, n_measure: int = 10
+) -> SGQuantSampler:
+    """Return the sampler that knows the objective's space and its memory formula."""
+    return SGQuantSampler(
+        objective.search_space.distributions,
+        known_objective=objective.memory_bytes,
+        n_measure=n_measure,
+        seed=seed,
+    )
+
+
+def load_study(
+    study_name: str | None = None, *, storage: str | Path | BaseStorage | None = None
+) -> optuna.Study:
+    """Open a study for reading.
+
+    Args:
+        study_name:
+            Which; may be left out if the storage holds a single one.
+        storage:
+            A URL, a file of SQLite, or an Optuna storage; the local default if ``None``.
+
+    Raises:
+        StorageError:
+            If the storage cannot be opened.
+        StudyNotFoundError:
+            If there is no such study, or several and no name.
+    """
+    if isinstance(storage, BaseStorage):
+        opened = storage
+    else:
+        opened = open_storage(storage, create=False)
+    names = optuna.get_all_study_names(opened)
+    if study_name is None and len(names) == 1:
+        study_name = names[0]
+    if study_name not in names:
+        known = ", ".join(sorted(names)) or "no study at all"
+        wanted = "one study name" if study_name is None else f"study {study_name!r}"
+        raise StudyNotFoundError(f"expected {wanted}; the storage holds {known}")
+    return optuna.load_study(study_name=study_name, storage=opened)

@@ -1,0 +1,5 @@
+"""The command ``sgquant``."""
+
+from sgquant_optuna.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,55 @@
+"""Entry point: the commands, and one line for every mistake instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from sgquant_optuna.cli.dashboard import dashboard
+from sgquant_optuna.cli.report import report
+from sgquant_optuna.cli.search import search
+from sgquant_optuna.exceptions import SgquantError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Find how few bits each part of a graph neural network needs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(search)
+app.command()(report)
+app.command()(dashboard)
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Find how few bits each part of a graph neural network needs."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit with 2 and one line on bad input."""
+    # Before torch is imported: threads that spin while they wait starve other workers of the host.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # Taken from anywhere on the line: it is thought of after the mistake, at the end.
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        app(words, prog_name="sgquant")
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (SgquantError, ValueError) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT)

@@ -1,0 +1,163 @@
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from sgquant_optuna.cli import main
+from sgquant_optuna.storage import open_storage
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+FAST = ["--epochs", "10", "--models", "1", "--final-seeds", "2", "--storage", "s.db"]
+QUICK = ["search", "--finetune-epochs", "2", "--n-trials", "4", *FAST]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        main(list(arguments))
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_search_ends_with_the_report_and_report_shows_it_again(capsys):
+    code, out, _ = run(capsys, *QUICK)
+    assert code == 0
+    assert "gcn-digits-lwq+cwq+taq: bits of trial" in out
+    assert "test, 2 trainings" in out
+    table = out[out.index("┏") :]
+    code, out, _ = run(capsys, "report", "--storage", "s.db")
+    assert code == 0
+    assert out[out.index("┏") :] == table
+
+
+def test_the_same_command_resumes_and_does_no_more_than_asked(capsys):
+    for total, shown in ((3, 3), (5, 5), (5, 5)):
+        code, _, _ = run(capsys, *QUICK, "--n-trials", str(total))
+        assert code == 0
+        names = optuna.get_all_study_names(open_storage("s.db"))
+        study = optuna.load_study(study_name=names[0], storage=open_storage("s.db"))
+        assert len(study.trials) == shown
+
+
+def test_every_option_reaches_the_study(capsys):
+    code, out, err = run(
+        capsys,
+        *QUICK,
+        *("--model", "agnn", "--granularity", "lwq+cwq", "--mode", "pareto"),
+        *("--widths", "2,16", "--freeze", "lin1=8", "--encoding", "ordinal"),
+        *("--rounding", "floor", "--range-estimator", "minmax", "--range-axis", "column"),
+        *("--max-drop", "3", "--models", "2", "--seed", "5", "--study", "mine"),
+    )
+    assert code == 0, err
+    assert "mine: bits of trial" in out
+    study = optuna.load_study(study_name="mine", storage=open_storage("s.db"))
+    assert study.trials[0].distributions["props.0/attention"] == (
+        optuna.distributions.IntDistribution(0, 1)
+    )
+    assert study.trials[0].user_attrs["bit_widths"]["lin1/embedding"] == 8
+    assert len(study.directions) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "--dataset", "coraa"], "did you mean Cora?"),
+        (["search", "--widths", "1,9"], "candidate bit widths: expected one of"),
+        (["search", "--widths", "1,x"], "--widths: expected numbers such as 1,2,4,8"),
+        (["search", "--granularity", "lwq+depth"], "granularity: expected 'uniform'"),
+        (["search", "--degree-edges", "8,4"], "degree edges: expected positive integers"),
+        (["search", "--freeze", "conv1"], "--freeze: expected NAME=BITS"),
+        (["search", "--freeze", "conv9=8"], "frozen site: expected one of conv1/embedding"),
+        (["search", "--max-drop", "-1"], "--max-drop: expected percentage points >= 0"),
+        (["search", "--rounding", "up"], "rounding: expected one of"),
+        (["search", "--range-axis", "node"], "axis: expected one of"),
+        (["search", "--storage", "nonsense://x"], "storage: expected a URL"),
+        (["report", "--storage", "none.db"], "there is no such file"),
+        (["dashboard", "--storage", "none.db"], "there is no such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_an_unknown_option_or_model_is_exit_code_2(capsys):
+    assert run(capsys, "search", "--nonsense")[0] == 2
+    assert run(capsys, "search", "--model", "gin")[0] == 2
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="candidate bit widths"):
+        main(["search", "--widths", "9", "--debug"])
+
+
+def test_a_study_of_another_space_is_refused(capsys):
+    assert run(capsys, *QUICK)[0] == 0
+    code, _, err = run(capsys, *QUICK, "--widths", "1,2")
+    assert code == 2
+    assert "search space (bit_widths: was [1, 2, 4, 8], is [1, 2])" in err
+
+
+def test_an_unknown_study_is_told(capsys):
+    assert run(capsys, *QUICK)[0] == 0
+    code, _, err = run(capsys, "report", "other", "--storage", "s.db")
+    assert code == 2
+    assert "expected study 'other'" in err
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", "from sgquant_optuna.cli import main; main()", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finished(path: Path) -> int:
+    if not path.exists():
+        return 0
+    try:
+        storage = open_storage(path)
+        studies = optuna.get_all_study_names(storage)
+        if not studies:
+            return 0
+        study = optuna.load_study(study_name=studies[0], storage=storage)
+        return len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
+    except optuna.exceptions.OptunaError:
+        return 0
+
+
+@pytest.mark.slow
+def test_a_killed_search_resumes_and_measures_what_an_uninterrupted_one_does(tmp_path, capsys):
+    search = ["search", "--finetune-epochs", "40", "--n-trials", "24", *FAST]
+    process = start(search, tmp_path)
+    deadline = time.monotonic() + 120
+    while finished(tmp_path / "s.db") < 8 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = finished(tmp_path / "s.db")
+    assert 8 <= before < 24
+
+    assert run(capsys, *search)[0] == 0
+    storage = open_storage("s.db")
+    study = optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage)
+    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    assert len(complete) == 24
+    assert len(study.trials) <= 25  # at most the trial in flight was lost
+    choices = [tuple(sorted(trial.params.items())) for trial in complete]
+    assert len(set(choices)) == 24

@@ -1,0 +1,90 @@
+"""Small non-negative integers at any number of bits: bucket ids, columns, counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.quantization.layout import planes
+from sgquant_optuna.quantization.packing import pack
+
+
+def bits_for(largest: int) -> int:
+    """Bits that hold 0 to ``largest``; 0 where all integers are 0.
+
+    Example:
+        >>> bits_for(1432)  # the columns of Cora
+        11
+    """
+    return int(largest).bit_length()
+
+
+def integers_nbytes(count: int, bits: int) -> int:
+    """Bytes of ``count`` integers of ``bits`` bits: each plane ends at a whole byte.
+
+    Example:
+        >>> integers_nbytes(9, 11)  # planes of 8, 2 and 1 bits: 9 + 3 + 2
+        14
+    """
+    return sum(-(-count * width // 8) for width in _planes(bits))
+
+
+def pack_integers(values: Tensor, bits: int) -> Tensor:
+    """Pack integers, ``[n]``, into ``[integers_nbytes(n, bits)]`` uint8.
+
+    Raises:
+        PackingError:
+            If an integer is negative or needs more bits.
+    """
+    if values.numel() and (int(values.min()) < 0 or int(values.max()) >> bits):
+        raise PackingError(
+            f"integers: expected 0 to {(1 << bits) - 1} for {bits} bits, got "
+            f"{int(values.min())} to {int(values.max())}"
+        )
+    parts, left = [values.new_empty(0, dtype=torch.uint8)], bits
+    for width in _planes(bits):
+        left -= width
+        parts.append(pack(((values >> left) & ((1 << width) - 1))[None], width)[0])
+    return torch.cat(parts)
+
+
+def read_integers(packed: Tensor, count: int, bits: int, index: Tensor | None = None) -> Tensor:
+    """Read some of ``count`` packed integers, or all of them.
+
+    Args:
+        packed:
+            What :func:`pack_integers` made, ``[integers_nbytes(count, bits)]`` uint8.
+        count:
+            Number of packed integers.
+        bits:
+            Bits of each.
+        index:
+            Which to read, ``[n]`` int64, or ``None`` for all.
+
+    Returns:
+        Integers, ``[n]`` int64.
+
+    Raises:
+        PackingError:
+            If the bytes are not those of that many integers.
+    """
+    if packed.dtype != torch.uint8 or packed.shape != (integers_nbytes(count, bits),):
+        raise PackingError(
+            f"packed integers: expected {integers_nbytes(count, bits)} bytes for {count} of "
+            f"{bits} bits, got {packed.dtype} {list(packed.shape)}"
+        )
+    if index is None:
+        index = torch.arange(count, device=packed.device)
+    out, start = torch.zeros_like(index), 0
+    for width in _planes(bits):
+        stride = -(-count * width // 8)
+        if count:
+            field = packed[start + index % stride].long() >> (index // stride * width)
+            out = (out << width) | (field & ((1 << width) - 1))
+        start += stride
+    return out
+
+
+def _planes(bits: int) -> tuple[int, ...]:
+    return (8,) * (bits // 8) + (planes(bits % 8) if bits % 8 else ())

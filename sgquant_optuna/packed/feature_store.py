@@ -1,0 +1,59 @@
+"""Packed features as a PyG feature store: a loader unpacks the rows that it samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import FeatureStore, TensorAttr
+
+from sgquant_optuna.packed.features import PackedFeatures
+
+
+class PackedFeatureStore(FeatureStore):
+    """Read-only view of packed features under one group and attribute name.
+
+    Args:
+        features:
+            Packed features, in memory or mapped from a file.
+        group_name:
+            Node type, ``None`` for graphs of one type.
+        attr_name:
+            Name of the attribute.
+    """
+
+    def __init__(
+        self, features: PackedFeatures, *, group_name: str | None = None, attr_name: str = "x"
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self._attr = TensorAttr(group_name, attr_name)
+
+    def get_all_tensor_attrs(self) -> list[TensorAttr]:
+        """Return the one attribute."""
+        return [self._attr]
+
+    def _put_tensor(self, tensor: Any, attr: TensorAttr) -> bool:
+        return False  # read-only
+
+    def _remove_tensor(self, attr: TensorAttr) -> bool:
+        return False
+
+    def _get_tensor(self, attr: TensorAttr) -> Tensor:
+        if (attr.group_name, attr.attr_name) != (self._attr.group_name, self._attr.attr_name):
+            raise KeyError(
+                f"feature store: holds {self._attr.attr_name!r}, not {attr.attr_name!r}"
+            )
+        if attr.index is None:
+            return self.features.to_dense()
+        if isinstance(attr.index, slice):
+            return self.features.rows(torch.arange(self.features.shape[0])[attr.index])
+        index = torch.as_tensor(np.asarray(attr.index))
+        if index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]
+        return self.features.rows(index.reshape(-1).long())
+
+    def _get_tensor_size(self, attr: TensorAttr) -> tuple[int, ...]:
+        return self.features.shape

@@ -1,0 +1,93 @@
+"""Stores on disk: safetensors, with a versioned header and a checksum over everything.
+
+Safetensors checks its own frame only. A flipped bit in a code, a scale or a width would come back
+as a wrong number, so the header carries a checksum of the fields and of all tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sgquant_optuna.exceptions import PackingError
+
+VERSION = 1
+_KEY = "sgquant_optuna"
+_CHECKSUM_BYTES = 1 << 24  # read a mapped file piece by piece, so that it need not fit in memory
+
+
+def write_store(
+    path: str | Path, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write the fields and tensors of a store.
+
+    Args:
+        path:
+            File to write.
+        kind:
+            Name of the kind of store; :func:`read_store` asks for the same.
+        fields:
+            Whatever JSON can hold.
+        tensors:
+            Tensors by name; moved to the CPU.
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"version": VERSION, "kind": kind, "fields": dict(fields)}
+    checksum = _checksum(header, on_cpu)
+    save_file(on_cpu, path, {_KEY: json.dumps(header | {"crc32": checksum}, sort_keys=True)})
+
+
+def read_store(
+    path: str | Path, kind: str, *, verify: bool = True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Map a store into memory; its bytes are read from disk when they are used.
+
+    Args:
+        path:
+            File that :func:`write_store` made.
+        kind:
+            Kind of store that is expected.
+        verify:
+            Whether to compare the checksum, which reads the whole file once.
+
+    Returns:
+        Fields and tensors.
+
+    Raises:
+        PackingError:
+            If the file is cut, altered, of another kind, or not ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"packed file: expected a file at {path}, found none")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        checksum = header.pop("crc32")
+        found = header["version"], header["kind"]
+        fields = dict(header["fields"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PackingError(f"{path}: not a packed file of ours, or a damaged one") from error
+    if found != (VERSION, kind):
+        raise PackingError(f"{path}: expected {kind} of version {VERSION}, got {found}")
+    if verify and checksum != _checksum(header, tensors):
+        raise PackingError(f"{path}: its checksum differs; the file was altered, copy it again")
+    return fields, tensors
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    layout = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    value = zlib.crc32(json.dumps([header, layout], sort_keys=True).encode())
+    for name in sorted(tensors):
+        for piece in tensors[name].reshape(-1).view(torch.uint8).split(_CHECKSUM_BYTES):
+            value = zlib.crc32(piece.numpy(), value)
+    return value

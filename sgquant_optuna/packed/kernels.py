@@ -1,0 +1,85 @@
+"""Compiled kernels of the ``fast`` extra; import this file only where numba is installed.
+
+They are functions of the module, so that numba's cache on disk finds them again, and they index
+row slices from 0 with unsigned bytes: a computed signed index stops LLVM from vectorizing.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numba
+import numpy as np
+from numba import njit, prange
+
+# numba's OpenMP layer would load a second OpenMP next to torch's. Its own work queue does not,
+# but takes one caller at a time.
+numba.config.THREADING_LAYER = "workqueue"  # type: ignore[attr-defined]
+LOCK = threading.Lock()
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _add_row(packed, widths, num_columns, factor, out):  # type: ignore[no-untyped-def]
+    """Add ``factor`` times the codes of a packed row to ``out``, ``[F + 8]``."""
+    left = 0
+    for width in widths:
+        left += width
+    start = 0
+    for width in widths:
+        if width == 0:
+            continue
+        left -= width
+        stride = (num_columns * width + 7) // 8
+        plane = packed[start : start + stride]
+        start += stride
+        step = np.float32(factor * (1 << left))
+        if width == 8:
+            for j in range(stride):
+                out[j] += step * np.float32(plane[j])
+            continue
+        mask = np.uint8((1 << width) - 1)
+        for field in range(8 // width):
+            shift = np.uint8(field * width)
+            part = out[field * stride : (field + 1) * stride]
+            for j in range(stride):
+                part[j] += step * np.float32((plane[j] >> shift) & mask)
+
+
+@njit(cache=True, parallel=True)
+def unpack_rows(packed, widths, num_columns, out):  # type: ignore[no-untyped-def]
+    """Unpack rows, ``[R, bytes]``, to float32 codes in ``out``, ``[R, F + 8]``."""
+    for row in prange(len(packed)):
+        out[row] = np.float32(0)
+        _add_row(packed[row], widths, num_columns, np.float32(1), out[row])
+
+
+@njit(cache=True, parallel=True, fastmath=True)
+def aggregate(  # type: ignore[no-untyped-def]
+    crow, col, weight, data, full, starts, strides, widths, bucket, position,
+    scale, zero_point, by_row, out,
+):  # fmt: skip
+    """Add up the weighted rows of the neighbours: ``out = A @ X``, ``[R, F]``."""
+    num_columns = out.shape[1]
+    for row in prange(len(out)):
+        total = np.zeros(num_columns + 8, np.float32)
+        constant = np.float32(0)
+        for edge in range(crow[row], crow[row + 1]):
+            node = col[edge]
+            b = bucket[node]
+            if widths[b, 0] == 0:
+                values = full[starts[b] // strides[b] + position[node]]
+                for j in range(num_columns):
+                    total[j] += weight[edge] * values[j]
+                continue
+            line = node if by_row else b
+            begin = starts[b] + strides[b] * position[node]
+            constant += weight[edge] * zero_point[line]
+            _add_row(
+                data[begin : begin + strides[b]],
+                widths[b],
+                num_columns,
+                weight[edge] * scale[line],
+                total,
+            )
+        for j in range(num_columns):
+            out[row, j] = total[j] + constant

@@ -1,0 +1,119 @@
+"""How often ``best_for`` is right: its confidence against the truth, on noisy problems.
+
+A study of 100 trials is measured with noise of 0.2 points; then ``best_for`` is asked for the
+least memory under the study's limit and under another one. The true drop of its answer is known.
+
+    python benchmarks/answers.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from synthetic_problems import MAX_DROP, PROBLEMS
+
+from sgquant_optuna.sampler import SGQuantSampler, best_for
+
+CONFIDENCES = (0.5, 0.8, 0.9, 0.95)
+LIMITS = (MAX_DROP, 2 * MAX_DROP)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer: whether it truly holds, and percent above the least memory that does."""
+
+    problem: str
+    limit: float
+    method: str
+    answered: bool
+    holds: bool
+    gap: float
+
+
+def ask(name: str, seed: int, noise: float, n_trials: int) -> list[Row]:
+    """Run one study and ask it."""
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    problem = PROBLEMS[name](seed)
+    space = problem.space(ordinal=False)
+
+    def memory_of(params: dict[str, object]) -> float:
+        return float(problem.memory[problem.row_of(params, ordinal=False)])
+
+    rng = np.random.default_rng([seed, 1])
+    sampler = SGQuantSampler(space, known_objective=memory_of, seed=seed)
+    study = optuna.create_study(sampler=sampler)
+    rows, measured = [], []
+    for _ in range(n_trials):
+        trial = study.ask(space)
+        row = problem.row_of(trial.params, ordinal=False)
+        drop = float(problem.drop[row] + noise * rng.standard_normal())
+        trial.set_user_attr("accuracy_drop", drop)
+        violation = drop - MAX_DROP
+        study._storage.set_trial_system_attr(trial._trial_id, "constraints", [violation])
+        study.tell(trial, float(problem.memory[row]))
+        rows.append(row)
+        measured.append(drop)
+
+    results = []
+    for limit in LIMITS:
+        optimum = float(problem.memory[problem.drop <= limit].min())
+        cost = np.where(np.array(measured) <= limit, problem.memory[rows], np.inf)
+        answers = {"best trial as measured": rows[int(np.argmin(cost))]}
+        for confidence in CONFIDENCES:
+            answer = best_for(
+                study, known_objective=memory_of, max_drop=limit, confidence=confidence
+            )
+            found = None if answer is None else problem.row_of(answer.params, ordinal=False)
+            answers[f"best_for, {confidence:.0%}"] = found
+        for method, row in answers.items():
+            gap = np.inf if row is None else 100 * (problem.memory[row] / optimum - 1)
+            holds = row is not None and bool(problem.drop[row] <= limit)
+            results.append(Row(name, limit, method, row is not None, holds, float(gap)))
+    return results
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="2 seeds, 50 trials")
+    parser.add_argument("--seeds", type=int, default=None)
+    parser.add_argument("--n-trials", type=int, default=None)
+    parser.add_argument("--noise", type=float, default=0.2)
+    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=PROBLEMS)
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    seeds = options.seeds or (2 if options.quick else 20)
+    n_trials = options.n_trials or (50 if options.quick else 100)
+    tasks = [
+        (name, seed, options.noise, n_trials) for name in options.problems for seed in range(seeds)
+    ]
+    with ProcessPoolExecutor(options.processes) as pool:
+        rows = [row for rows in pool.map(ask, *zip(*tasks, strict=True)) for row in rows]
+
+    print(f"| limit | method | {' | '.join(options.problems)} | all | memory above optimum |")
+    print("|---" * (4 + len(options.problems)) + "|")
+    for limit, method in dict.fromkeys((r.limit, r.method) for r in rows):
+        group = [r for r in rows if (r.limit, r.method) == (limit, method)]
+        cells = [_share([r for r in group if r.problem == name]) for name in options.problems]
+        low, middle, high = np.quantile(
+            [r.gap for r in group], [0.25, 0.5, 0.75], method="nearest"
+        )
+        print(
+            f"| {limit} | {method} | {' | '.join(cells)} | {_share(group)} "
+            f"| {middle:.1f} % ({low:.1f} to {high:.1f}) |"
+        )
+
+
+def _share(rows: list[Row]) -> str:
+    answered = [r for r in rows if r.answered]
+    return f"{sum(r.holds for r in answered)} of {len(answered)}"
+
+
+if __name__ == "__main__":
+    main()

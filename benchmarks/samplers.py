@@ -1,0 +1,264 @@
+"""Compare samplers on problems whose optimum is known: gap against trials, and time to ask.
+
+Run ``python benchmarks/samplers.py --quick`` for a table in some minutes, or without ``--quick``
+for 20 seeds; ``--plots FOLDER`` draws them. The gap of a study after k trials is how far its best
+feasible memory is above the optimum, in percent, by the true drop: with noise, a configuration
+that only seemed feasible does not count. Problems (a) are synthetic; (b) are tables of our own
+objective, measured exhaustively: see ``make_tables.py`` and ``benchmarks/data``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import optuna
+from measured_table import TablePath, load_table
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from synthetic_problems import PROBLEMS
+
+from sgquant_optuna.sampler import SGQuantSampler
+
+Space = dict[str, BaseDistribution]
+Known = Callable[[dict[str, object]], float]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A sampler and the encoding of widths that suits it best."""
+
+    make: Callable[[int, Space, Known], BaseSampler]
+    ordinal: bool
+
+
+CONTENDERS = {
+    "Random": Contender(lambda seed, space, known: optuna.samplers.RandomSampler(seed), True),
+    "NSGA-II": Contender(
+        lambda seed, space, known: optuna.samplers.NSGAIISampler(population_size=20, seed=seed),
+        True,
+    ),
+    "TPE": Contender(
+        lambda seed, space, known: optuna.samplers.TPESampler(multivariate=True, seed=seed), True
+    ),
+    "GP": Contender(lambda seed, space, known: optuna.samplers.GPSampler(seed=seed), True),
+    "paper": Contender(
+        lambda seed, space, known: SGQuantSampler(
+            space, acquisition="paper", known_objective=known, seed=seed
+        ),
+        False,
+    ),
+    "default": Contender(
+        lambda seed, space, known: SGQuantSampler(space, known_objective=known, seed=seed), False
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One study to run."""
+
+    problem: str
+    noise: float | None  # None: another training seed of a table each time
+    sampler: str
+    seed: int
+    n_trials: int
+    table: TablePath | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one study reached.
+
+    Args:
+        task:
+            The study.
+        gaps:
+            Percent above the optimum after each trial; NaN while nothing feasible is known.
+        ask_ms:
+            Mean time to ask, in milliseconds of processor time: a busy machine does not count.
+        chosen_drop:
+            True drop of the least memory that was measured as feasible, in percentage points.
+        duplicates:
+            Trials that repeated an earlier configuration.
+    """
+
+    task: Task
+    gaps: np.ndarray
+    ask_ms: float
+    chosen_drop: float
+    duplicates: int
+
+
+def run(task: Task) -> Outcome:
+    """Run one study."""
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if task.table is not None:
+        problem, repeats = load_table(task.table)
+    else:
+        problem, repeats = PROBLEMS[task.problem](task.seed), None
+    contender = CONTENDERS[task.sampler]
+    space = problem.space(ordinal=contender.ordinal)
+
+    def row_of(params: dict[str, object]) -> int:
+        return problem.row_of(params, ordinal=contender.ordinal)
+
+    def memory_of(params: dict[str, object]) -> float:
+        return float(problem.memory[row_of(params)])
+
+    noise = np.random.default_rng([task.seed, 1])
+    study = optuna.create_study(sampler=contender.make(task.seed, space, memory_of))
+    asked, rows, seemed_feasible = 0.0, [], []
+    for _ in range(task.n_trials):
+        started = time.process_time()
+        trial = study.ask(space)
+        asked += time.process_time() - started
+        row = row_of(trial.params)
+        rows.append(row)
+        if repeats is not None:
+            drop = float(noise.choice(repeats[row]))
+        else:
+            drop = float(problem.drop[row] + (task.noise or 0.0) * noise.standard_normal())
+        violation = drop - problem.max_drop
+        study._storage.set_trial_system_attr(trial._trial_id, "constraints", [violation])
+        # The plain memory, not the penalised value that our objective shows on the dashboard: a
+        # penalty would spoil the scale that GP learns.
+        study.tell(trial, float(problem.memory[row]))
+        seemed_feasible.append(violation <= 0)
+    order = np.array(rows)
+    seemed = np.where(seemed_feasible, problem.memory[order], np.inf)
+    feasible = np.where(problem.drop[order] <= problem.max_drop, problem.memory[order], np.nan)
+    best = np.fmin.accumulate(feasible)
+    return Outcome(
+        task,
+        100 * (best / problem.optimum - 1),
+        1000 * asked / task.n_trials,
+        float(problem.drop[order[int(np.argmin(seemed))]]),
+        len(order) - len(set(rows)),
+    )
+
+
+def summarise(outcomes: Sequence[Outcome], checkpoints: Sequence[int]) -> list[str]:
+    """One line of a Markdown table for each problem and sampler."""
+    heads = [f"gap @{k}" for k in checkpoints]
+    lines = [
+        "| problem | noise | sampler | " + " | ".join(heads) + " | trials to 5 % | ask CPU ms "
+        "| drop of best | repeats |",
+        "|---" * (len(heads) + 7) + "|",
+    ]
+    groups: dict[tuple[str, float | None, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        task = outcome.task
+        groups.setdefault((task.problem, task.noise, task.sampler), []).append(outcome)
+    for (problem, noise, sampler), group in groups.items():
+        gaps = np.stack([o.gaps for o in group])
+        cells = [_quartiles(gaps[:, k - 1]) for k in checkpoints]
+        reached = [_trials_to(o.gaps, 5.0) for o in group]
+        lines.append(
+            f"| {problem.removeprefix('table_')} | {'-' if noise is None else noise} "
+            f"| {sampler} | {' | '.join(cells)} | {_quartiles(reached, 0)} "
+            f"| {np.mean([o.ask_ms for o in group]):.1f} "
+            f"| {np.median([o.chosen_drop for o in group]):.2f} "
+            f"| {np.mean([o.duplicates for o in group]):.1f} |"
+        )
+    return lines
+
+
+def plot(outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Draw median and interquartile range of the gap against trials, one PNG a problem."""
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("--plots needs matplotlib: pip install matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    for problem, noise in dict.fromkeys((o.task.problem, o.task.noise) for o in outcomes):
+        figure, axes = plt.subplots(figsize=(7, 4.5))
+        for sampler in CONTENDERS:
+            group = [
+                o.gaps
+                for o in outcomes
+                if (o.task.problem, o.task.noise, o.task.sampler) == (problem, noise, sampler)
+            ]
+            if not group:
+                continue
+            gaps = np.nan_to_num(np.stack(group), nan=1000.0)
+            low, middle, high = np.quantile(gaps, [0.25, 0.5, 0.75], axis=0, method="nearest")
+            trials = np.arange(1, gaps.shape[1] + 1)
+            (line,) = axes.plot(trials, middle, label=sampler)
+            axes.fill_between(trials, low, high, alpha=0.15, color=line.get_color())
+        axes.set(xlabel="trials", ylabel="gap to the optimum (%)", ylim=(0, 100))
+        name = problem.removeprefix("table_")
+        axes.set_title(name if noise is None else f"{name}, noise {noise} points")
+        axes.legend()
+        figure.tight_layout()
+        suffix = "" if noise is None else f"_{noise}"
+        figure.savefig(folder / f"samplers_{name}{suffix}.png", dpi=100)
+        plt.close(figure)
+
+
+def _quartiles(values: Sequence[float] | np.ndarray, digits: int = 1) -> str:
+    """Median with the interquartile range; a study that got nowhere counts as infinite."""
+    finite = np.where(np.isnan(values), np.inf, values)
+    low, middle, high = np.quantile(finite, [0.25, 0.5, 0.75], method="nearest")
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def _trials_to(gaps: np.ndarray, limit: float) -> float:
+    reached = np.flatnonzero(gaps <= limit)
+    return float(reached[0] + 1) if len(reached) else float("inf")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="2 seeds, 50 trials")
+    parser.add_argument("--seeds", type=int, default=None)
+    parser.add_argument("--n-trials", type=int, default=None)
+    parser.add_argument("--samplers", nargs="*", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS))
+    parser.add_argument("--noise", nargs="*", type=float, default=[0.0, 0.2])
+    parser.add_argument("--table", type=Path, nargs="*", default=None, help="files of part (b)")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--plots", type=Path, default=None, help="folder for PNG files")
+    arguments = parser.parse_args()
+    seeds = arguments.seeds or (2 if arguments.quick else 20)
+    n_trials = arguments.n_trials or (50 if arguments.quick else 100)
+
+    data = Path(__file__).parent / "data"
+    tables = arguments.table if arguments.table is not None else sorted(data.glob("table_*.npz"))
+    if not tables:
+        print(f"(b) skipped: no measured table in {data}; benchmarks/make_tables.py makes one")
+    tasks = [
+        Task(problem, noise, sampler, seed, n_trials, None)
+        for problem in arguments.problems
+        for noise in arguments.noise
+        for sampler in arguments.samplers
+        for seed in range(seeds)
+    ]
+    tasks += [
+        Task(path.stem, None, sampler, seed, n_trials, path)
+        for path in tables
+        for sampler in arguments.samplers
+        for seed in range(seeds)
+    ]
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        outcomes = list(pool.map(run, tasks))
+    checkpoints = [k for k in (30, 50, 100, 200) if k <= n_trials]
+    print("\n".join(summarise(outcomes, checkpoints)))
+    if arguments.plots is not None:
+        arguments.plots.mkdir(parents=True, exist_ok=True)
+        plot(outcomes, arguments.plots)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["own_model.py", "--n-trials", "3"], ["own-model: bits of trial", "test, 5 fresh seeds"]),
+        (
+            ["paper.py", "--n-trials", "2", "--only", "gcn/digits"],
+            ["paper-gcn-digits", "memory, paper"],
+        ),
+        (
+            ["granularity.py", "--n-trials", "2", "--model", "gcn"],
+            ["uniform", "lwq+cwq+taq"],
+        ),
+    ],
+)
+def test_a_study_runs_with_a_few_trials(arguments, words, monkeypatch, capsys):
+    path = STUDIES / arguments[0]
+    assert len(path.read_text().splitlines()) <= 60
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments[1:]])
+    runpy.run_path(str(path), run_name="__main__")
+    out = capsys.readouterr().out
+    assert all(word in out for word in words)
+
+
+def test_every_study_is_listed():
+    listed = (STUDIES / "README.md").read_text()
+    assert all(path.name in listed for path in STUDIES.glob("*.py"))

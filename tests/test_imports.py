@@ -1,0 +1,143 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sgquant_optuna
+
+PACKAGE = Path(sgquant_optuna.__file__).parent
+
+# Who may import whom; a folder stands for all its files. A file may import its own folder.
+ALLOWED = {
+    "exceptions": set(),
+    "bit_widths": {"exceptions"},
+    "forward_pass": {"exceptions"},
+    "graphs": {"exceptions"},
+    "storage": {"exceptions"},
+    "sampler": {"exceptions"},
+    "degree_buckets": set(),
+    "sparse_products": set(),
+    "sparse_features": {"sparse_products"},
+    "fixed_graph": {"sparse_features", "sparse_products"},
+    "quantization": {"bit_widths", "exceptions", "sparse_features"},
+    "memory": {"bit_widths", "quantization"},
+    "search_space": {"bit_widths"},
+    "training": {"fixed_graph", "forward_pass"},
+    "models": {"training"},
+    "attach": {
+        "bit_widths",
+        "exceptions",
+        "forward_pass",
+        "memory",
+        "quantization",
+        "sparse_features",
+    },
+    "fingerprint": {"exceptions", "sparse_features"},
+    "study_record": {"exceptions", "memory"},
+    "final_result": set(),
+    "selection": {"exceptions"},
+    "report": {
+        "bit_widths",
+        "degree_buckets",
+        "exceptions",
+        "final_result",
+        "memory",
+        "selection",
+        "study_record",
+    },
+    # The one that knows all; only what drives a search may know it.
+    "objective": {
+        "attach",
+        "bit_widths",
+        "degree_buckets",
+        "fingerprint",
+        "fixed_graph",
+        "forward_pass",
+        "graphs",
+        "memory",
+        "quantization",
+        "search_space",
+        "study_record",
+        "training",
+    },
+    "study": {"exceptions", "objective", "sampler", "storage"},
+    "final_report": {
+        "bit_widths",
+        "exceptions",
+        "final_result",
+        "fingerprint",
+        "objective",
+        "selection",
+    },
+    "packed": {"bit_widths", "exceptions", "quantization"},
+}
+FREE = {"cli", "__init__"}  # the doors: they may import anything, and nothing imports them
+
+
+def unit(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_units(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            package, _, rest = module.partition(".")
+            if package == "sgquant_optuna":
+                found.add(rest.split(".")[0] or "__init__")
+    return found - {unit(path)}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_imports_run_one_way(path):
+    if unit(path) in FREE:
+        return
+    assert unit(path) in ALLOWED, f"{unit(path)} needs a row in the table"
+    assert imported_units(path) <= ALLOWED[unit(path)]
+
+
+def test_the_table_has_no_circle():
+    order: list[str] = []
+    left = dict(ALLOWED)
+    while left:
+        ready = [name for name, needs in left.items() if needs <= set(order)]
+        assert ready, f"a circle among {sorted(left)}"
+        order += ready
+        for name in ready:
+            del left[name]
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("sgquant_optuna", ["torch", "optuna", "sklearn"]),
+        ("sgquant_optuna.sampler", ["torch", "sklearn"]),
+        ("sgquant_optuna.storage", ["torch", "sklearn"]),
+        ("sgquant_optuna.cli", ["torch", "optuna", "sklearn"]),
+    ],
+)
+def test_an_import_does_not_bring_what_it_does_not_need(module, without):
+    code = f"import sys, {module}; print([m for m in {without} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_exported_name_resolves():
+    assert sorted(sgquant_optuna.__all__) == sgquant_optuna.__all__
+    assert set(sgquant_optuna.__all__) == set(sgquant_optuna._MODULE_OF)
+    for name in sgquant_optuna.__all__:
+        assert getattr(sgquant_optuna, name) is not None
+    assert dir(sgquant_optuna) == sgquant_optuna.__all__
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = sgquant_optuna.nothing

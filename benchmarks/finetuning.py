@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
-from sgquant_optuna.attach.model import attach, bind, calibrate, set_bit_widths
+from sgquant_optuna.attachment.model import attach, bind, calibrate, set_bit_widths
 from sgquant_optuna.bit_widths import BitWidths
 from sgquant_optuna.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.fixed_graph import FixedGraph

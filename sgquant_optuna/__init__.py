@@ -6,40 +6,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sgquant_optuna.attach.attention import quantize_attention, register_attention
-    from sgquant_optuna.attach.model import attach, bind, calibrate, detach, set_bit_widths
+    from sgquant_optuna.attachment.attention import quantize_attention, register_attention
+    from sgquant_optuna.attachment.model import attach, bind, calibrate, detach, set_bit_widths
     from sgquant_optuna.bit_widths import BitWidths, Site
     from sgquant_optuna.degree_buckets import AddDegreeBuckets
     from sgquant_optuna.exceptions import SgquantError
-    from sgquant_optuna.final_report import final_report
+    from sgquant_optuna.final_measurement import final_report
     from sgquant_optuna.graphs import load_graph
     from sgquant_optuna.memory import FeatureLayout, Memory, honest_memory, paper_memory
     from sgquant_optuna.models import AGNN, GAT, GCN, make_model
     from sgquant_optuna.objective import QuantizationObjective
     from sgquant_optuna.quantization.config import QuantizerConfig
-    from sgquant_optuna.report import report
     from sgquant_optuna.sampler import SGQuantSampler
     from sgquant_optuna.search_space import BitWidthSearchSpace
     from sgquant_optuna.storage import open_storage
     from sgquant_optuna.study import create_study, default_sampler, load_study
+    from sgquant_optuna.study_report import report
     from sgquant_optuna.training import TrainingConfig, accuracy, fit
 
 __version__ = "0.1.0"
 
 # Resolved at first use (PEP 562), so that the sampler and the storage work without torch.
 _MODULES = {
-    "attach.attention": ("quantize_attention", "register_attention"),
-    "attach.model": ("attach", "bind", "calibrate", "detach", "set_bit_widths"),
+    "attachment.attention": ("quantize_attention", "register_attention"),
+    "attachment.model": ("attach", "bind", "calibrate", "detach", "set_bit_widths"),
     "bit_widths": ("BitWidths", "Site"),
     "degree_buckets": ("AddDegreeBuckets",),
     "exceptions": ("SgquantError",),
-    "final_report": ("final_report",),
+    "final_measurement": ("final_report",),
     "graphs": ("load_graph",),
     "memory": ("FeatureLayout", "Memory", "honest_memory", "paper_memory"),
     "models": ("AGNN", "GAT", "GCN", "make_model"),
     "objective": ("QuantizationObjective",),
     "quantization.config": ("QuantizerConfig",),
-    "report": ("report",),
+    "study_report": ("report",),
     "sampler": ("SGQuantSampler",),
     "search_space": ("BitWidthSearchSpace",),
     "storage": ("open_storage",),

@@ -15,7 +15,7 @@ from optuna.trial import Trial
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.attach.model import attach, bind, calibrate, set_bit_widths
+from sgquant_optuna.attachment.model import attach, bind, calibrate, set_bit_widths
 from sgquant_optuna.bit_widths import BitWidths
 from sgquant_optuna.degree_buckets import (
     DEFAULT_NUM_BUCKETS,

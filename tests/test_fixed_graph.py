@@ -14,7 +14,7 @@ from sgquant_optuna.sparse_features import SparseFeatures
 def sparse_graph() -> Data:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(30, 12, generator=generator)
-    x = x * (torch.rand(30, 12, generator=generator) < 0.2)
+    x = x * (torch.rand(30, 12, generator=generator) < 0.1)
     return Data(x=x, edge_index=torch.randint(30, (2, 120), generator=generator))
 
 

@@ -1,4 +1,5 @@
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ ALLOWED = {
     "search_space": {"bit_widths"},
     "training": {"fixed_graph", "forward_pass"},
     "models": {"training"},
-    "attach": {
+    "attachment": {
         "bit_widths",
         "exceptions",
         "forward_pass",
@@ -38,7 +39,7 @@ ALLOWED = {
     "study_record": {"exceptions", "memory"},
     "final_result": set(),
     "selection": {"exceptions"},
-    "report": {
+    "study_report": {
         "bit_widths",
         "degree_buckets",
         "exceptions",
@@ -49,7 +50,7 @@ ALLOWED = {
     },
     # The one that knows all; only what drives a search may know it.
     "objective": {
-        "attach",
+        "attachment",
         "bit_widths",
         "degree_buckets",
         "fingerprint",
@@ -63,7 +64,7 @@ ALLOWED = {
         "training",
     },
     "study": {"exceptions", "objective", "sampler", "storage"},
-    "final_report": {
+    "final_measurement": {
         "bit_widths",
         "exceptions",
         "final_result",
@@ -138,6 +139,8 @@ def test_every_exported_name_resolves():
     assert set(sgquant_optuna.__all__) == set(sgquant_optuna._MODULE_OF)
     for name in sgquant_optuna.__all__:
         assert getattr(sgquant_optuna, name) is not None
+        # An imported submodule would hide the name.
+        assert importlib.util.find_spec(f"sgquant_optuna.{name}") is None
     assert dir(sgquant_optuna) == sgquant_optuna.__all__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = sgquant_optuna.nothing

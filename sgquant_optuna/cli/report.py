@@ -19,7 +19,7 @@ def report(
     """Show the bits, the accuracy and the memory of the best trial."""
     from rich.console import Console
 
-    from sgquant_optuna.report import report as report_on
     from sgquant_optuna.study import load_study
+    from sgquant_optuna.study_report import report as report_on
 
     Console().print(report_on(load_study(study, storage=storage)))

@@ -107,15 +107,15 @@ def search(
     from sgquant_optuna.cli.progress import SearchProgress
     from sgquant_optuna.cli.quiet import quiet_optuna
     from sgquant_optuna.degree_buckets import check_degree_edges
-    from sgquant_optuna.final_report import final_report
+    from sgquant_optuna.final_measurement import final_report
     from sgquant_optuna.graphs import load_graph
     from sgquant_optuna.models import MODELS, make_model
     from sgquant_optuna.objective import QuantizationObjective
     from sgquant_optuna.quantization.config import QuantizerConfig
-    from sgquant_optuna.report import report
     from sgquant_optuna.search_space import check_candidates, parse_granularity
     from sgquant_optuna.selection import measured_trials
     from sgquant_optuna.study import create_study
+    from sgquant_optuna.study_report import report
     from sgquant_optuna.training import FINETUNING, fit
 
     quiet_optuna()

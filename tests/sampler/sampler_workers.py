@@ -14,6 +14,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._rdb.models import TrialHeartbeatModel
 
 from sgquant_optuna.sampler import SGQuantSampler, batches
+from sgquant_optuna.sampler.history import History
 
 WIDTHS = (1, 2, 4, 8, 16)
 SPACE = {f"site{i}": CategoricalDistribution(WIDTHS) for i in range(6)}
@@ -104,8 +105,9 @@ def _be_quiet():
 def work(url, n_trials, seed, claims=True, seconds=0.01):
     """Measure ``n_trials`` trials in one process."""
     _be_quiet()
-    if not claims:  # what the others cannot read is no claim
+    if not claims:  # see finished trials alone, as samplers do that claim nothing
         batches.CLAIM_KEY = f"private:{uuid.uuid4()}"
+        History.occupied_by_others = lambda history, number: set(history._occupied)
         batches._rivals_before = lambda history, number, lost: 0
     storage = open_storage(url, keeps_connections=True)
     sampler = new_sampler(seed, SMALL_SPACE, n_sample=200, n_measure=10)

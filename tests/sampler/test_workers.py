@@ -81,7 +81,7 @@ def test_four_processes_never_measure_a_configuration_twice(database_url):
 def test_without_claims_they_do(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     study = create(url)
-    join([start(work, url, 40, 0, False, 0.0) for _ in range(4)])
+    join([start(work, url, 40, 0, False) for _ in range(4)])
     assert duplicates(study) > 20
 
 

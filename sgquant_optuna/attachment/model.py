@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.attach.attention import quantized_class, restore_class, switch_class
-from sgquant_optuna.attach.context import GraphContext, SiteQuantizer
-from sgquant_optuna.attach.dropout import DropoutRecorder
-from sgquant_optuna.attach.features import default_layers, quantize_input
+from sgquant_optuna.attachment.attention import quantized_class, restore_class, switch_class
+from sgquant_optuna.attachment.context import GraphContext, SiteQuantizer
+from sgquant_optuna.attachment.dropout import DropoutRecorder
+from sgquant_optuna.attachment.features import default_layers, quantize_input
 from sgquant_optuna.bit_widths import FULL_PRECISION, BitWidths, Component, Site
 from sgquant_optuna.exceptions import (
     CalibrationError,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from sgquant_optuna.attach.dropout import DropoutRecorder, before_dropout
+from sgquant_optuna.attachment.dropout import DropoutRecorder, before_dropout
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 
 

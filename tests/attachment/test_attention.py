@@ -5,13 +5,13 @@ from torch.nn import functional as F
 from torch_geometric.nn import AGNNConv, GATConv, GCNConv, MessagePassing, SuperGATConv
 from torch_geometric.utils import softmax
 
-from sgquant_optuna.attach import attention
-from sgquant_optuna.attach.attention import (
+from sgquant_optuna.attachment import attention
+from sgquant_optuna.attachment.attention import (
     quantize_attention,
     quantized_class,
     register_attention,
 )
-from sgquant_optuna.attach.model import attach, calibrate, set_bit_widths
+from sgquant_optuna.attachment.model import attach, calibrate, set_bit_widths
 from sgquant_optuna.bit_widths import BitWidths
 from sgquant_optuna.exceptions import UnsupportedConvError
 from sgquant_optuna.forward_pass import forward

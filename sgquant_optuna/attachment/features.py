@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch_geometric.nn import Linear, MessagePassing
 
-from sgquant_optuna.attach.context import SiteQuantizer
+from sgquant_optuna.attachment.context import SiteQuantizer
 from sgquant_optuna.exceptions import ModelError
 
 _INPUT = "x"  # PyG's convolutions call it x; torch's Linear calls it input

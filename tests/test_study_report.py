@@ -2,12 +2,12 @@ import optuna
 import pytest
 
 from sgquant_optuna.exceptions import GraphError, StudyNotFoundError
-from sgquant_optuna.final_report import _smallest_that_holds, final_report
+from sgquant_optuna.final_measurement import _smallest_that_holds, final_report
 from sgquant_optuna.final_result import FinalResult
 from sgquant_optuna.models import GCN
-from sgquant_optuna.report import report
 from sgquant_optuna.selection import feasible_trials, ranked_trials
 from sgquant_optuna.study import create_study
+from sgquant_optuna.study_report import report
 from sgquant_optuna.training import fit
 from tests.conftest import FAST
 

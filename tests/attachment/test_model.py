@@ -16,7 +16,7 @@ from torch_geometric.nn import (
 )
 from torch_geometric.utils import to_torch_csr_tensor
 
-from sgquant_optuna.attach.model import attach, bind, calibrate, detach, set_bit_widths
+from sgquant_optuna.attachment.model import attach, bind, calibrate, detach, set_bit_widths
 from sgquant_optuna.bit_widths import BitWidths, Site
 from sgquant_optuna.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.exceptions import (

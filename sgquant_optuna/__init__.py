@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.objective import QuantizationObjective
     from sgquant_optuna.quantization.config import QuantizerConfig
     from sgquant_optuna.sampler import SGQuantSampler
+    from sgquant_optuna.search_plan import SearchPlan
     from sgquant_optuna.search_space import BitWidthSearchSpace
     from sgquant_optuna.storage import open_storage
     from sgquant_optuna.study import create_study, default_sampler, load_study
@@ -41,6 +42,7 @@ _MODULES = {
     "quantization.config": ("QuantizerConfig",),
     "study_report": ("report",),
     "sampler": ("SGQuantSampler",),
+    "search_plan": ("SearchPlan",),
     "search_space": ("BitWidthSearchSpace",),
     "storage": ("open_storage",),
     "study": ("create_study", "default_sampler", "load_study"),
@@ -60,6 +62,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "QuantizationObjective",
     "QuantizerConfig",
     "SGQuantSampler",
+    "SearchPlan",
     "SgquantError",
     "Site",
     "TrainingConfig",

@@ -72,6 +72,15 @@ ALLOWED = {
         "objective",
         "selection",
     },
+    "search_plan": {
+        "exceptions",
+        "graphs",
+        "models",
+        "objective",
+        "quantization",
+        "search_space",
+        "training",
+    },
     "packed": {"bit_widths", "exceptions", "quantization"},
 }
 FREE = {"cli", "__init__"}  # the doors: they may import anything, and nothing imports them

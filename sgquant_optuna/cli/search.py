@@ -102,69 +102,56 @@ def search(
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
     from rich.console import Console
-    from torch import nn
 
     from sgquant_optuna.cli.progress import SearchProgress
     from sgquant_optuna.cli.quiet import quiet_optuna
     from sgquant_optuna.degree_buckets import check_degree_edges
     from sgquant_optuna.final_measurement import final_report
-    from sgquant_optuna.graphs import load_graph
-    from sgquant_optuna.models import MODELS, make_model
-    from sgquant_optuna.objective import QuantizationObjective
+    from sgquant_optuna.models import MODELS
     from sgquant_optuna.quantization.config import QuantizerConfig
-    from sgquant_optuna.search_space import check_candidates, parse_granularity
+    from sgquant_optuna.search_plan import SearchPlan
     from sgquant_optuna.selection import measured_trials
     from sgquant_optuna.study import create_study
     from sgquant_optuna.study_report import report
-    from sgquant_optuna.training import FINETUNING, fit
+    from sgquant_optuna.training import FINETUNING
 
     quiet_optuna()
     console = Console()
-    # Read before anything slow, so that a mistake shows at once.
-    candidates = check_candidates(integers(widths, what="--widths"))
     edges: tuple[int, ...] | int = degree_buckets
     if degree_edges is not None:
         edges = check_degree_edges(integers(degree_edges, what="--degree-edges"))
-    frozen = assignments(freeze or [], what="--freeze")
-    parse_granularity(granularity)
-    quantizer = QuantizerConfig(
-        rounding=rounding,  # type: ignore[arg-type]
-        range_estimator=range_estimator,  # type: ignore[arg-type]
-        axis=range_axis,  # type: ignore[arg-type]
-    )
-    if max_drop < 0:
-        raise ValueError(f"--max-drop: expected percentage points >= 0, got {max_drop}")
-    data = load_graph(dataset, root, seed=seed).to(device)
-    classes = int(data.y.max()) + 1
-
     training = MODELS[model.value].training
-    if epochs is not None:
-        training = training.with_epochs(epochs)
-
-    def train(seed: int) -> nn.Module:
-        network = make_model(model.value, data.num_features, classes, seed=seed).to(device)
-        fit(network, data, training, seed=seed)
-        return network
-
-    with console.status(f"training {model.value} on {dataset} at full precision"):
-        networks = [train(seed + extra) for extra in range(models)]
+    plan = SearchPlan(
+        model=model.value,
+        dataset=dataset,
+        n_trials=n_trials,
+        max_drop=max_drop,
+        mode=mode.value,
+        granularity=granularity,
+        bit_widths=integers(widths, what="--widths"),
+        degree_edges=edges,
+        frozen=assignments(freeze or [], what="--freeze"),
+        encoding=encoding,  # type: ignore[arg-type]
+        quantizer=QuantizerConfig(
+            rounding=rounding,  # type: ignore[arg-type]
+            range_estimator=range_estimator,  # type: ignore[arg-type]
+            axis=range_axis,  # type: ignore[arg-type]
+        ),
+        training=training if epochs is None else training.with_epochs(epochs),
+        finetuning=FINETUNING.with_epochs(finetune_epochs),
+        models=models,
+        final_seeds=final_seeds,
+        seed=seed,
+    )
+    data = plan.load_graph(root, device=device)
+    with console.status(f"training {plan.model} on {plan.dataset} at full precision"):
+        networks = plan.train_all(data)
     with console.status("calibrating"):
-        objective = QuantizationObjective(
-            networks,
-            data,
-            max_drop=max_drop,
-            mode=mode.value,
-            granularity=granularity,
-            bit_widths=candidates,
-            degree_edges=edges,
-            frozen=frozen,
-            encoding=encoding,  # type: ignore[arg-type]
-            quantizer=quantizer,
-            finetuning=FINETUNING.with_epochs(finetune_epochs),
-            seed=seed,
+        objective = plan.objective(networks, data)
+        optuna_study = create_study(
+            objective, storage=storage, study_name=study or plan.study_name, seed=seed
         )
-        name = study or f"{model.value}-{dataset}-{granularity}"
-        optuna_study = create_study(objective, storage=storage, study_name=name, seed=seed)
+        plan.save(optuna_study)
     if len(measured_trials(optuna_study)) < n_trials:
         with SearchProgress(optuna_study, max_drop, total=n_trials, console=console) as progress:
             optuna_study.optimize(
@@ -176,5 +163,11 @@ def search(
             )
     if "test_mask" in data:
         with console.status("measuring the best trials again on fresh trainings"):
-            final_report(optuna_study, objective, data, seeds=final_seeds, retrain=train)
+            final_report(
+                optuna_study,
+                objective,
+                data,
+                seeds=final_seeds,
+                retrain=lambda fresh: plan.train(data, fresh),
+            )
     console.print(report(optuna_study))

@@ -53,10 +53,16 @@ class FinalResult:
         return fmean(self._drops)
 
     @property
-    def test_drop_interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the paired drop, by Student's t over the seeds."""
+    def test_drop_interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of the paired drop, by Student's t over the seeds.
+
+        ``None`` where all seeds gave the same, as finetuning without dropout does: that one value
+        tells nothing of how it varies.
+        """
         from scipy.stats import t
 
+        if len(set(self._drops)) == 1:
+            return None
         half = float(t.ppf(0.975, len(self._drops) - 1)) * stdev(self._drops)
         half /= math.sqrt(len(self._drops))
         return self.test_drop - half, self.test_drop + half

@@ -138,7 +138,12 @@ class StudyReport:
         return table
 
     def _add_final_rows(self, table: Table, final: FinalResult) -> None:
-        low, high = final.test_drop_interval
+        interval = final.test_drop_interval
+        sure = (
+            f"95 % CI {interval[0]:.2f} to {interval[1]:.2f}"
+            if interval is not None
+            else "the same for all seeds: retrain to know its spread"
+        )
         table.add_row(
             f"validation, {final.seeds} {'trainings' if final.retrained else 'fresh seeds'}",
             "",
@@ -149,7 +154,7 @@ class StudyReport:
             f"test, {final.seeds} {'trainings' if final.retrained else 'fresh seeds'}",
             _spread(final.full_precision_test),
             _spread(final.quantized_test),
-            f"drop {final.test_drop:.2f} points, 95 % CI {low:.2f} to {high:.2f}",
+            f"drop {final.test_drop:.2f} points, {sure}",
         )
 
 

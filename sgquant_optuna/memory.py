@@ -5,21 +5,24 @@ Two accountings stand side by side, because the paper's leaves out what really h
 * ``paper``: dense node features only, ``sum(N * F * bits) / 8`` over the layer inputs. With 32
   bits everywhere this is the formula ``N * (F + W) * 4`` behind the paper's Table III.
 * ``honest``: packed bytes of embeddings and attention with the padding of each row, the scale and
-  zero point of every range, and the degree bucket of every node.
+  zero point of every range, and the degree bucket of every node. The graph's own features are
+  counted in the smallest store that holds them (:mod:`sgquant_optuna.input_stores`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sgquant_optuna.bit_widths import FULL_PRECISION, BitWidths, Site
-from sgquant_optuna.quantization.layout import packed_nbytes
-
-RANGE_BYTES = 8
-"""One scale and one zero point, float32 each."""
+from sgquant_optuna.input_stores import (
+    RANGE_BYTES,
+    InputContent,
+    input_stores,
+    packed_rows_nbytes,
+)
+from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, packed_nbytes
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,27 @@ class SiteSize:
             Features F (embedding) or heads H (attention).
         num_ranges:
             Pairs of scale and zero point that the site stores when it is quantized.
+        content:
+            What the values are, where the site holds the graph's own features; else ``None``.
     """
 
     num_rows: int
     num_columns: int
     num_ranges: int = 1
+    content: InputContent | None = None
 
     @property
     def num_elements(self) -> int:
         """Number of stored values."""
         return self.num_rows * self.num_columns
+
+    @classmethod
+    def from_dict(cls, size: Mapping[str, Any]) -> SiteSize:
+        """Read what ``dataclasses.asdict`` wrote."""
+        content = size.get("content")
+        return cls(
+            **{**size, "content": None if content is None else InputContent.from_dict(content)}
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,9 @@ class FeatureLayout:
     @classmethod
     def from_dict(cls, layout: Mapping[str, Any]) -> FeatureLayout:
         """Read what ``to_dict`` wrote."""
-        sizes = {Site.parse(name): SiteSize(**size) for name, size in layout["sizes"].items()}
+        sizes = {
+            Site.parse(name): SiteSize.from_dict(size) for name, size in layout["sizes"].items()
+        }
         return cls(sizes, layout["num_nodes"], layout["num_buckets"])
 
 
@@ -123,25 +139,69 @@ def honest_memory(layout: FeatureLayout, bits: BitWidths) -> Memory:
         KeyError:
             If ``bits`` lacks a site of the layout.
     """
-    stored = sum(_site_nbytes(site, size, bits[site]) for site, size in layout.sizes.items())
+    stored = sum(site_store(site, size, bits[site])[1] for site, size in layout.sizes.items())
     return Memory(
         memory_bytes=float(stored + bucket_nbytes(layout)),
         full_precision_bytes=4.0 * sum(size.num_elements for size in layout.sizes.values()),
     )
 
 
+def exact_input_memory(layout: FeatureLayout, bits: BitWidths) -> Memory:
+    """Count as :func:`honest_memory` does, against a float32 model with its input stored smartly.
+
+    A saving against dense float32 includes what any lossless store of a sparse or binary input
+    saves; this baseline leaves that out.
+    """
+    full = sum(site_store(site, size, FULL_PRECISION)[1] for site, size in layout.sizes.items())
+    return Memory(honest_memory(layout, bits).memory_bytes, float(full))
+
+
 def bucket_nbytes(layout: FeatureLayout) -> int:
     """Bytes of the degree bucket of every node, stored once and shared by all layers."""
-    if layout.num_buckets == 1:
-        return 0
-    return math.ceil(layout.num_nodes * math.ceil(math.log2(layout.num_buckets)) / 8)
+    return integers_nbytes(layout.num_nodes, bits_for(layout.num_buckets - 1))
 
 
-def _site_nbytes(site: Site, size: SiteSize, bit_width: int) -> int:
-    if bit_width == FULL_PRECISION:
-        return 4 * size.num_elements
-    if site.component == "attention":  # consumed in edge order, so it is one run without padding
+def site_store(site: Site, size: SiteSize, bit_width: int) -> tuple[str, int]:
+    """Return the smallest store of a site at a width, and its bytes.
+
+    Returns:
+        ``"rows"``, or for the graph's own features any of
+        :func:`~sgquant_optuna.input_stores.input_stores`; then its bytes, ranges included.
+    """
+    if size.content is not None:
+        stores = input_stores(
+            size.num_rows, size.num_columns, bit_width, size.num_ranges, size.content
+        )
+        name = min(stores, key=lambda store: stores[store])
+        return name, stores[name]
+    if site.component == "attention" and bit_width != FULL_PRECISION:
+        # Consumed in edge order, so it is one run without padding.
         packed = packed_nbytes(1, size.num_elements, bit_width)
-    else:
-        packed = packed_nbytes(size.num_rows, size.num_columns, bit_width)
-    return packed + RANGE_BYTES * size.num_ranges
+        return "rows", packed + RANGE_BYTES * size.num_ranges
+    return "rows", packed_rows_nbytes(size.num_rows, size.num_columns, bit_width, size.num_ranges)
+
+
+def exact_inputs(layout: FeatureLayout, candidates: Sequence[int]) -> dict[Site, int]:
+    """Find the input sites that no trial need be spent on: keeping them exactly is as small.
+
+    Args:
+        layout:
+            Every site with its size.
+        candidates:
+            Widths that would be searched.
+
+    Returns:
+        Such sites with the smallest width that changes none of their values.
+    """
+    exact = {}
+    for site, size in layout.sizes.items():
+        if size.content is None:
+            continue
+        nbytes = {
+            width: site_store(site, size, width)[1] for width in {*candidates, FULL_PRECISION}
+        }
+        lossless = [width for width in nbytes if width in (*size.content.lossless, FULL_PRECISION)]
+        best = min(lossless, key=lambda width: (nbytes[width], width))
+        if nbytes[best] <= min(nbytes[width] for width in candidates):
+            exact[site] = best
+    return exact

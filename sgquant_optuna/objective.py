@@ -33,7 +33,7 @@ from sgquant_optuna.fingerprint import (
 from sgquant_optuna.fixed_graph import FixedGraph
 from sgquant_optuna.forward_pass import Forward, forward
 from sgquant_optuna.graphs import check_graph
-from sgquant_optuna.memory import honest_memory, paper_memory
+from sgquant_optuna.memory import FeatureLayout, exact_inputs, honest_memory, paper_memory
 from sgquant_optuna.quantization.config import QuantizerConfig
 from sgquant_optuna.search_space import (
     DEFAULT_BIT_WIDTHS,
@@ -80,6 +80,9 @@ class QuantizationObjective:
             buckets above the first (the paper's way, for instance ``(4, 8, 16)``).
         frozen:
             Width of sites that are not searched, by name or by the start of it.
+        exact_inputs:
+            Whether to keep the graph's own features out of the search where a lossless store is
+            as small as any candidate width, as for binary bags of words.
         encoding:
             ``"categorical"`` or ``"ordinal"`` parameters.
         quantizer:
@@ -118,6 +121,7 @@ class QuantizationObjective:
         bit_widths: Sequence[int] = DEFAULT_BIT_WIDTHS,
         degree_edges: Sequence[int] | int = DEFAULT_NUM_BUCKETS,
         frozen: Mapping[str, int] | None = None,
+        exact_inputs: bool = True,
         encoding: Encoding = "categorical",
         quantizer: QuantizerConfig | None = None,
         finetuning: TrainingConfig = FINETUNING,
@@ -140,6 +144,7 @@ class QuantizationObjective:
             "granularity": granularity,
             "bit_widths": bit_widths,
             "frozen": frozen,
+            "exact_inputs": exact_inputs,
             "encoding": encoding,
             "quantizer": quantizer,
             "finetuning": finetuning,
@@ -175,11 +180,12 @@ class QuantizationObjective:
             self.layout = calibrate(
                 self._model, graph, bit_widths=sorted(candidates), forward=forward
             )
+        exact = _exact_inputs(self.layout, bit_widths) if exact_inputs else {}
         self.search_space = BitWidthSearchSpace(
             self.layout.sizes,
             granularity=granularity,
             bit_widths=bit_widths,
-            frozen=frozen,
+            frozen={**exact, **(frozen or {})},  # what the user says comes last and counts
             encoding=encoding,
         )
         self.fingerprint: Fingerprint = {
@@ -333,6 +339,13 @@ class QuantizationObjective:
             # What is compared with must not differ between workers by rounding.
             self.__dict__["full_precision_accuracy"] = known.full_precision_accuracy
         self._checked_studies.add(study.study_name)
+
+
+def _exact_inputs(layout: FeatureLayout, bit_widths: Sequence[int]) -> dict[str, int]:
+    sites = exact_inputs(layout, check_candidates(bit_widths))
+    if len(sites) == len(layout.sizes):
+        return {}  # nothing would be left to search
+    return {str(site): width for site, width in sites.items()}
 
 
 def without_test_nodes(data: Data) -> Data:

@@ -48,6 +48,8 @@ class SearchPlan:
             Width of sites that are not searched.
         encoding:
             ``"categorical"`` or ``"ordinal"`` parameters.
+        exact_inputs:
+            Whether inputs that a lossless store holds in as few bytes stay out of the search.
         quantizer:
             Rounding, range estimator and axis.
         training:
@@ -76,6 +78,7 @@ class SearchPlan:
     degree_edges: Sequence[int] | int
     encoding: Encoding = "categorical"
     frozen: Mapping[str, int] = field(default_factory=dict)
+    exact_inputs: bool = True
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     finetuning: TrainingConfig = FINETUNING
@@ -123,6 +126,7 @@ class SearchPlan:
             bit_widths=self.bit_widths,
             degree_edges=self.degree_edges,
             frozen=self.frozen,
+            exact_inputs=self.exact_inputs,
             encoding=self.encoding,
             quantizer=self.quantizer,
             finetuning=self.finetuning,

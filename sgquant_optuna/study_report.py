@@ -11,11 +11,17 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from sgquant_optuna.bit_widths import BitWidths, Site
+from sgquant_optuna.bit_widths import FULL_PRECISION, BitWidths, Site
 from sgquant_optuna.degree_buckets import bucket_labels
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.final_result import FinalResult
-from sgquant_optuna.memory import Memory, honest_memory, paper_memory
+from sgquant_optuna.memory import (
+    Memory,
+    exact_input_memory,
+    honest_memory,
+    paper_memory,
+    site_store,
+)
 from sgquant_optuna.selection import measured_trials, ranked_trials
 from sgquant_optuna.study_record import StudyRecord
 
@@ -60,6 +66,11 @@ class StudyReport:
         return honest_memory(self.record.layout, self.bits)
 
     @property
+    def exact_input(self) -> Memory:
+        """Honest memory, against float32 with its input in the smallest lossless store."""
+        return exact_input_memory(self.record.layout, self.bits)
+
+    @property
     def accuracy(self) -> float:
         """Validation accuracy of the trial, in percent."""
         return float(self.trial.user_attrs["accuracy"])
@@ -96,12 +107,23 @@ class StudyReport:
         columns = [f"degree {label}" for label in labels] if by_bucket else ["bits"]
         for column in columns:
             table.add_column(column, justify="right")
+        table.add_column("stored as")
         for layer, component in dict.fromkeys((s.layer, s.component) for s in self.bits):
             sites = [s for s in self.bits if (s.layer, s.component) == (layer, component)]
             count = sum(self.record.layout.sizes[site].num_elements for site in sites)
             widths = self._widths(sites, len(columns))
-            table.add_row(layer, component, f"{count:,}", *widths)
+            table.add_row(layer, component, f"{count:,}", *widths, self._store(sites))
         return table
+
+    def _store(self, sites: list[Site]) -> str:
+        sizes = self.record.layout.sizes
+        stores = {site_store(site, sizes[site], self.bits[site])[0] for site in sites}
+        contents = [sizes[site].content for site in sites]
+        exact = all(
+            content is not None and self.bits[site] in (*content.lossless, FULL_PRECISION)
+            for site, content in zip(sites, contents, strict=True)
+        )
+        return " and ".join(sorted(stores)) + (", exact" if exact else "")
 
     def _widths(self, sites: list[Site], columns: int) -> list[str]:
         if sites[0].bucket is None:
@@ -127,7 +149,10 @@ class StudyReport:
         )
         if self.final is not None:
             self._add_final_rows(table, self.final)
-        for name, memory in (("honest", self.honest), ("paper", self.paper)):
+        memories = {"honest": self.honest, "paper": self.paper}
+        if self.exact_input.full_precision_bytes != self.honest.full_precision_bytes:
+            memories = {"honest": self.honest, "exact input": self.exact_input, **memories}
+        for name, memory in memories.items():
             table.add_row(
                 f"memory, {name}",
                 _megabytes(memory.full_precision_bytes),

@@ -1,12 +1,19 @@
+import json
+from dataclasses import replace
+
 import pytest
 
 from sgquant_optuna.bit_widths import BitWidths, Site
+from sgquant_optuna.input_stores import InputContent
 from sgquant_optuna.memory import (
     FeatureLayout,
     SiteSize,
     bucket_nbytes,
+    exact_input_memory,
+    exact_inputs,
     honest_memory,
     paper_memory,
+    site_store,
 )
 
 LOW, HIGH = Site("conv1", "embedding", 0), Site("conv1", "embedding", 1)
@@ -57,7 +64,7 @@ def test_the_papers_formula_comes_out_for_gat_on_pubmed():
     assert round(memory.memory_bytes / 1e6, 2) == 44.48
 
 
-@pytest.mark.parametrize(("buckets", "nbytes"), [(1, 0), (2, 2), (3, 3), (4, 3), (5, 4), (9, 5)])
+@pytest.mark.parametrize(("buckets", "nbytes"), [(1, 0), (2, 2), (3, 3), (4, 3), (5, 5), (9, 5)])
 def test_bucket_ids_take_the_bits_that_they_need(buckets, nbytes):
     assert bucket_nbytes(FeatureLayout({}, num_nodes=10, num_buckets=buckets)) == nbytes
 
@@ -71,8 +78,33 @@ def test_every_range_of_an_axis_counts():
     assert extra == 9 * 8
 
 
+BINARY = InputContent(20, 3, 1, keeps_zero=True, lossless=(1, 2))
+REAL = InputContent(20, 3, None, keeps_zero=True)
+
+
+def test_the_input_counts_in_its_smallest_store():
+    layout = FeatureLayout({LOW: SiteSize(10, 9, 1, BINARY), HIGH: SiteSize(10, 9, 1, REAL)}, 20)
+    bits = BitWidths({LOW: 2, HIGH: 4})
+    assert site_store(LOW, layout.sizes[LOW], 2) == ("sparse codebook", 3 + 10 + 4)
+    assert site_store(HIGH, layout.sizes[HIGH], 4) == ("sparse", 3 + 10 + 10 + 8)
+    assert site_store(HIGH, layout.sizes[HIGH], 1) == ("sparse", 3 + 10 + 3 + 8)
+    assert honest_memory(layout, bits).memory_bytes == 17 + 31
+    # Float32 with the same cleverness: the binary rows as they are, the others' non-zeros in full.
+    assert exact_input_memory(layout, bits).full_precision_bytes == 17 + (3 + 10 + 80)
+    assert exact_input_memory(layout, bits).memory_bytes == 17 + 31
+
+
+def test_an_input_that_a_lossless_store_holds_in_as_few_bytes_need_not_be_searched():
+    layout = FeatureLayout({LOW: SiteSize(10, 9, 1, BINARY), HIGH: SiteSize(10, 9, 1, REAL)}, 20)
+    assert exact_inputs(layout, (1, 2, 4)) == {LOW: 1}
+    assert exact_inputs(layout, (2, 4)) == {LOW: 2}
+    assert exact_inputs(layout, (4, 8)) == {LOW: 32}
+    assert exact_inputs(FeatureLayout({ATTENTION: SiteSize(25, 3)}, 10), (1, 2)) == {}
+
+
 def test_a_layout_survives_json(layout):
-    assert FeatureLayout.from_dict(layout.to_dict()) == layout
+    layout = replace(layout, sizes={**layout.sizes, HIGH: SiteSize(4, 9, 1, BINARY)})
+    assert FeatureLayout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
 
 
 def test_a_site_without_a_width_is_an_error(layout):

@@ -13,6 +13,7 @@ from sgquant_optuna.attachment.attention import quantized_class, restore_class, 
 from sgquant_optuna.attachment.context import GraphContext, SiteQuantizer
 from sgquant_optuna.attachment.dropout import DropoutRecorder
 from sgquant_optuna.attachment.features import default_layers, quantize_input
+from sgquant_optuna.attachment.input_contents import input_contents
 from sgquant_optuna.bit_widths import FULL_PRECISION, BitWidths, Component, Site
 from sgquant_optuna.exceptions import (
     CalibrationError,
@@ -22,6 +23,7 @@ from sgquant_optuna.exceptions import (
     UnsupportedConvError,
 )
 from sgquant_optuna.forward_pass import Forward
+from sgquant_optuna.input_stores import InputContent
 from sgquant_optuna.memory import FeatureLayout, SiteSize
 from sgquant_optuna.quantization.config import QuantizerConfig
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
@@ -198,7 +200,8 @@ def calibrate(
         quantizer = quantizers[name]
         x, buckets = _pooled(seen, bucket)
         quantizer.calibrate(x, bit_widths, bucket=buckets, num_buckets=graph.num_buckets)
-        sizes |= _sizes(quantizer, x, buckets)
+        contents = input_contents(quantizer, x, buckets) if x is graph.x else {}
+        sizes |= _sizes(quantizer, x, buckets, contents)
     assert data.num_nodes is not None
     return FeatureLayout(sizes, data.num_nodes, graph.num_buckets)
 
@@ -252,7 +255,12 @@ def _pooled(seen: list[Tensor], bucket: Tensor | None) -> tuple[Tensor, Tensor |
     return x, bucket if len(seen) == 1 else bucket.repeat(len(seen))
 
 
-def _sizes(quantizer: FeatureQuantizer, x: Tensor, bucket: Tensor | None) -> dict[Site, SiteSize]:
+def _sizes(
+    quantizer: FeatureQuantizer,
+    x: Tensor,
+    bucket: Tensor | None,
+    contents: dict[int, InputContent],
+) -> dict[Site, SiteSize]:
     num_rows, columns = x.shape
     counts = [num_rows]
     if bucket is not None:
@@ -261,7 +269,8 @@ def _sizes(quantizer: FeatureQuantizer, x: Tensor, bucket: Tensor | None) -> dic
     for site, rows in zip(_sites(quantizer), counts, strict=True):
         num_ranges = {"column": columns, "row": rows}.get(quantizer.config.axis, 1)
         if rows:
-            sizes[site] = SiteSize(rows, columns, num_ranges)
+            content = contents.get(0 if bucket is None else site.bucket or 0)
+            sizes[site] = SiteSize(rows, columns, num_ranges, content)
     return sizes
 
 

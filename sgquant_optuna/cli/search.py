@@ -62,6 +62,13 @@ def search(
         list[str] | None,
         typer.Option(help="Keep a site out of the search, as NAME=BITS; may be repeated."),
     ] = None,
+    exact_inputs: Annotated[
+        bool,
+        typer.Option(
+            "--exact-inputs/--search-inputs",
+            help="Do not search inputs that a lossless store holds in as few bytes.",
+        ),
+    ] = True,
     encoding: Annotated[
         str, typer.Option(help="Parameters as categorical widths or ordinal indices.")
     ] = "categorical",
@@ -131,6 +138,7 @@ def search(
         bit_widths=integers(widths, what="--widths"),
         degree_edges=edges,
         frozen=assignments(freeze or [], what="--freeze"),
+        exact_inputs=exact_inputs,
         encoding=encoding,  # type: ignore[arg-type]
         quantizer=QuantizerConfig(
             rounding=rounding,  # type: ignore[arg-type]

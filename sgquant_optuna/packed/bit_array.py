@@ -6,28 +6,8 @@ import torch
 from torch import Tensor
 
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.quantization.layout import planes
+from sgquant_optuna.quantization.layout import integer_planes, integers_nbytes
 from sgquant_optuna.quantization.packing import pack
-
-
-def bits_for(largest: int) -> int:
-    """Bits that hold 0 to ``largest``; 0 where all integers are 0.
-
-    Example:
-        >>> bits_for(1432)  # the columns of Cora
-        11
-    """
-    return int(largest).bit_length()
-
-
-def integers_nbytes(count: int, bits: int) -> int:
-    """Bytes of ``count`` integers of ``bits`` bits: each plane ends at a whole byte.
-
-    Example:
-        >>> integers_nbytes(9, 11)  # planes of 8, 2 and 1 bits: 9 + 3 + 2
-        14
-    """
-    return sum(-(-count * width // 8) for width in _planes(bits))
 
 
 def pack_integers(values: Tensor, bits: int) -> Tensor:
@@ -43,7 +23,7 @@ def pack_integers(values: Tensor, bits: int) -> Tensor:
             f"{int(values.min())} to {int(values.max())}"
         )
     parts, left = [values.new_empty(0, dtype=torch.uint8)], bits
-    for width in _planes(bits):
+    for width in integer_planes(bits):
         left -= width
         parts.append(pack(((values >> left) & ((1 << width) - 1))[None], width)[0])
     return torch.cat(parts)
@@ -77,14 +57,10 @@ def read_integers(packed: Tensor, count: int, bits: int, index: Tensor | None = 
     if index is None:
         index = torch.arange(count, device=packed.device)
     out, start = torch.zeros_like(index), 0
-    for width in _planes(bits):
+    for width in integer_planes(bits):
         stride = -(-count * width // 8)
         if count:
             field = packed[start + index % stride].long() >> (index // stride * width)
             out = (out << width) | (field & ((1 << width) - 1))
         start += stride
     return out
-
-
-def _planes(bits: int) -> tuple[int, ...]:
-    return (8,) * (bits // 8) + (planes(bits % 8) if bits % 8 else ())

@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.bit_array import (
-    bits_for,
-    integers_nbytes,
-    pack_integers,
-    read_integers,
-)
-from sgquant_optuna.quantization.layout import packed_nbytes
+from sgquant_optuna.packed.bit_array import pack_integers, read_integers
+from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, packed_nbytes
 from sgquant_optuna.quantization.packing import pack, unpack
 
 MAX_VALUES = 256

@@ -12,15 +12,10 @@ from torch import Tensor
 
 from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.bit_array import (
-    bits_for,
-    integers_nbytes,
-    pack_integers,
-    read_integers,
-)
+from sgquant_optuna.packed.bit_array import pack_integers, read_integers
 from sgquant_optuna.packed.file import read_store, write_store
 from sgquant_optuna.quantization.affine import Rounding, dequantize, quantize
-from sgquant_optuna.quantization.layout import row_bytes
+from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
 from sgquant_optuna.quantization.packing import pack, unpack
 
 KIND = "packed_features"

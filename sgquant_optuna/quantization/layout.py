@@ -42,3 +42,33 @@ def row_bytes(num_columns: int, bit_width: int) -> int:
 def packed_nbytes(num_rows: int, num_columns: int, bit_width: int) -> int:
     """Bytes of the packed codes of a matrix, scales and zero points not counted."""
     return num_rows * row_bytes(num_columns, bit_width)
+
+
+def bits_for(largest: int) -> int:
+    """Bits that hold 0 to ``largest``; 0 where all integers are 0.
+
+    Example:
+        >>> bits_for(1432)  # the columns of Cora
+        11
+    """
+    return int(largest).bit_length()
+
+
+def integers_nbytes(count: int, bits: int) -> int:
+    """Bytes of ``count`` integers of ``bits`` bits: each plane ends at a whole byte.
+
+    Example:
+        >>> integers_nbytes(9, 11)  # planes of 8, 2 and 1 bits: 9 + 3 + 2
+        14
+    """
+    return sum(-(-count * width // 8) for width in integer_planes(bits))
+
+
+def integer_planes(bits: int) -> tuple[int, ...]:
+    """Return the widths of the planes of integers of any number of bits, the highest first.
+
+    Example:
+        >>> integer_planes(11)
+        (8, 2, 1)
+    """
+    return (8,) * (bits // 8) + (planes(bits % 8) if bits % 8 else ())

@@ -185,7 +185,7 @@ class FeatureQuantizer(nn.Module):
         rows = self._table_rows(x, bucket)
         if not isinstance(x, SparseFeatures):
             return self._fake(x, self._gather(rows) if rows is not None else self.table())
-        if not self._keeps_zero():
+        if not self.keeps_zero():
             return self.forward(x.dense(), bucket)
         row = x.pattern.row
         of_value = torch.zeros_like(row) if rows is None else rows[row]
@@ -274,7 +274,7 @@ class FeatureQuantizer(nn.Module):
             return fake
         return torch.where(table.is_full, x, fake)
 
-    def _keeps_zero(self) -> bool:
+    def keeps_zero(self) -> bool:
         """Whether every range maps zero to zero, so that sparse features stay sparse."""
         table = self.table()
         zeros = torch.zeros_like(table.scale)

@@ -4,13 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.bit_array import integers_nbytes, pack_integers, read_integers
+from sgquant_optuna.packed.bit_array import pack_integers, read_integers
 from sgquant_optuna.packed.exact import (
     CodebookFeatures,
     SparseStore,
     cheapest_store,
     exact_nbytes,
 )
+from sgquant_optuna.quantization.layout import integers_nbytes
 
 
 @settings(deadline=None, max_examples=60)

@@ -139,9 +139,9 @@ class _StraightThrough(torch.autograd.Function):
         bit_width: int | Tensor,
         rounding: Rounding,
     ) -> Tensor:
-        return dequantize(
-            _real_codes(x, scale, zero_point, bit_width, rounding), scale, zero_point
-        )
+        # In place: a fresh matrix for each step would take longer than the arithmetic.
+        codes = _real_codes(x, scale, zero_point, bit_width, rounding)
+        return codes.mul_(scale).add_(zero_point)
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -152,6 +152,7 @@ def _real_codes(
     x: Tensor, scale: Tensor, zero_point: Tensor, bit_width: int | Tensor, rounding: Rounding
 ) -> Tensor:
     top = 2.0 ** torch.as_tensor(bit_width, dtype=scale.dtype, device=scale.device) - 1
-    steps = (x - zero_point) / scale
+    steps = (x - zero_point).div_(scale)
     codes = steps.round_() if rounding == "nearest" else steps.floor_()
-    return torch.minimum(codes.clamp_(min=0), top)
+    codes.clamp_(min=0)
+    return torch.minimum(codes, top, out=codes)

@@ -13,6 +13,7 @@ from torch import Tensor
 from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.packed.bit_array import pack_integers, read_integers
+from sgquant_optuna.packed.fast import has_kernels, plane_table
 from sgquant_optuna.packed.file import read_store, write_store
 from sgquant_optuna.quantization.affine import Rounding, dequantize, quantize
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
@@ -110,6 +111,7 @@ class PackedFeatures:
         *,
         rounding: Rounding = "nearest",
         ranges_by_row: bool = False,
+        fast: bool | None = None,
     ) -> PackedFeatures:
         """Quantize and pack features, a block of rows at a time.
 
@@ -128,6 +130,9 @@ class PackedFeatures:
                 ``"nearest"`` or the paper's ``"floor"``.
             ranges_by_row:
                 Whether scale and zero point are ``[N, 1]``.
+            fast:
+                Whether to use the compiled kernel, which makes the same bytes; ``None`` takes it
+                where it is installed and ``x`` is on the CPU.
 
         Raises:
             ValueError:
@@ -160,8 +165,12 @@ class PackedFeatures:
             x.shape[1],
             ranges_by_row,
         )
+        fast = has_kernels() and x.device.type == "cpu" if fast is None else fast
         for b, width in enumerate(out.bit_widths):
             packed = out.packed_rows(b)
+            if fast and width != FULL_PRECISION:
+                out._pack_compiled(x.detach().contiguous(), b, rounding)
+                continue
             for rows, nodes in out.blocks(b):
                 block = x[nodes]
                 if width == FULL_PRECISION:
@@ -175,6 +184,26 @@ class PackedFeatures:
                     )
                     packed[rows] = pack(codes, width)
         return out
+
+    def _pack_compiled(self, x: Tensor, bucket: int, rounding: Rounding) -> None:
+        from sgquant_optuna.packed import kernels
+
+        nodes = (self.bucket == bucket).nonzero()[:, 0]
+        width = self.bit_widths[bucket]
+        with kernels.LOCK:
+            num_nan = kernels.pack_rows(
+                x.numpy(),
+                nodes.numpy(),
+                (nodes if self.ranges_by_row else torch.full_like(nodes, bucket)).numpy(),
+                self.scale.numpy(),
+                self.zero_point.numpy(),
+                width,
+                plane_table([width])[0],
+                rounding == "nearest",
+                self.packed_rows(bucket).numpy(),
+            )
+        if num_nan:
+            raise ValueError(f"features: expected numbers, got NaN in {num_nan} rows")
 
     @property
     def shape(self) -> tuple[int, int]:

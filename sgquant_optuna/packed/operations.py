@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-import numpy
 import torch
 from torch import Tensor
 
 from sgquant_optuna.bit_widths import FULL_PRECISION
+from sgquant_optuna.packed.fast import has_kernels, plane_table
 from sgquant_optuna.packed.features import PackedFeatures
-from sgquant_optuna.quantization.layout import planes
 from sgquant_optuna.quantization.packing import unpack
 
 NARROW_COLUMNS = 128
 """Below this, unpacking blocks and multiplying them beats the kernel that unpacks each edge."""
 WORKSPACE_VALUES = 1 << 22
 """Float32 values that may exist beside the output: 16 MiB."""
-
-
-def has_kernels() -> bool:
-    """Whether the ``fast`` extra is installed."""
-    return find_spec("numba") is not None
 
 
 def linear(
@@ -102,8 +94,7 @@ def aggregate(
     if weight is None:
         weight = x.scale.new_ones(len(col))
     wide = x.num_columns >= NARROW_COLUMNS
-    by_column = x.scale.shape[1] > 1
-    if not by_column and _use_kernels(x, wide if fast is None and has_kernels() else fast):
+    if _use_kernels(x, wide if fast is None and has_kernels() else fast):
         return _aggregate_compiled(crow, col, weight, x)
     out = x.scale.new_zeros(len(crow) - 1, x.num_columns)
     row = torch.arange(len(out), device=col.device).repeat_interleave(crow.diff())
@@ -143,7 +134,7 @@ def _codes(packed: Tensor, num_columns: int, bit_width: int, fast: bool) -> Tens
 
     out = torch.empty(len(packed), num_columns + 8)
     with kernels.LOCK:
-        kernels.unpack_rows(packed.numpy(), _widths([bit_width])[0], num_columns, out.numpy())
+        kernels.unpack_rows(packed.numpy(), plane_table([bit_width])[0], num_columns, out.numpy())
     return out[:, :num_columns]
 
 
@@ -156,27 +147,21 @@ def _aggregate_compiled(crow: Tensor, col: Tensor, weight: Tensor, x: PackedFeat
     )
     full = x.data[: 4 * num_full * x.num_columns].view(torch.float32)
     strides = torch.tensor([x.packed_rows(b).shape[1] for b in range(len(x.bit_widths))])
+    graph = (crow.numpy(), col.numpy(), weight.detach().float().numpy())
+    rows = (
+        x.data.numpy(),
+        full.view(num_full, x.num_columns).numpy(),
+        torch.tensor(x.starts).numpy(),
+        strides.numpy(),
+        plane_table(x.bit_widths),
+        x.bucket.numpy(),
+        x.position.numpy(),
+    )
+    scale, zero_point = x.scale.numpy(), x.zero_point.numpy()
     with kernels.LOCK:
-        kernels.aggregate(
-            crow.numpy(),
-            col.numpy(),
-            weight.detach().float().numpy(),
-            x.data.numpy(),
-            full.view(num_full, x.num_columns).numpy(),
-            torch.tensor(x.starts).numpy(),
-            strides.numpy(),
-            _widths(list(x.bit_widths)),
-            x.bucket.numpy(),
-            x.position.numpy(),
-            x.scale[:, 0].contiguous().numpy(),
-            x.zero_point[:, 0].contiguous().numpy(),
-            x.ranges_by_row,
-            out.numpy(),
-        )
+        if scale.shape[1] > 1:
+            kernels.aggregate_by_column(*graph, *rows, scale, zero_point, out.numpy())
+        else:
+            ranges = scale[:, 0].copy(), zero_point[:, 0].copy()
+            kernels.aggregate(*graph, *rows, *ranges, x.ranges_by_row, out.numpy())
     return out
-
-
-def _widths(bit_widths: list[int]) -> numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.int64]]:
-    """Widths of the planes of each bucket, ``[B, 3]``, filled up with 0; all 0 for float32."""
-    lines = [() if width == FULL_PRECISION else planes(width) for width in bit_widths]
-    return torch.tensor([(*line, 0, 0, 0)[:3] for line in lines]).numpy()

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.quantization.layout import planes, row_bytes
@@ -56,12 +55,15 @@ def pack(codes: Tensor, bit_width: int) -> Tensor:
                 f"codes: expected 0 to {(1 << bit_width) - 1} for {bit_width} bits, got "
                 f"{low if low < 0 else high}"
             )
-    codes = codes.int()  # shifts of uint8 would lose the upper byte of 16 bits
-    parts, left = [], bit_width
+    codes = codes.to(_code_type(bit_width))
+    packed = codes.new_zeros(len(codes), row_bytes(codes.shape[1], bit_width), dtype=torch.uint8)
+    start, left = 0, bit_width
     for width in widths:
         left -= width
-        parts.append(_pack_plane((codes >> left) & ((1 << width) - 1), width))
-    return torch.cat(parts, dim=1)
+        end = start + -(-codes.shape[1] * width // 8)
+        _pack_plane(((codes >> left) & ((1 << width) - 1)).byte(), width, packed[:, start:end])
+        start = end
+    return packed
 
 
 def unpack(packed: Tensor, num_columns: int, bit_width: int) -> Tensor:
@@ -103,13 +105,11 @@ def _code_type(bit_width: int) -> torch.dtype:
     return torch.uint8 if bit_width <= 8 else torch.int32
 
 
-def _pack_plane(codes: Tensor, width: int) -> Tensor:
-    fields = 8 // width
-    stride = -(-codes.shape[1] // fields)
-    padded = F.pad(codes, (0, fields * stride - codes.shape[1]))
-    shifts = torch.arange(fields, device=codes.device, dtype=codes.dtype) * width
-    by_field = padded.view(len(codes), fields, stride) << shifts[:, None]
-    return by_field.sum(dim=1).to(torch.uint8)
+def _pack_plane(codes: Tensor, width: int, plane: Tensor) -> None:
+    """Write the fields of a plane, ``[R, S]``, all 0 before; the last field may be shorter."""
+    fields = codes.split(max(1, plane.shape[1]), dim=1)
+    for shift, field in zip(range(0, 8, width), fields, strict=False):
+        plane[:, : field.shape[1]] |= field << shift
 
 
 def _unpack_plane(packed: Tensor, num_columns: int, width: int) -> Tensor:

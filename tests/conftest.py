@@ -22,7 +22,8 @@ from sgquant_optuna.training import TrainingConfig, fit
 @pytest.fixture(autouse=True)
 def away_from_the_users_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SGQUANT_STORAGE", raising=False)
+    for variable in ("SGQUANT_STORAGE", "SGQUANT_ARTIFACTS", "SGQUANT_DATA"):
+        monkeypatch.delenv(variable, raising=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 

@@ -17,6 +17,7 @@ ALLOWED = {
     "forward_pass": {"exceptions"},
     "graphs": {"exceptions"},
     "storage": {"exceptions"},
+    "artifacts": {"exceptions", "storage"},
     "sampler": {"exceptions"},
     "degree_buckets": set(),
     "sparse_products": set(),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -19,7 +20,10 @@ Callback = Callable[[optuna.Study, FrozenTrial], None]
 _logger = logging.getLogger(__name__)
 _LIVE = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
 _POLL = 0.5  # seconds between two looks while other workers run the last trials
-_retry = RetryHeartbeatStaleTrialCallback(max_retry=2)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ExperimentalWarning)
+    _retry = RetryHeartbeatStaleTrialCallback(max_retry=2)
+_EMPTY_PATIENCE = 30.0  # seconds; a trial that begins is empty for some milliseconds
 SURPLUS_ATTR = "sgquant:surplus"
 PROCESS_ATTR = "sgquant:process"
 
@@ -61,16 +65,17 @@ def optimize_within_budget(
     """
 
     def measure(trial: Trial) -> Values:
+        # With the number, for a retried copy inherits the attributes.
+        mark = [trial.number, process_mark()]
+        study._storage.set_trial_system_attr(trial._trial_id, PROCESS_ATTR, mark)
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False, states=_LIVE)
         if sum(other.number < trial.number for other in trials) >= n_trials():
             trial.set_user_attr(SURPLUS_ATTR, True)
             raise _SurplusError
-        # With the number, for a retried copy inherits the attributes.
-        mark = [trial.number, process_mark()]
-        study._storage.set_trial_system_attr(trial._trial_id, PROCESS_ATTR, mark)
         return objective(trial)
 
     notes = [_without_surplus(callback) for callback in callbacks]
+    empty: dict[int, float] = {}
     while not should_stop():
         counts = {state: 0 for state in _LIVE}
         for trial in study._storage.get_all_trials(study._study_id, deepcopy=False, states=_LIVE):
@@ -80,7 +85,7 @@ def optimize_within_budget(
             return
         if not counts[TrialState.WAITING] and sum(counts.values()) >= budget:
             optuna.storages.fail_stale_trials(study)
-            take_over(study)
+            take_over(study, empty)
             time.sleep(_POLL)
             continue
         try:
@@ -94,18 +99,33 @@ def optimize_within_budget(
             _logger.warning("a trial was declared stale while it ran; its result is dropped")
 
 
-def take_over(study: optuna.Study) -> None:
-    """Put back trials whose process on this machine is gone, before their heartbeat tells it."""
+def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
+    """Put back what killed workers ran and the heartbeat does not tell, or not yet.
+
+    Args:
+        study:
+            Its running trials are looked at.
+        empty:
+            When each trial that holds nothing at all was first seen; kept from call to call.
+            Its worker was killed as it began, before the first heartbeat.
+    """
+    now = time.monotonic()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         number, mark = trial.system_attrs.get(PROCESS_ATTR) or (None, None)
-        if number != trial.number or mark is None or not is_gone(mark):
+        if number == trial.number and mark is not None:
+            gone = is_gone(mark)
+        else:
+            holds_nothing = not (trial.params or trial.user_attrs or trial.system_attrs)
+            gone = holds_nothing and now - empty.setdefault(trial._trial_id, now) > _EMPTY_PATIENCE
+        if not gone:
             continue
         try:  # of several workers that see it, one fails it and queues its copy
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         except UpdateFinishedTrialError:
             continue
-        _logger.warning("trial %d: its process is gone, it runs again", trial.number)
-        _retry(study, study._storage.get_trial(trial._trial_id))
+        _logger.warning("trial %d: its process is gone", trial.number)
+        if trial.system_attrs:
+            _retry(study, study._storage.get_trial(trial._trial_id))
 
 
 def release(trial: Trial) -> None:

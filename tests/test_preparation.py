@@ -10,36 +10,8 @@ from sgquant_optuna.preparation import join_search, prepare_search
 from sgquant_optuna.search_plan import SearchPlan
 from sgquant_optuna.storage import open_storage
 from sgquant_optuna.trained_models import WEIGHTS_ATTR
-from sgquant_optuna.training import FINETUNING, TrainingConfig
-
-
-def a_plan(**changes):
-    settings = {
-        "model": "gcn",
-        "dataset": "digits",
-        "n_trials": 4,
-        "max_drop": 5.0,
-        "mode": "constrained",
-        "granularity": "lwq",
-        "bit_widths": (1, 2, 4, 8),
-        "degree_edges": 4,
-        "models": 2,
-        "training": TrainingConfig(epochs=2),
-        "finetuning": FINETUNING.with_epochs(1),
-    }
-    return SearchPlan(**{**settings, **changes})
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    prepare_search(a_plan(), storage=folder / "s.db")
-    return folder
-
-
-@pytest.fixture
-def folder(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "copy")
+from sgquant_optuna.training import TrainingConfig
+from tests.small_search import a_plan
 
 
 @pytest.fixture
@@ -83,7 +55,8 @@ def test_models_that_come_out_otherwise_are_refused_by_name(folder, monkeypatch)
     monkeypatch.setattr(
         SearchPlan,
         "train_all",
-        lambda plan, data: train_all(a_plan(seed=7), data),  # as if this machine computed otherwise
+        # As if this machine computed otherwise.
+        lambda plan, data: train_all(a_plan(seed=7), data),
     )
     with pytest.raises(StudyMismatchError, match="another model weights"):
         join_search(storage=folder / "s.db")

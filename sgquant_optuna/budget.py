@@ -128,15 +128,22 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
             _retry(study, study._storage.get_trial(trial._trial_id))
 
 
-def release(trial: Trial) -> None:
+def release(study: optuna.Study, trial: Trial | FrozenTrial) -> None:
     """Give a running trial of this process back, so that any worker runs the same again."""
-    storage = trial.study._storage
     try:
-        storage.set_trial_system_attr(trial._trial_id, PROCESS_ATTR, None)
-        storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        study._storage.set_trial_system_attr(trial._trial_id, PROCESS_ATTR, None)
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
     except UpdateFinishedTrialError:  # declared stale before, so it was put back already
         return
     _logger.warning("trial %d: released, any worker may run it again", trial.number)
+
+
+def release_own(study: optuna.Study) -> None:
+    """Give back what this process, which runs no trial now, left running in the database."""
+    own = process_mark()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if own is not None and trial.system_attrs.get(PROCESS_ATTR) == [trial.number, own]:
+            release(study, trial)
 
 
 def _without_surplus(callback: Callback) -> Callback:

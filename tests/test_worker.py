@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from sgquant_optuna.budget import PROCESS_ATTR, SURPLUS_ATTR
@@ -153,6 +154,29 @@ def test_being_declared_stale_costs_the_result_and_not_the_worker(joined, monkey
     run_worker(joined)
     assert states(joined.study).count(TrialState.COMPLETE) == 4
     assert states(joined.study).count(TrialState.FAIL) == 1
+
+
+def test_a_database_that_goes_away_for_a_while_costs_nothing(joined, monkeypatch):
+    monkeypatch.setattr("sgquant_optuna.worker._PAUSE", 0.01)
+    storage, calls = type(joined.study._storage), []
+
+    def unreliable(name):
+        real = getattr(storage, name)
+
+        def call(self, *arguments, **options):
+            calls.append(name)
+            if 12 <= len(calls) < 20:  # in the middle of the second trial
+                raise StorageInternalError("server closed the connection")
+            return real(self, *arguments, **options)
+
+        return call
+
+    for name in ("set_trial_user_attr", "set_trial_state_values", "set_trial_system_attr"):
+        monkeypatch.setattr(storage, name, unreliable(name))
+    run_worker(joined)
+    monkeypatch.undo()
+    assert len(calls) > 30
+    assert states(joined.study) == [TrialState.COMPLETE] * 4
 
 
 def ask_as(study, mark):

@@ -10,6 +10,7 @@
     ├── QuantizerBypassedError  a forward pass that went round a quantizer
     ├── PackingError            codes or packed bytes that do not fit what they declare
     ├── StorageError            a study database that cannot be opened
+    ├── ArtifactError           a file of a study that cannot be written or read
     ├── StudyNotFoundError      a study that the storage does not hold
     └── StudyMismatchError      a study that belongs to another graph, model, space or protocol
 
@@ -47,6 +48,10 @@ class PackingError(SgquantError):
 
 class StorageError(SgquantError):
     """A study database cannot be opened."""
+
+
+class ArtifactError(SgquantError):
+    """An artifact store cannot be opened or written, or holds another file than expected."""
 
 
 class StudyNotFoundError(SgquantError):

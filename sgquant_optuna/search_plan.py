@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,16 +105,40 @@ class SearchPlan:
         """Load the graph; ``root`` is the folder of data sets."""
         return load_graph(self.dataset, root, seed=self.seed).to(device)
 
+    @property
+    def training_seeds(self) -> range:
+        """Seeds of the models that each trial is measured on."""
+        return range(self.seed, self.seed + self.models)
+
+    def untrained(self, data: Data, seed: int) -> nn.Module:
+        """Make the model as it is before its training from a seed."""
+        classes = int(data.y.max()) + 1
+        return make_model(self.model, data.num_features, classes, seed=seed).to(data.x.device)
+
     def train(self, data: Data, seed: int) -> nn.Module:
         """Train a full-precision model from a seed."""
-        classes = int(data.y.max()) + 1
-        model = make_model(self.model, data.num_features, classes, seed=seed).to(data.x.device)
+        model = self.untrained(data, seed)
         fit(model, data, self.training, seed=seed)
         return model
 
     def train_all(self, data: Data) -> list[nn.Module]:
         """Train the models that each trial is measured on."""
-        return [self.train(data, self.seed + extra) for extra in range(self.models)]
+        return [self.train(data, seed) for seed in self.training_seeds]
+
+    def trains_otherwise(self, other: SearchPlan) -> str:
+        """Tell where another plan trains other full-precision models; empty if it does not."""
+        mine, others = (
+            {
+                **{name: getattr(plan, name) for name in ("model", "dataset", "seed", "models")},
+                **{f"training {key}": value for key, value in plan.training.to_dict().items()},
+            }
+            for plan in (self, other)
+        )
+        return ", ".join(
+            f"{key}: was {others[key]}, is {value}"
+            for key, value in mine.items()
+            if value != others[key]
+        )
 
     def objective(self, models: Sequence[nn.Module], data: Data) -> QuantizationObjective:
         """Make the objective of the trained models."""
@@ -134,8 +159,10 @@ class SearchPlan:
         )
 
     def save(self, study: optuna.Study) -> None:
-        """Write the plan into the study's user attributes."""
-        study.set_user_attr(PLAN_ATTR, {"version": _VERSION, **asdict(self)})
+        """Write the plan into the study's user attributes, unless it is there already."""
+        plan = json.loads(json.dumps({"version": _VERSION, **asdict(self)}))
+        if study.user_attrs.get(PLAN_ATTR) != plan:
+            study.set_user_attr(PLAN_ATTR, plan)
 
     @classmethod
     def load(cls, study: optuna.Study) -> SearchPlan:

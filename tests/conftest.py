@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 # Before torch: several test processes with several spinning threads each starve one another.
@@ -16,13 +17,16 @@ from torch_geometric.data import Data
 
 from sgquant_optuna.models import GCN
 from sgquant_optuna.objective import QuantizationObjective
+from sgquant_optuna.preparation import prepare_search
 from sgquant_optuna.training import TrainingConfig, fit
+from tests.small_search import a_plan
 
 
 @pytest.fixture(autouse=True)
 def away_from_the_users_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SGQUANT_STORAGE", raising=False)
+    for variable in ("SGQUANT_STORAGE", "SGQUANT_ARTIFACTS", "SGQUANT_DATA"):
+        monkeypatch.delenv(variable, raising=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -55,6 +59,19 @@ def make_graph(num_nodes: int = 60, num_features: int = 12, seed: int = 0) -> Da
 def graph() -> Data:
     """60 nodes, 12 features, 3 classes; every seventh node is isolated as a target."""
     return make_graph()
+
+
+@pytest.fixture(scope="session")
+def _prepared_search(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("search")
+    prepare_search(a_plan(), storage=folder / "s.db")
+    return folder
+
+
+@pytest.fixture
+def folder(_prepared_search: Path, tmp_path: Path) -> Path:
+    """A folder with the study ``s.db`` of ``small_search.a_plan`` and its artifacts, no trials."""
+    return shutil.copytree(_prepared_search, tmp_path / "copy")
 
 
 FAST = TrainingConfig(epochs=3, patience=3)

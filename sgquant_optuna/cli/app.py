@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from sgquant_optuna.cli.dashboard import dashboard
+from sgquant_optuna.cli.init import init
 from sgquant_optuna.cli.report import report
 from sgquant_optuna.cli.search import search
+from sgquant_optuna.cli.worker import worker
 from sgquant_optuna.exceptions import SgquantError
 
 BAD_INPUT = 2
@@ -22,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(search)
+app.command()(init)
+app.command()(worker)
 app.command()(report)
 app.command()(dashboard)
 

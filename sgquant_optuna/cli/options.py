@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,28 @@ Storage = Annotated[
         show_default="storage/sgquant.db",
         help="URL of the study database, or a file for SQLite.",
     ),
+]
+
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SGQUANT_ARTIFACTS",
+        show_default="artifacts next to the database file",
+        help="Folder of trained models and other files: a path, s3://BUCKET or gs://BUCKET.",
+    ),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(envvar="SGQUANT_DATA", show_default="data", help="Folder of data sets."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+StudyName = Annotated[
+    str | None,
+    typer.Option(show_default="MODEL-DATASET-GRANULARITY", help="Name of the study."),
+]
+StudyArgument = Annotated[
+    str | None,
+    typer.Argument(help="Name of the study; may be left out if there is only one."),
 ]
 
 

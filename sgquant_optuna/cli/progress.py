@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -35,7 +35,6 @@ class SearchProgress:
         self, study: optuna.Study, max_drop: float, *, total: int, console: Console
     ) -> None:
         self._max_drop = max_drop
-        self._best = 0.0
         self._progress = Progress(
             TextColumn("trials"),
             BarColumn(),
@@ -46,31 +45,35 @@ class SearchProgress:
             TimeRemainingColumn(),
             console=console,
         )
-        trials = measured_trials(study)
-        for trial in trials:
-            self._note(trial)
-        self._task = self._progress.add_task(
-            "trials", total=total, completed=len(trials), best=self._shown()
-        )
+        self._study = study
+        self._task = self._progress.add_task("trials", total=total, best="none yet")
 
     def __enter__(self) -> SearchProgress:
         """Start drawing."""
+        self.update()
         self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop drawing."""
+        """Draw a last time and stop."""
+        self.update()
         self._progress.stop()
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a finished trial."""
-        if trial.state == TrialState.COMPLETE:
-            self._note(trial)
-            self._progress.update(self._task, advance=1, best=self._shown())
+        self.update()
 
-    def _note(self, trial: FrozenTrial) -> None:
-        if trial.user_attrs["accuracy_drop"] <= self._max_drop:
-            self._best = max(self._best, float(trial.user_attrs["saving"]))
+    def update(self) -> None:
+        """Read from the study what all its workers have finished."""
+        trials = measured_trials(self._study)
+        savings = [
+            float(trial.user_attrs["saving"])
+            for trial in trials
+            if trial.user_attrs["accuracy_drop"] <= self._max_drop
+        ]
+        best = f"{max(savings):.1f}x" if savings else "none yet"
+        self._progress.update(self._task, completed=len(trials), best=best)
 
-    def _shown(self) -> str:
-        return f"{self._best:.1f}x" if self._best else "none yet"
+    def print(self, line: str) -> None:
+        """Write a line above the bar."""
+        self._progress.console.print(line, markup=False, highlight=False)

@@ -148,6 +148,7 @@ def test_a_killed_search_resumes_and_measures_what_an_uninterrupted_one_does(tmp
     deadline = time.monotonic() + 120
     while finished(tmp_path / "s.db") < 8 and time.monotonic() < deadline:
         time.sleep(0.05)
+    time.sleep(0.2)  # well into the next trial
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = finished(tmp_path / "s.db")

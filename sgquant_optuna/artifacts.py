@@ -1,0 +1,158 @@
+"""One door to artifact stores: files that belong to a study but are too large for its database."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import sqlalchemy as sa
+from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, GCSArtifactStore
+
+from sgquant_optuna.exceptions import ArtifactError
+from sgquant_optuna.storage import DEFAULT_FILE, STORAGE_VARIABLE
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+ARTIFACTS_VARIABLE = "SGQUANT_ARTIFACTS"
+
+_FOLDER = "artifacts"
+_FILE_BACKENDS = ("sqlite", "journal")
+_BUCKETS: dict[str, tuple[Any, str]] = {
+    "s3": (Boto3ArtifactStore, "boto3"),
+    "gs": (GCSArtifactStore, "google-cloud-storage"),
+}
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+def open_artifacts(
+    where: str | Path | None = None, *, storage_url: str | Path | None
+) -> ArtifactStore:
+    """Open the artifact store of a study database; give it to ``optuna.artifacts`` functions.
+
+    A folder is made when the first file is written to it, so opening one writes nothing.
+
+    Args:
+        where:
+            A folder, ``s3://BUCKET`` or ``gs://BUCKET``. By default ``$SGQUANT_ARTIFACTS``, or
+            else the folder ``artifacts`` next to the study database if that is a file, or else
+            ``storage/artifacts``.
+        storage_url:
+            The study database as :func:`sgquant_optuna.open_storage` takes it, ``None`` for its
+            default.
+
+    Raises:
+        ArtifactError:
+            If the form is not one of these, the package for it is missing, or its credentials are.
+    """
+    where = where or os.environ.get(ARTIFACTS_VARIABLE) or _beside(storage_url)
+    if isinstance(where, Path) or "://" not in where:
+        folder = Path(where)
+        if folder.exists() and not folder.is_dir():
+            raise ArtifactError(f"artifacts {folder}: expected a folder, got a file")
+        return FolderArtifactStore(folder)
+    scheme, _, bucket = where.partition("://")
+    if scheme not in _BUCKETS or not re.fullmatch(r"[a-z0-9._-]+", bucket):
+        raise ArtifactError(
+            f"artifacts: expected a folder, s3://BUCKET or gs://BUCKET, got {where}"
+        )
+    kind, package = _BUCKETS[scheme]
+    try:
+        store: ArtifactStore = kind(bucket)
+    except ImportError as error:
+        raise ArtifactError(
+            f"artifacts {where}: the package {package} is missing; pip install {package}"
+        ) from error
+    except Exception as error:  # each cloud has errors of its own for missing credentials
+        raise ArtifactError(f"artifacts {where}: {error}") from error
+    return store
+
+
+class FolderArtifactStore(FileSystemArtifactStore):
+    """Optuna's artifact store in a folder, that holds whole files under plain names only.
+
+    A file appears when it is complete: a reader or a killed writer never leaves or sees a part.
+
+    Args:
+        folder:
+            Made when the first file is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open an artifact for reading.
+
+        Raises:
+            optuna.artifacts.exceptions.ArtifactNotFound:
+                If there is none of this name.
+            ValueError:
+                If the name is not a plain one.
+        """
+        _check_name(artifact_id)
+        return super().open_reader(artifact_id)
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write an artifact; the last of several writers wins.
+
+        Raises:
+            ArtifactError:
+                If the folder cannot be written.
+            ValueError:
+                If the name is not a plain one.
+        """
+        _check_name(artifact_id)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as part:
+                try:
+                    shutil.copyfileobj(content_body, part)
+                    part.flush()
+                    os.fsync(part.fileno())
+                    os.chmod(part.name, 0o644)  # other users of the study read it too
+                    os.replace(part.name, self.folder / artifact_id)
+                except BaseException:
+                    os.unlink(part.name)
+                    raise
+        except OSError as error:
+            raise ArtifactError(
+                f"artifacts {self.folder}: cannot write ({error.strerror})"
+            ) from error
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove an artifact.
+
+        Raises:
+            optuna.artifacts.exceptions.ArtifactNotFound:
+                If there is none of this name.
+            ValueError:
+                If the name is not a plain one.
+        """
+        _check_name(artifact_id)
+        super().remove(artifact_id)
+
+
+def _check_name(name: str) -> None:
+    # Identifiers are read from the database, which others may write.
+    if not _PLAIN_NAME.fullmatch(name):
+        raise ValueError(f"artifact: expected a plain name, got {name!r}")
+
+
+def _beside(storage_url: str | Path | None) -> Path:
+    url = storage_url or os.environ.get(STORAGE_VARIABLE) or DEFAULT_FILE
+    if isinstance(url, Path) or "://" not in url:
+        return Path(url).parent / _FOLDER
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # the storage's own door tells what is wrong
+        return DEFAULT_FILE.parent / _FOLDER
+    backend = parsed.drivername.split("+")[0]
+    if backend in _FILE_BACKENDS and parsed.database:
+        return Path(parsed.database).parent / _FOLDER
+    return DEFAULT_FILE.parent / _FOLDER

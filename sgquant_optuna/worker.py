@@ -1,0 +1,174 @@
+"""One process that measures trials of a study until its budget is used up."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from sgquant_optuna.budget import Callback, optimize_within_budget, release, release_own
+from sgquant_optuna.exceptions import SgquantError
+from sgquant_optuna.objective import QuantizationObjective
+from sgquant_optuna.preparation import PreparedSearch
+from sgquant_optuna.search_plan import SearchPlan
+from sgquant_optuna.stopping import Stopped, Stopper
+from sgquant_optuna.worker_name import worker_name
+
+WORKER_ATTR = "worker"
+_MAX_FAILURES = 3
+_PAUSE = 1.0  # seconds after the first failure
+_MAX_PAUSE = 30.0
+_OUTAGE_TRIES = 12
+
+_logger = logging.getLogger(__name__)
+
+
+def run_worker(
+    prepared: PreparedSearch,
+    *,
+    n_trials: int | None = None,
+    stopper: Stopper | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> int:
+    """Measure trials until the study has the number that its plan asks for.
+
+    A trial that a signal interrupts goes back to the study as waiting, with the configuration
+    that it claimed, and any worker runs it again. A trial that fails is recorded as such and
+    replaced by another.
+
+    Args:
+        prepared:
+            The study and its objective.
+        n_trials:
+            Trials of this worker at most.
+        stopper:
+            Ends the worker on a signal; its caller installs it.
+        callbacks:
+            Called with study and trial after each trial of this worker.
+
+    Returns:
+        How many trials this worker finished.
+
+    Raises:
+        Stopped:
+            If a signal interrupted a trial or the wait for the last ones.
+        StudyMismatchError:
+            If the study is not of this objective.
+        StorageInternalError:
+            If the database stays away for some four minutes.
+        RuntimeError:
+            If the objective failed three times in a row; its cause is the last failure.
+    """
+    study, stopper = prepared.study, stopper or Stopper(0.0)
+    tally = _Tally(n_trials)
+    objective = _Signed(prepared.objective, stopper)
+    while True:
+        try:
+            optimize_within_budget(
+                study,
+                objective,
+                lambda: SearchPlan.load(study).n_trials,
+                should_stop=lambda: stopper.requested or tally.is_full,
+                callbacks=[tally, *callbacks],
+            )
+        except SgquantError:
+            raise  # another try would end the same
+        except Exception as error:
+            if _is_outage(error):
+                tally.outages += 1  # it may answer and yet refuse to write: a full disk
+                if tally.outages > _OUTAGE_TRIES:
+                    raise
+                _wait_for(study, error)
+                continue
+            tally.failures += 1
+            if tally.failures >= _MAX_FAILURES:
+                raise RuntimeError(f"{tally.failures} trials failed in a row") from error
+            _logger.warning("a trial failed (%r); going on with another", error)
+            time.sleep(_PAUSE * tally.failures)
+        else:
+            return tally.finished
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Tell whether an error goes back to the database, which Optuna hides behind others."""
+    while error is not None:
+        if isinstance(error, (StorageInternalError, SQLAlchemyError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _wait_for(study: optuna.Study, error: Exception) -> None:
+    """Wait until the database answers again, and give back the trial that it cut off.
+
+    Raises:
+        Exception:
+            The error, if the database stays away for some four minutes.
+    """
+    for attempt in range(_OUTAGE_TRIES):
+        pause = min(_PAUSE * 2**attempt, _MAX_PAUSE)
+        _logger.warning(
+            "the database does not answer (%s); next try in %g s", _first_line(error), pause
+        )
+        time.sleep(pause)
+        try:
+            release_own(study)
+        except (StorageInternalError, SQLAlchemyError) as again:
+            error = again
+        else:
+            return
+    raise error
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+
+
+@dataclass
+class _Tally:
+    """An Optuna callback that counts and logs the trials of this worker."""
+
+    limit: int | None
+    finished: int = 0
+    failures: int = 0
+    outages: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.limit is not None and self.finished >= self.limit
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        if trial.state == TrialState.COMPLETE:
+            self.finished, self.failures, self.outages = self.finished + 1, 0, 0
+            notes = trial.user_attrs
+            _logger.info(
+                "trial %d: saving %.1fx, drop %.2f points, %.1f s",
+                trial.number,
+                notes["saving"],
+                notes["accuracy_drop"],
+                notes["seconds"],
+            )
+
+
+@dataclass
+class _Signed:
+    """The objective, with the worker's name in each trial, that gives back what it cannot end."""
+
+    objective: QuantizationObjective
+    stopper: Stopper
+
+    def __call__(self, trial: Trial) -> float | tuple[float, float]:
+        try:
+            with self.stopper.trial():
+                trial.set_user_attr(WORKER_ATTR, worker_name())
+                return self.objective(trial)
+        except Stopped:
+            release(trial.study, trial)
+            raise

@@ -1,0 +1,25 @@
+"""A search on the digits that is prepared in two seconds; its trials take some milliseconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgquant_optuna.search_plan import SearchPlan
+from sgquant_optuna.training import FINETUNING, TrainingConfig
+
+
+def a_plan(**changes: Any) -> SearchPlan:
+    settings: dict[str, Any] = {
+        "model": "gcn",
+        "dataset": "digits",
+        "n_trials": 4,
+        "max_drop": 5.0,
+        "mode": "constrained",
+        "granularity": "lwq",
+        "bit_widths": (1, 2, 4, 8),
+        "degree_edges": 4,
+        "models": 2,
+        "training": TrainingConfig(epochs=2),
+        "finetuning": FINETUNING.with_epochs(1),
+    }
+    return SearchPlan(**{**settings, **changes})

@@ -248,11 +248,11 @@ class PackedFeatures:
         start, count = self._starts[bucket], self._counts[bucket]
         return self.data[start : start + count * size].view(count, size)
 
-    def blocks(self, bucket: int) -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self, bucket: int, block_rows: int = BLOCK_ROWS) -> Iterator[tuple[slice, Tensor]]:
         """Rows of a bucket block by block: where they lie in it, and their nodes."""
         nodes = (self.bucket == bucket).nonzero()[:, 0]
-        for start in range(0, len(nodes), BLOCK_ROWS):
-            rows = slice(start, min(start + BLOCK_ROWS, len(nodes)))
+        for start in range(0, len(nodes), block_rows):
+            rows = slice(start, min(start + block_rows, len(nodes)))
             yield rows, nodes[rows]
 
     def rows(self, index: Tensor) -> Tensor:

@@ -48,9 +48,23 @@ def _add_row(packed, widths, num_columns, factor, out):  # type: ignore[no-untyp
 @njit(cache=True, parallel=True)
 def unpack_rows(packed, widths, num_columns, out):  # type: ignore[no-untyped-def]
     """Unpack rows, ``[R, bytes]``, to float32 codes in ``out``, ``[R, F + 8]``."""
+    left = 0
+    for width in widths:
+        left += width
     for row in prange(len(packed)):
-        out[row] = np.float32(0)
-        _add_row(packed[row], widths, num_columns, np.float32(1), out[row])
+        line = out[row]
+        high = left - widths[0]
+        stride = (num_columns * widths[0] + 7) // 8
+        # The first plane is written, not added: most widths have no other.
+        mask, step = np.uint8((1 << widths[0]) - 1), np.float32(1 << high)
+        plane = packed[row, :stride]
+        for field in range(8 // widths[0]):
+            shift = np.uint8(field * widths[0])
+            part = line[field * stride : (field + 1) * stride]
+            for j in range(stride):
+                part[j] = step * np.float32((plane[j] >> shift) & mask)
+        if high:
+            _add_row(packed[row, stride:], widths[1:], num_columns, np.float32(1), line)
 
 
 @njit(cache=True, parallel=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.packed.fast import has_kernels, plane_table
-from sgquant_optuna.packed.features import PackedFeatures
+from sgquant_optuna.packed.features import BLOCK_ROWS, PackedFeatures
 from sgquant_optuna.quantization.packing import unpack
 
 NARROW_COLUMNS = 128
@@ -42,17 +42,21 @@ def linear(
         raise ValueError(f"weight: expected [H, {x.num_columns}], got {list(weight.shape)}")
     fast = _use_kernels(x, fast)
     out = x.scale.new_empty(x.shape[0], weight.shape[0])
+    block_rows = max(1, min(2 * BLOCK_ROWS if fast else BLOCK_ROWS, x.shape[0]))
+    block_rows = max(1, min(block_rows, WORKSPACE_VALUES // (x.num_columns + 8)))
+    # One buffer for all blocks: the kernel of the system would have to zero a fresh one each time.
+    buffer = torch.empty(block_rows, x.num_columns + 8) if fast else None
     for b, width in enumerate(x.bit_widths):
         packed = x.packed_rows(b)
         by_column = x.scale.shape[1] > 1
         # scale * codes @ W: the scale goes to the smaller side.
         scaled = weight.t() * x.scale[b, :, None] if by_column else weight.t()
-        for rows, nodes in x.blocks(b):
+        for rows, nodes in x.blocks(b, block_rows):
             if width == FULL_PRECISION:
                 out[nodes] = packed[rows].view(torch.float32) @ weight.t()
                 continue
             line = nodes if x.ranges_by_row else slice(b, b + 1)
-            product = _codes(packed[rows], x.num_columns, width, fast) @ scaled
+            product = _codes(packed[rows], x.num_columns, width, buffer) @ scaled
             if not by_column:
                 product *= x.scale[line]
             shift = x.zero_point[line].expand(-1, x.num_columns) @ weight.t()
@@ -127,12 +131,13 @@ def _use_kernels(x: PackedFeatures, fast: bool | None) -> bool:
     return fast
 
 
-def _codes(packed: Tensor, num_columns: int, bit_width: int, fast: bool) -> Tensor:
-    if not fast:
+def _codes(packed: Tensor, num_columns: int, bit_width: int, buffer: Tensor | None) -> Tensor:
+    """Unpack rows to float32 codes, ``[R, F]``; into ``buffer`` by the kernel if there is one."""
+    if buffer is None:
         return unpack(packed, num_columns, bit_width).float()
     from sgquant_optuna.packed import kernels
 
-    out = torch.empty(len(packed), num_columns + 8)
+    out = buffer[: len(packed)]
     with kernels.LOCK:
         kernels.unpack_rows(packed.numpy(), plane_table([bit_width])[0], num_columns, out.numpy())
     return out[:, :num_columns]

@@ -17,6 +17,7 @@ def a_plan(**changes: Any) -> SearchPlan:
         "mode": "constrained",
         "granularity": "lwq",
         "bit_widths": (1, 2, 4, 8),
+        "exact_inputs": False,  # of the digits, that would leave one layer and four choices
         "degree_edges": 4,
         "models": 2,
         "training": TrainingConfig(epochs=2),

@@ -63,9 +63,10 @@ def count(folder: Path, state: str) -> int:
         return int(database.execute(query, [state]).fetchone()[0])
 
 
-SLOW = {"finetuning": a_plan().finetuning.with_epochs(20)}
+SLOW = {"finetuning": a_plan().finetuning.with_epochs(10)}
 
 
+@pytest.mark.slow
 def test_two_workers_of_two_folders_finish_one_study_together(folder, tmp_path):
     plan_for(folder, n_trials=12, **SLOW)
     url = f"sqlite:///{folder}/s.db"
@@ -88,6 +89,7 @@ def test_two_workers_of_two_folders_finish_one_study_together(folder, tmp_path):
     assert "sgquant:final" not in study_of(folder).user_attrs
 
 
+@pytest.mark.slow
 def test_sigterm_gives_the_trial_back_and_the_next_worker_runs_it(folder, capsys):
     plan_for(folder, n_trials=3, finetuning=a_plan().finetuning.with_epochs(100))
     first = start(folder, "worker", "--storage", "s.db", "--grace", "0")
@@ -103,8 +105,9 @@ def test_sigterm_gives_the_trial_back_and_the_next_worker_runs_it(folder, capsys
     assert trials[released.number].params == released.params
 
 
+@pytest.mark.slow
 def test_sigkill_costs_the_trial_in_flight_and_the_study_still_completes(folder):
-    plan_for(folder, n_trials=12, **SLOW)
+    plan_for(folder, n_trials=10, **SLOW)
     parent = start(folder, "worker", "--storage", "s.db", "--n-jobs", "2")
     wait_for(lambda: count(folder, "COMPLETE") >= 2)
     wait_for(lambda: any("worker" in trial.user_attrs for trial in running(folder)))
@@ -115,9 +118,9 @@ def test_sigkill_costs_the_trial_in_flight_and_the_study_still_completes(folder)
     trials = study_of(folder).trials
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     lost = [t for t in trials if t.state == TrialState.FAIL and "worker" in t.user_attrs]
-    assert len(complete) == 12
+    assert len(complete) == 10
     assert len(lost) <= 1  # it may have been between two trials
-    assert len({json.dumps(trial.params, sort_keys=True) for trial in complete}) == 12
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in complete}) == 10
 
 
 def running(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -142,6 +145,7 @@ def test_init_twice_at_once_makes_one_study_whose_worker_line_works(tmp_path, ca
     assert len(study_of(tmp_path).trials) == 2
 
 
+@pytest.mark.slow
 def test_search_with_two_jobs_ends_with_the_report(tmp_path):
     options = ("--epochs", "5", "--models", "1", "--finetune-epochs", "3", "--n-trials", "6")
     out, err = end(
@@ -201,6 +205,7 @@ def test_a_scheduler_and_the_dask_engine_belong_together(folder, capsys):
         assert code == 2 and "--scheduler: expected together with --engine dask" in err
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_runs_the_same_study(folder, capsys):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(

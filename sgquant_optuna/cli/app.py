@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from sgquant_optuna.cli.dashboard import dashboard
+from sgquant_optuna.cli.evaluate import evaluate
+from sgquant_optuna.cli.export import export
 from sgquant_optuna.cli.report import report
 from sgquant_optuna.cli.search import search
 from sgquant_optuna.exceptions import SgquantError
@@ -23,6 +25,8 @@ app = typer.Typer(
 )
 app.command()(search)
 app.command()(report)
+app.command()(export)
+app.command()(evaluate)
 app.command()(dashboard)
 
 

@@ -76,12 +76,13 @@ def _table(file: Path, found: Evaluation) -> Table:
         table.add_row(f"  {name}", "", _megabytes(nbytes), "")
     parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in found.file_parts.items())
     table.add_row("file", "", _megabytes(found.file_nbytes), parts)
-    if found.peak_packed is not None and found.peak_float32 is not None:
+    if found.peaks is not None:
+        full, packed = found.peaks["float32"], found.peaks["packed"]
         table.add_row(
             "peak memory of a pass",
-            _megabytes(found.peak_float32),
-            _megabytes(found.peak_packed),
-            f"{found.peak_float32 / found.peak_packed:.1f}x smaller, in processes of their own",
+            _megabytes(full),
+            _megabytes(packed),
+            f"{full / packed:.1f}x smaller, each in a process of its own",
         )
     table.add_row(
         "time of a pass",

@@ -20,7 +20,7 @@ from sgquant_optuna.graphs import load_graph
 from sgquant_optuna.packed.export import KIND, load_packed
 from sgquant_optuna.packed.file import read_store
 from sgquant_optuna.packed.model import plain_model
-from sgquant_optuna.packed.peak import peak_nbytes
+from sgquant_optuna.packed.peak import Kind, peak_nbytes
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,9 @@ class Evaluation:
             Size of the file.
         file_parts:
             Bytes of its parts.
-        peak_packed:
-            Peak memory of the packed inference in bytes, ``None`` if not measurable.
-        peak_float32:
-            Of the float32 model on dense features.
+        peaks:
+            Peak memory of one inference in bytes, ``"packed"`` and ``"float32"`` on dense
+            features; ``None`` if not measurable here.
         time_pyg:
             Time of the packed inference over that of the float32 model as PyG runs it.
         time_sparse:
@@ -64,8 +63,7 @@ class Evaluation:
     full_precision_nbytes: int
     file_nbytes: int
     file_parts: Mapping[str, int]
-    peak_packed: int | None
-    peak_float32: int | None
+    peaks: Mapping[Kind, int] | None
     time_pyg: float
     time_sparse: float
     repeats: int
@@ -131,8 +129,7 @@ def evaluate_packed(
         full_precision_nbytes=int(packed.memory.full_precision_bytes),
         file_nbytes=size,
         file_parts={**parts, "header": size - sum(parts.values())},
-        peak_packed=peak_nbytes(path, data, "packed"),
-        peak_float32=peak_nbytes(path, data, "float32"),
+        peaks=peak_nbytes(path, data),
         time_pyg=pyg_ratio,
         time_sparse=sparse_ratio,
         repeats=repeats,

@@ -137,7 +137,7 @@ def load_packed(
         return PackedModel(fields, tensors, model, forward=forward)
     except SgquantError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise PackingError(f"{path}: its header does not fit its tensors") from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, GINConv, MessagePassing
+from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, GCNConv, GINConv, MessagePassing
 from torch_geometric.utils import add_self_loops, remove_self_loops, softmax
 
 from sgquant_optuna.fixed_graph import is_sparse_product
@@ -84,6 +84,8 @@ class MessagePasser:
                 self.fallback.append(name)
             elif is_sparse_product(conv):
                 conv.__dict__["propagate"] = partial(self._propagate, conv)
+                if isinstance(conv, GCNConv):
+                    conv.cached = conv.normalize  # a packed model knows one graph
                 if type(conv) is GINConv:
                     conv.__dict__["forward"] = partial(_gin, conv)
 

@@ -19,7 +19,7 @@ from sgquant_optuna.forward_pass import forward
 from sgquant_optuna.graphs import load_graph
 from sgquant_optuna.packed.export import KIND, load_packed
 from sgquant_optuna.packed.file import read_store
-from sgquant_optuna.packed.model import plain_model
+from sgquant_optuna.packed.model_reading import plain_model
 from sgquant_optuna.packed.peak import Kind, peak_nbytes
 
 

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from sgquant_optuna.bit_widths import FULL_PRECISION, check_bit_width
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.bit_array import pack_integers, read_integers
+from sgquant_optuna.packed.bit_array import read_integers
 from sgquant_optuna.packed.integer_runs import read_run
-from sgquant_optuna.quantization.affine import Rounding, dequantize, fake_quantize, quantize
+from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
-from sgquant_optuna.quantization.packing import pack, unpack
+from sgquant_optuna.quantization.packing import unpack
 from sgquant_optuna.sparse_products import csr
 
 STORES = ("rows", "codebook", "sparse", "sparse codebook")
@@ -64,69 +64,6 @@ class InputPart:
             self._crow = F.pad(counts.cumsum(0), (1, 0))
             self._nnz = int(self._crow[-1])
         self._check()
-
-    @classmethod
-    def build(
-        cls,
-        x: Tensor,
-        store: str,
-        bit_width: int,
-        scale: Tensor,
-        zero_point: Tensor,
-        rounding: Rounding,
-    ) -> InputPart:
-        """Store ``x``, ``[R, F]`` float32.
-
-        Args:
-            x:
-                The rows.
-            store:
-                Which store.
-            bit_width:
-                1-8, 16 or 32.
-            scale:
-                Step between codes, ``[1, 1]``, ``[1, F]`` or ``[R, 1]``; unused at 32 bits.
-            zero_point:
-                Real value of code 0, same shape.
-            rounding:
-                ``"nearest"`` or ``"floor"``.
-        """
-        is_full = bit_width == FULL_PRECISION
-        tensors: dict[str, Tensor] = {}
-        count_bits = 0
-        pattern = x != 0
-        if store.startswith("sparse"):
-            counts = pattern.sum(dim=1)
-            count_bits = bits_for(int(counts.max()) if len(counts) else 0)
-            row, column = pattern.nonzero().unbind(1)
-            tensors["counts"] = pack_integers(counts, count_bits)
-            tensors["columns"] = pack_integers(column, bits_for(max(0, x.shape[1] - 1)))
-        if "codebook" in store:
-            if store.startswith("sparse"):
-                values, place = x[pattern].unique(return_inverse=True)
-                tensors["codes"] = pack_integers(place, bits_for(max(0, len(values) - 1)))
-            else:
-                values = x.unique()
-                bits = _codebook_bits(len(values))
-                # Places are 8 bytes each: a block of rows at a time.
-                packed = [pack(torch.searchsorted(values, rows), bits) for rows in x.split(1024)]
-                tensors["codes"] = torch.cat(packed)
-            if not is_full:
-                values = _fake_values(values, scale, zero_point, bit_width, rounding)
-            tensors["values"] = values
-        elif is_full:
-            tensors["values"] = x[pattern] if store == "sparse" else x
-        else:
-            tensors |= {"scale": scale, "zero_point": zero_point}
-            if store == "rows":
-                codes = quantize(x, scale, zero_point, bit_width, rounding=rounding)
-                tensors["codes"] = pack(codes, bit_width)
-            else:
-                lines = scale.expand_as(x)[pattern], zero_point.expand_as(x)[pattern]
-                codes = quantize(x[pattern], *lines, bit_width, rounding=rounding)
-                tensors["codes"] = pack_integers(codes.long(), bit_width)
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        return cls(store, bit_width, (x.shape[0], x.shape[1]), tensors, count_bits)
 
     @property
     def nbytes(self) -> int:
@@ -231,7 +168,7 @@ class InputPart:
     @property
     def _code_bits(self) -> int:
         if self.store == "codebook":
-            return _codebook_bits(len(self.tensors["values"]))
+            return codebook_bits(len(self.tensors["values"]))
         if self.store == "sparse codebook":
             return bits_for(max(0, len(self.tensors["values"]) - 1))
         return self.bit_width
@@ -270,18 +207,6 @@ def _names(store: str, bit_width: int) -> set[str]:
     return names | {"codes", "scale", "zero_point"}
 
 
-def _codebook_bits(num_values: int) -> int:
+def codebook_bits(num_values: int) -> int:
+    """Bits of a code into a list of that many values."""
     return max(1, bits_for(num_values - 1))
-
-
-def _fake_values(
-    values: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    bit_width: int,
-    rounding: Rounding,
-) -> Tensor:
-    """Return what each value decodes to; with several ranges, a lossless width is certain."""
-    if scale.numel() > 1:
-        return values
-    return fake_quantize(values[None], scale, zero_point, bit_width, rounding=rounding)[0]

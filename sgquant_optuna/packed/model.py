@@ -17,21 +17,20 @@ from sgquant_optuna.bit_widths import FULL_PRECISION, BitWidths
 from sgquant_optuna.exceptions import (
     GraphError,
     ModelError,
-    PackingError,
     QuantizerBypassedError,
 )
-from sgquant_optuna.fingerprint import edges_fingerprint, model_fingerprint
+from sgquant_optuna.fingerprint import edges_fingerprint
 from sgquant_optuna.forward_pass import Forward, forward
 from sgquant_optuna.input_stores import RANGE_BYTES
 from sgquant_optuna.memory import FeatureLayout, Memory, honest_memory
-from sgquant_optuna.models import MODELS
+from sgquant_optuna.packed.absent_input import AbsentInput
 from sgquant_optuna.packed.bit_array import read_integers
 from sgquant_optuna.packed.features import PackedFeatures
-from sgquant_optuna.packed.input_part import InputPart
 from sgquant_optuna.packed.model_contents import stored_lines
 from sgquant_optuna.packed.model_graph import MessagePasser
 from sgquant_optuna.packed.model_input import PackedInput
-from sgquant_optuna.packed.packed_tensor import AbsentInput, HiddenRows, PackedTensor
+from sgquant_optuna.packed.model_reading import packed_input, plain_model, spread_ranges
+from sgquant_optuna.packed.packed_tensor import HiddenRows, PackedTensor
 from sgquant_optuna.quantization.affine import fake_quantize
 from sgquant_optuna.quantization.config import QuantizerConfig
 from sgquant_optuna.quantization.layout import bits_for, packed_nbytes
@@ -191,12 +190,12 @@ class PackedModel(nn.Module):
         bucket = self._bucket if len(site["bit_widths"]) > 1 else None
         change: Callable[[Tensor], Tensor]
         if site["input"] is not None:
-            stored = PackedTensor(_packed_input(name, site, tensors, bucket))
+            stored = PackedTensor(packed_input(name, site, tensors, bucket))
             change = partial(self._take_input, name, stored)
         elif all(width == FULL_PRECISION for width in site["bit_widths"]):
             change = partial(self._leave, name)
         else:
-            scale, zero_point = _ranges(name, site, tensors, bucket, self.layout.num_nodes)
+            scale, zero_point = spread_ranges(name, site, tensors, bucket, self.layout.num_nodes)
             change = partial(self._pack, name, site, bucket, scale, zero_point, config)
         layer = self.model.get_submodule(path)
         layer.register_forward_pre_hook(partial(_change_input, name, change), with_kwargs=True)
@@ -282,82 +281,3 @@ def _change_input(
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return map_input(name, args, kwargs, change)
-
-
-def plain_model(
-    fields: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module | None
-) -> nn.Module:
-    """Return the float32 model with the weights of a packed one.
-
-    Args:
-        fields:
-            Fields of the packed model.
-        tensors:
-            Its tensors.
-        model:
-            An instance of the architecture; may be left out for models of the paper.
-
-    Raises:
-        ModelError:
-            If the model is of another architecture, or is needed and missing.
-        PackingError:
-            If the weights do not fit.
-    """
-    known = fields["model"]
-    if model is not None:
-        model = copy.deepcopy(model)
-    elif known is not None:
-        with torch.random.fork_rng(devices=[]):
-            model = MODELS[known["name"]].build(**known["arguments"])
-    else:
-        raise ModelError(
-            f"packed model: expected an instance of {fields['model_fingerprint']['class']}, got "
-            f"none; give the model whose weights the file holds, as model="
-        )
-    found = model_fingerprint(model)
-    if found != fields["model_fingerprint"]:
-        raise ModelError(
-            f"packed model: expected the architecture that was packed "
-            f"({fields['model_fingerprint']['class']}), got a {found['class']} of other layers or "
-            f"sizes"
-        )
-    prefix = "weights."
-    weights = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-    try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise PackingError("packed model: its weights do not fit its architecture") from error
-    return model.requires_grad_(False)
-
-
-def _packed_input(
-    name: str, site: Mapping[str, Any], tensors: Mapping[str, Tensor], bucket: Tensor | None
-) -> PackedInput:
-    parts: list[InputPart | None] = [None] * len(site["bit_widths"])
-    for number, part in site["input"]["parts"].items():
-        prefix = f"input.{name}.{number}."
-        num_rows, num_columns = part["shape"]
-        parts[int(number)] = InputPart(
-            part["store"],
-            part["bit_width"],
-            (num_rows, num_columns),
-            {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)},
-            part["count_bits"],
-        )
-    return PackedInput(parts, bucket, sparse=site["input"]["sparse"])
-
-
-def _ranges(
-    name: str,
-    site: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    bucket: Tensor | None,
-    num_nodes: int,
-) -> tuple[Tensor, Tensor]:
-    """Spread the stored ranges over all buckets (or rows); unquantized ones get scale 1."""
-    scale = tensors[f"scale.{name}"]
-    lines = num_nodes if site["axis"] == "row" else len(site["bit_widths"])
-    stored = stored_lines(site["bit_widths"], site["axis"], bucket)
-    spread = scale.new_ones(2, lines, scale.shape[1])
-    spread[0, stored], spread[1, stored] = scale, tensors[f"zero_point.{name}"]
-    return spread[0], spread[1]

@@ -17,6 +17,7 @@ from sgquant_optuna.fingerprint import edges_fingerprint, model_fingerprint
 from sgquant_optuna.memory import FeatureLayout, site_store
 from sgquant_optuna.models import architecture
 from sgquant_optuna.packed.bit_array import pack_integers
+from sgquant_optuna.packed.input_build import build_input_part
 from sgquant_optuna.packed.input_part import InputPart
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
@@ -158,7 +159,7 @@ def _input_part(
             line = slice(None) if bucket is None else bucket == number
         scale, zero_point = table.scale[line], table.zero_point[line]
     store, expected = site_store(site, layout.sizes[site], width)
-    part = InputPart.build(rows, store, width, scale, zero_point, quantizer.config.rounding)
+    part = build_input_part(rows, store, width, scale, zero_point, quantizer.config.rounding)
     if part.nbytes != expected:
         raise GraphError(
             f"{site}: the accounting says {expected} bytes, the graph takes {part.nbytes}; give "

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from sgquant_optuna.bit_widths import FULL_PRECISION
-from sgquant_optuna.exceptions import ModelError
+from sgquant_optuna.packed.absent_input import METADATA
 from sgquant_optuna.packed.features import PackedFeatures
 from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.packing import unpack
@@ -125,67 +125,6 @@ class PackedTensor(Tensor):
         return func(*tree_map(_dense, args), **tree_map(_dense, kwargs or {}))
 
 
-class AbsentInput(Tensor):
-    """Stands for the graph's own features ``[N, F]`` until a quantized layer takes them."""
-
-    @staticmethod
-    def __new__(cls, shape: tuple[int, int]) -> AbsentInput:
-        """Make a tensor without values."""
-        self = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
-        assert isinstance(self, AbsentInput)
-        return self
-
-    def __repr__(self) -> str:  # type: ignore[override]
-        """Return the shape."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return f"AbsentInput(shape={tuple(self.shape)})"
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Refuse everything that would need the values."""
-        kwargs = kwargs or {}
-        if func is F.dropout and not kwargs.get("training", args[2] if len(args) > 2 else True):
-            return args[0]
-        if func in METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        name = getattr(func, "__name__", str(func))
-        raise ModelError(
-            f"packed model: the model uses the graph's features outside its quantized layers "
-            f"(in {name}), but the file holds them only as those layers take them; let a "
-            f"quantized layer take them, at 32 bits where they have to stay exact"
-        )
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Refuse everything."""
-        raise ModelError(f"packed model: the graph's features are not there for {func}")
-
-
-METADATA = {
-    Tensor.size,
-    Tensor.dim,
-    Tensor.numel,
-    Tensor.is_floating_point,
-    Tensor.__len__,
-    *(
-        getattr(Tensor, name).__get__
-        for name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_leaf")
-    ),
-    *(getattr(Tensor, name).__get__ for name in ("is_sparse", "is_cuda", "grad_fn", "_version")),
-}
 _MATMUL = {torch.matmul, torch.mm, torch.sparse.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
 
 

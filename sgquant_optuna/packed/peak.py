@@ -22,8 +22,9 @@ from sgquant_optuna.bit_widths import BitWidths
 from sgquant_optuna.forward_pass import forward
 from sgquant_optuna.models import AGNN, GAT, GCN
 from sgquant_optuna.packed.file import read_store
-from sgquant_optuna.packed.model import PackedModel, plain_model
+from sgquant_optuna.packed.model import PackedModel
 from sgquant_optuna.packed.model_contents import pack_contents
+from sgquant_optuna.packed.model_reading import plain_model
 
 Kind = Literal["packed", "float32"]
 _EDGES = ("edge_index", "edge_attr", "edge_weight")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.input_stores import InputContent, input_stores
 from sgquant_optuna.packed.bit_array import pack_integers, read_integers
+from sgquant_optuna.packed.input_build import build_input_part
 from sgquant_optuna.packed.input_part import InputPart
 from sgquant_optuna.packed.integer_runs import read_run
 from sgquant_optuna.packed.model_input import PackedInput
@@ -58,7 +59,7 @@ def test_every_store_gives_the_fake_quantized_rows_in_the_bytes_that_were_counte
         0 * ONE, x.max().clamp(min=0.1) * ONE, min(bit_width, 16)
     )
     expected = x if bit_width == 32 else fake_quantize(x, scale, zero_point, bit_width)
-    part = InputPart.build(x, store, bit_width, scale, zero_point, "nearest")
+    part = build_input_part(x, store, bit_width, scale, zero_point, "nearest")
     assert part.nbytes == input_stores(*shape, bit_width, 1, content_of(x))[store]
     index = torch.arange(len(x)).flip(0).repeat(2)
     assert torch.equal(part.rows(index), expected[index])
@@ -76,7 +77,7 @@ def test_ranges_by_column_and_by_row(store, shape):
     x = values_of("many", 5, 7, torch.Generator().manual_seed(0))
     scale, zero_point = affine_parameters(torch.zeros(shape), torch.rand(shape) + 0.5, 4)
     expected = fake_quantize(x, scale, zero_point, 4)
-    part = InputPart.build(x, store, 4, scale, zero_point, "nearest")
+    part = build_input_part(x, store, 4, scale, zero_point, "nearest")
     assert part.nbytes == input_stores(5, 7, 4, scale.numel(), content_of(x))[store]
     assert torch.equal(part.rows(torch.arange(5)), expected)
     for sparse in (False, True):
@@ -87,14 +88,14 @@ def test_binary_rows_take_only_the_places_of_their_non_zeros():
     # 2 rows of 9 columns with 1 and 3 non-zeros: counts of 2 bits, columns of 4 bits, one value.
     x = torch.zeros(2, 9)
     x[0, 8] = x[1, 0] = x[1, 4] = x[1, 5] = 1
-    part = InputPart.build(x, "sparse codebook", 1, ONE, 0 * ONE, "nearest")
+    part = build_input_part(x, "sparse codebook", 1, ONE, 0 * ONE, "nearest")
     sizes = {name: tensor.nbytes for name, tensor in part.tensors.items()}
     assert sizes == {"counts": 1, "columns": 2, "codes": 0, "values": 4}
 
 
 def test_tensors_that_do_not_fit_are_refused():
     x = torch.eye(6)
-    part = InputPart.build(x, "sparse", 4, ONE, 0 * ONE, "nearest")
+    part = build_input_part(x, "sparse", 4, ONE, 0 * ONE, "nearest")
     arguments = part.store, part.bit_width, part.shape
     for name, value in {
         "columns": torch.zeros(99, dtype=torch.uint8),
@@ -111,7 +112,7 @@ def test_tensors_that_do_not_fit_are_refused():
 
 
 def test_parts_that_do_not_fit_the_buckets_are_refused():
-    part = InputPart.build(torch.eye(3), "rows", 32, ONE, ONE, "nearest")
+    part = build_input_part(torch.eye(3), "rows", 32, ONE, ONE, "nearest")
     bucket = torch.tensor([0, 1, 1, 1], dtype=torch.uint8)
     with pytest.raises(PackingError, match="degree buckets"):
         PackedInput([part, None], bucket, sparse=False)

@@ -44,6 +44,17 @@ def graph_fingerprint(data: Data) -> dict[str, Any]:
     }
 
 
+def edges_fingerprint(data: Data) -> dict[str, Any]:
+    """Describe the edges of a graph alone, for models that bring its features along."""
+    digest = hashlib.sha256()
+    for name in ("edge_index", "edge_attr", "edge_weight"):
+        column = data.get(name)
+        if isinstance(column, Tensor):
+            digest.update(name.encode())
+            digest.update(column.detach().cpu().contiguous().numpy().tobytes())
+    return {"edges": data.num_edges, "hash": digest.hexdigest()[:16]}
+
+
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:
     """Describe a model by its text and the shapes of its parameters."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}

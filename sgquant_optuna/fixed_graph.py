@@ -56,7 +56,7 @@ class FixedGraph:
                 if isinstance(conv, GCNConv) and conv.normalize and not conv.cached:
                     undo.callback(_forget_norm, conv)
                     conv.cached = True
-                if isinstance(conv, MessagePassing) and _is_sparse_product(conv):
+                if isinstance(conv, MessagePassing) and is_sparse_product(conv):
                     undo.callback(conv.__dict__.pop, "propagate")
                     conv.__dict__["propagate"] = partial(self._propagate, conv)
             yield self.data
@@ -133,7 +133,8 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape == other.shape and one.device == other.device and torch.equal(one, other)
 
 
-def _is_sparse_product(conv: MessagePassing) -> bool:
+def is_sparse_product(conv: MessagePassing) -> bool:
+    """Whether the messages of ``conv`` are (weighted) neighbours, added up or averaged."""
     base = next((known for known in _SPARSE_PRODUCTS if isinstance(conv, known)), None)
     return (
         base is not None

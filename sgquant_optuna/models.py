@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +151,7 @@ class GAT(nn.Module):
 class ModelRecipe:
     """A model of the paper with the settings that it is usually trained with."""
 
-    build: Callable[[int, int], nn.Module]
+    build: Callable[..., nn.Module]
     training: TrainingConfig
 
 
@@ -183,3 +184,31 @@ def make_model(name: str, in_channels: int, out_channels: int, *, seed: int = 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[name].build(in_channels, out_channels)
+
+
+def architecture(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """Return name and constructor arguments of a model of the paper, or ``None`` for another."""
+    if type(model) is GCN:
+        sizes = {
+            "in_channels": model.conv1.in_channels,
+            "out_channels": model.conv2.out_channels,
+            "hidden_channels": model.conv1.out_channels,
+        }
+        return "gcn", {**sizes, "dropout": model.dropout}
+    if type(model) is AGNN:
+        sizes = {
+            "in_channels": model.lin1.in_features,
+            "out_channels": model.lin2.out_features,
+            "hidden_channels": model.lin1.out_features,
+            "num_layers": len(model.props) + 2,
+        }
+        return "agnn", {**sizes, "dropout": model.dropout}
+    if type(model) is GAT:
+        sizes = {
+            "in_channels": model.conv1.in_channels,
+            "out_channels": model.conv2.out_channels,
+            "hidden_channels": model.conv1.out_channels * model.conv1.heads,
+            "heads": model.conv1.heads,
+        }
+        return "gat", {**sizes, "dropout": model.dropout}
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal, get_args
@@ -242,11 +242,13 @@ class QuantizationObjective:
 
     def measure(self, bits: BitWidths) -> float:
         """Finetune with these widths; return the mean validation accuracy in percent."""
-        return fmean(
-            member.finetune(bits, seed=self.seed + repeat)[1].accuracy
-            for member in self._members
-            for repeat in range(self.repeats)
-        )
+        return fmean(result.accuracy for _, result in self.finetuned(bits))
+
+    def finetuned(self, bits: BitWidths) -> Iterator[tuple[nn.Module, TrainingResult]]:
+        """Yield the models that a trial with these widths is measured on, one by one."""
+        for member in self._members:
+            for repeat in range(self.repeats):
+                yield member.finetune(bits, seed=self.seed + repeat)
 
     def finetune(self, bits: BitWidths, *, seed: int) -> tuple[nn.Module, TrainingResult]:
         """Return a finetuned copy of the (first) model, and how its training went."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,23 +39,48 @@ def quantize_input(
     A plain function that reads the layer, so that copies and pickles of a model keep their own
     quantizers.
     """
-    for alias in _ALIASES:
-        if alias in kwargs:
-            return args, {**kwargs, alias: _quantize(layer, kwargs[alias])}
-    return (_quantize(layer, args[0]), *args[1:]), kwargs
-
-
-def _quantize(layer: nn.Module, x: object) -> object:
     quantizer = layer.get_submodule("feature_quantizer")
     assert isinstance(quantizer, SiteQuantizer)
+    return map_input(quantizer.name, args, kwargs, quantizer)
+
+
+def map_input(
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    change: Callable[[Tensor], Tensor],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Change the features among the arguments of a layer, and nothing else.
+
+    Args:
+        name:
+            Where the layer stands, for error messages.
+        args:
+            Arguments by position.
+        kwargs:
+            Arguments by name.
+        change:
+            Takes and returns the features, ``[N, F]``; called once if they come twice.
+
+    Raises:
+        ModelError:
+            If the layer gets no single feature tensor.
+    """
+    for alias in _ALIASES:
+        if alias in kwargs:
+            return args, {**kwargs, alias: _changed(name, kwargs[alias], change)}
+    return (_changed(name, args[0], change), *args[1:]), kwargs
+
+
+def _changed(name: str, x: object, change: Callable[[Tensor], Tensor]) -> object:
     if isinstance(x, Tensor):
-        return quantizer(x)
+        return change(x)
     if isinstance(x, tuple | list):
         source, target = x
         if target is None or target is source:
-            quantized = quantizer(source)
-            return (quantized, None if target is None else quantized)
+            changed = change(source)
+            return (changed, None if target is None else changed)
     raise ModelError(
-        f"{quantizer.name}: expected one feature tensor (or twice the same), got "
-        f"{type(x).__name__}; bipartite inputs are not supported"
+        f"{name}: expected one feature tensor (or twice the same), got {type(x).__name__}; "
+        f"bipartite inputs are not supported"
     )

@@ -193,11 +193,11 @@ def calibrate(
         graph.observations = None
         model.train(was_training)
 
-    quantizers = dict(_quantizers(model))
+    by_name = dict(quantizers(model))
     bucket = graph.degree_bucket if graph.num_buckets > 1 else None
     sizes: dict[Site, SiteSize] = {}
     for name, seen in observations.items():
-        quantizer = quantizers[name]
+        quantizer = by_name[name]
         x, buckets = _pooled(seen, bucket)
         quantizer.calibrate(x, bit_widths, bucket=buckets, num_buckets=graph.num_buckets)
         contents = input_contents(quantizer, x, buckets) if x is graph.x else {}
@@ -217,7 +217,7 @@ def set_bit_widths(model: nn.Module, bits: BitWidths) -> None:
     """
     graph = _context(model)
     left = dict(bits)
-    for name, quantizer in _quantizers(model):
+    for name, quantizer in quantizers(model):
         if not quantizer.candidates and any(width != FULL_PRECISION for width in bits.values()):
             raise CalibrationError(f"{name}: expected a calibrated model; call calibrate() first")
         widths = []
@@ -304,7 +304,8 @@ def _check_layer(model: nn.Module, name: str) -> str:
     return name
 
 
-def _quantizers(model: nn.Module) -> Iterator[tuple[str, FeatureQuantizer]]:
+def quantizers(model: nn.Module) -> Iterator[tuple[str, FeatureQuantizer]]:
+    """Yield the quantizers of a model with their names, ``layer/component``."""
     for module in model.modules():
         if isinstance(module, SiteQuantizer):
             yield module.name, module.quantizer

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from sgquant_optuna.cli.dashboard import dashboard
+from sgquant_optuna.cli.evaluate import evaluate
+from sgquant_optuna.cli.export import export
 from sgquant_optuna.cli.init import init
 from sgquant_optuna.cli.report import report
 from sgquant_optuna.cli.search import search
@@ -27,6 +29,8 @@ app.command()(search)
 app.command()(init)
 app.command()(worker)
 app.command()(report)
+app.command()(export)
+app.command()(evaluate)
 app.command()(dashboard)
 
 

@@ -1,0 +1,64 @@
+"""``sgquant export``: the packed model of a trial as one file, or its bit widths as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgquant_optuna.cli.options import Storage
+
+
+def export(
+    study: Annotated[
+        str | None,
+        typer.Argument(help="Name of the study; may be left out if there is only one."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(show_default="STUDY.safetensors", help="File to write; .json for widths."),
+    ] = None,
+    trial: Annotated[
+        int | None,
+        typer.Option(show_default="the final report's, else the best", help="Which trial."),
+    ] = None,
+    assignment_only: Annotated[
+        bool, typer.Option("--assignment-only", help="Write the bit widths alone, as JSON.")
+    ] = False,
+    root: Annotated[
+        Path | None,
+        typer.Option(envvar="SGQUANT_DATA", show_default="data", help="Folder of data sets."),
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """Write a trial as one file: weights, bit widths, ranges and the packed features."""
+    from rich.console import Console
+
+    from sgquant_optuna.cli.quiet import quiet_optuna
+    from sgquant_optuna.study import load_study
+    from sgquant_optuna.study_export import export_assignment, export_study
+
+    quiet_optuna()
+    console = Console()
+    opened = load_study(study, storage=storage)
+    assignment_only = assignment_only or (out is not None and out.suffix == ".json")
+    path = out or Path(f"{opened.study_name}{'.json' if assignment_only else '.safetensors'}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out: expected a file in an existing folder, got {path}")
+    if assignment_only:
+        written = export_assignment(opened, path, trial=trial)
+        console.print(f"trial {written.source['trial']} of {opened.study_name}: {path}")
+        return
+    with console.status("training and finetuning as the trial did"):
+        done = export_study(opened, path, trial=trial, root=root)
+    console.print(
+        f"trial {done.trial} of {opened.study_name}: {path}, "
+        f"{done.model.file_nbytes / 1e6:,.3f} MB",
+        f"validation accuracy: trial {done.trial_accuracy:.2f} %, measured again "
+        f"{done.reproduced_accuracy:.2f} %, of the packed training {done.accuracy:.2f} %",
+        f"features stored: {done.model.stored_nbytes / 1e6:,.3f} MB, equal to the accounting; "
+        f"scores differ by {done.model.score_difference:.1g} of the largest at most",
+        sep="\n",
+        soft_wrap=True,
+    )

@@ -1,0 +1,159 @@
+"""Measures a packed model against the float32 model of the same weights, in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from sgquant_optuna.exceptions import GraphError, PackingError
+from sgquant_optuna.fixed_graph import FixedGraph
+from sgquant_optuna.forward_pass import forward
+from sgquant_optuna.graphs import load_graph
+from sgquant_optuna.packed.export import KIND, load_packed
+from sgquant_optuna.packed.file import read_store
+from sgquant_optuna.packed.model_reading import plain_model
+from sgquant_optuna.packed.peak import Kind, peak_nbytes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured. Accuracies are in percent.
+
+    Args:
+        provenance:
+            What the file says of its origin.
+        validation_accuracy:
+            Of the packed model, now.
+        test_accuracy:
+            Of the packed model, now; ``None`` unless it was asked for.
+        stored_nbytes:
+            Packed bytes of every site and of the bucket ids.
+        honest_nbytes:
+            What the honest accounting says.
+        full_precision_nbytes:
+            Float32 of the same values.
+        file_nbytes:
+            Size of the file.
+        file_parts:
+            Bytes of its parts.
+        peaks:
+            Peak memory of one inference in bytes, ``"packed"`` and ``"float32"`` on dense
+            features; ``None`` if not measurable here.
+        time_pyg:
+            Time of the packed inference over that of the float32 model as PyG runs it.
+        time_sparse:
+            The same over the float32 model with sparse features and sparse products.
+        repeats:
+            Interleaved runs that the median is of.
+    """
+
+    provenance: Mapping[str, Any]
+    validation_accuracy: float
+    test_accuracy: float | None
+    stored_nbytes: Mapping[str, int]
+    honest_nbytes: int
+    full_precision_nbytes: int
+    file_nbytes: int
+    file_parts: Mapping[str, int]
+    peaks: Mapping[Kind, int] | None
+    time_pyg: float
+    time_sparse: float
+    repeats: int
+
+
+@torch.no_grad()
+def evaluate_packed(
+    path: str | Path,
+    root: str | Path | None = None,
+    *,
+    test: bool = False,
+    repeats: int = 7,
+) -> Evaluation:
+    """Measure a file of ``sgquant export``.
+
+    Args:
+        path:
+            The file.
+        root:
+            Folder of data sets.
+        test:
+            Whether to look at the test nodes too.
+        repeats:
+            Interleaved timed runs.
+
+    Raises:
+        GraphError:
+            If the graph is not the one that the model was packed for, or has no test nodes.
+        PackingError:
+            If the file is cut, altered, or not of ``sgquant export``.
+    """
+    packed = load_packed(path)
+    provenance = packed.fields["provenance"]
+    if "dataset" not in provenance:
+        raise PackingError(
+            f"{path}: expected a file of `sgquant export`, got one made from Python, which does "
+            f"not name its data set; load_packed() it and call it with your graph"
+        )
+    data = load_graph(provenance["dataset"], root, seed=provenance["seed"])
+    scores = packed(data)
+    fields, tensors = read_store(path, KIND, verify=False)
+    model = plain_model(fields, tensors, None).eval()
+    fixed = FixedGraph(data)
+    with fixed.speed_up(model) as graph:
+
+        def sparse() -> Tensor:
+            return forward(model, graph)
+
+        sparse_ratio = _ratio(sparse, lambda: packed(data), repeats)
+    pyg_ratio = _ratio(lambda: forward(model, data), lambda: packed(data), repeats)
+    parts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        part = {"weights": "weights", "input": "input features", "bucket": "bucket ids"}
+        key = part.get(name.split(".")[0], "ranges")
+        parts[key] = parts.get(key, 0) + tensor.nbytes
+    size = Path(path).stat().st_size
+    return Evaluation(
+        provenance=provenance,
+        validation_accuracy=_accuracy(scores, data, "val_mask"),
+        test_accuracy=_accuracy(scores, data, "test_mask") if test else None,
+        stored_nbytes=packed.stored_nbytes,
+        honest_nbytes=int(packed.memory.memory_bytes),
+        full_precision_nbytes=int(packed.memory.full_precision_bytes),
+        file_nbytes=size,
+        file_parts={**parts, "header": size - sum(parts.values())},
+        peaks=peak_nbytes(path, data),
+        time_pyg=pyg_ratio,
+        time_sparse=sparse_ratio,
+        repeats=repeats,
+    )
+
+
+def _accuracy(scores: Tensor, data: Data, mask: str) -> float:
+    nodes = data.get(mask)
+    if nodes is None or not bool(nodes.any()):
+        raise GraphError(f"column {mask}: expected at least one node, got none")
+    return 100.0 * float((scores.argmax(dim=1) == data.y)[nodes].double().mean())
+
+
+def _ratio(
+    reference: Callable[[], object], candidate: Callable[[], object], repeats: int
+) -> float:
+    """Return the median time of the candidate over the reference's, run in turn."""
+    reference()
+    candidate()
+    ratios = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        reference()
+        middle = time.perf_counter()
+        candidate()
+        ratios.append((time.perf_counter() - middle) / (middle - start))
+    return median(ratios)

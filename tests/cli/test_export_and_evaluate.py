@@ -1,0 +1,161 @@
+import json
+import sqlite3
+
+import optuna
+import pytest
+import torch
+from torch_geometric.data import Data
+
+from sgquant_optuna.assignment import load_assignment
+from sgquant_optuna.attachment.model import attach, calibrate, set_bit_widths
+from sgquant_optuna.cli import main
+from sgquant_optuna.degree_buckets import AddDegreeBuckets
+from sgquant_optuna.forward_pass import forward
+from sgquant_optuna.graphs import load_graph
+from sgquant_optuna.models import make_model
+from sgquant_optuna.packed.export import load_packed
+from sgquant_optuna.storage import open_storage
+from sgquant_optuna.study_record import RECORD_ATTR
+from tests.cli.test_commands import run
+
+NAME = "gcn-digits-lwq+cwq+taq"
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A study of three trials, each measured on two trainings, and the packed best."""
+    folder = tmp_path_factory.mktemp("study")
+    storage = ["--storage", str(folder / "s.db")]
+    main_ends_well(
+        *("search", "--n-trials", "3", "--models", "2", "--final-seeds", "2"),
+        *("--epochs", "5", "--finetune-epochs", "2", "--widths", "2,4,8", *storage),
+    )
+    main_ends_well("export", "--out", str(folder / "best.safetensors"), *storage)
+    return folder
+
+
+def main_ends_well(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert not stop.value.code
+
+
+def the_study(folder):
+    return optuna.load_study(study_name=NAME, storage=open_storage(folder / "s.db"))
+
+
+def test_the_packed_model_has_the_accuracy_and_the_bytes_of_its_trial(folder):
+    packed = load_packed(folder / "best.safetensors")
+    origin = packed.fields["provenance"]
+    trial = the_study(folder).trials[origin["trial"]]
+    assert origin["reproduced_accuracy"] == trial.user_attrs["accuracy"]
+    assert packed.bit_widths.to_dict() == trial.user_attrs["bit_widths"]
+    data = load_graph("digits")
+    right = (packed(data).argmax(1) == data.y)[data.val_mask]
+    assert 100 * right.double().mean().item() == pytest.approx(origin["accuracy"])
+    assert sum(packed.stored_nbytes.values()) == trial.user_attrs["memory_bytes"]
+    assert origin["final"]["trial"] == trial.number
+    assert origin["versions"]["torch"]
+
+
+def test_evaluate_measures_it_against_float32(folder, capsys):
+    code, out, err = run(capsys, "evaluate", str(folder / "best.safetensors"), "--repeats", "1")
+    assert code == 0, err
+    origin = load_packed(folder / "best.safetensors").fields["provenance"]
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line[0] == "│"}
+    assert f"{origin['accuracy']:.2f} %" in lines["validation accuracy"]
+    assert "equal to the honest accounting" in lines["features stored"]
+    assert "weights" in lines["file"]
+    assert "of its own" in lines["peak memory of a pass"]
+    assert "sparse products" in lines["time of a pass"]
+    assert "not of this one" in lines["test, of the final report"]
+    assert "test, opened now" not in lines
+
+
+def test_a_chosen_trial_is_exported(folder, capsys):
+    arguments = ["export", "--storage", str(folder / "s.db"), "--trial", "1"]
+    code, out, err = run(capsys, *arguments, "--assignment-only")
+    assert code == 0, err
+    assert "trial 1" in out
+    found = load_assignment(f"{NAME}.json")
+    assert found.bit_widths.to_dict() == the_study(folder).trials[1].user_attrs["bit_widths"]
+    assert found.granularity == "cwq+lwq+taq"
+
+
+def test_an_assignment_quantizes_a_model(folder, capsys):
+    run(capsys, "export", "--storage", str(folder / "s.db"), "--out", "a.json")
+    found = load_assignment("a.json")
+    data = AddDegreeBuckets(found.degree_edges)(load_graph("digits"))
+    model = attach(
+        make_model("gcn", 64, 10), config=found.quantizer, num_buckets=found.num_buckets
+    )
+    calibrate(model, data, bit_widths=found.candidates, forward=forward)
+    set_bit_widths(model, found.bit_widths)
+    assert model(data.x, data.edge_index).shape == (1797, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trial", "7"], "expected a finished trial, got 7; finished are 0, 1, 2"),
+        (["--out", "no/such/folder.safetensors"], "--out: expected a file in an existing folder"),
+        (["other"], "expected study 'other'"),
+    ],
+)
+def test_a_bad_export_is_one_line_and_exit_code_2(arguments, message, folder, capsys):
+    code, _, err = run(capsys, "export", "--storage", str(folder / "s.db"), *arguments)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_a_study_of_other_weights_is_refused_by_name(folder, tmp_path, capsys):
+    copy = tmp_path / "s.db"
+    with sqlite3.connect(folder / "s.db") as source, sqlite3.connect(copy) as target:
+        source.backup(target)
+    study = optuna.load_study(study_name=NAME, storage=open_storage(copy))
+    record = study.user_attrs[RECORD_ATTR]
+    record["fingerprint"]["graph"]["hash"] = "0123456789abcdef"
+    study.set_user_attr(RECORD_ATTR, record)
+    code, _, err = run(capsys, "export", "--storage", str(copy), "--out", "m")
+    assert code == 2
+    assert f"study '{NAME}' was made with another graph" in err
+
+
+def test_a_bad_file_is_one_line_and_exit_code_2(folder, tmp_path, capsys):
+    content = (folder / "best.safetensors").read_bytes()
+    damaged = bytearray(content)
+    damaged[-100] ^= 4
+    files = {
+        "cut": (content[:-50], "not a packed file"),
+        "altered": (bytes(damaged), "checksum differs"),
+        "foreign": (b"something else", "not a packed file"),
+    }
+    for name, (stored, message) in files.items():
+        (tmp_path / name).write_bytes(stored)
+        code, _, err = run(capsys, "evaluate", name)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+    code, _, err = run(capsys, "evaluate", "none")
+    assert code == 2 and "expected a file at none" in err
+
+
+def test_another_graph_is_one_line_and_exit_code_2(folder, capsys, monkeypatch):
+    other = Data(x=torch.zeros(1797, 64), edge_index=torch.zeros(2, 5, dtype=torch.long))
+    monkeypatch.setattr("sgquant_optuna.packed.evaluation.load_graph", lambda *_, **__: other)
+    code, _, err = run(capsys, "evaluate", str(folder / "best.safetensors"))
+    assert code == 2
+    assert "expected the one that the model was packed for" in err
+
+
+def test_the_assignment_file_is_plain_json(folder, capsys):
+    run(capsys, "export", "--storage", str(folder / "s.db"), "--out", "a.json")
+    with open("a.json") as file:
+        content = json.load(file)
+    assert content["schema"] == "sgquant_optuna/assignment"
+    assert content["fingerprint"]["graph"]["nodes"] == 1797

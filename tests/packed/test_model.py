@@ -1,0 +1,270 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch_geometric.nn import GIN, GATv2Conv, GCNConv, GraphSAGE, TransformerConv
+
+from sgquant_optuna.attachment.model import attach, calibrate, set_bit_widths
+from sgquant_optuna.bit_widths import BitWidths
+from sgquant_optuna.degree_buckets import AddDegreeBuckets
+from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
+from sgquant_optuna.fixed_graph import FixedGraph
+from sgquant_optuna.forward_pass import forward
+from sgquant_optuna.memory import honest_memory
+from sgquant_optuna.models import AGNN, GAT, GCN
+from sgquant_optuna.packed import model_graph, packed_tensor
+from sgquant_optuna.packed.export import export_packed, load_packed
+from sgquant_optuna.quantization.config import QuantizerConfig
+from sgquant_optuna.search_space import BitWidthSearchSpace
+from tests.conftest import make_graph
+
+WIDTHS = (1, 3, 4, 8, 16, 32)
+
+
+class TwoConvs(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x, edge_index):
+        return self.second(self.first(x, edge_index).relu(), edge_index)
+
+
+MODELS = {
+    "gcn": lambda: GCN(12, 3, hidden_channels=8),
+    "agnn": lambda: AGNN(12, 3, hidden_channels=8),
+    "gat": lambda: GAT(12, 3, hidden_channels=8, heads=4),
+    "sage": lambda: GraphSAGE(12, 8, num_layers=2, out_channels=3),
+    "gin": lambda: GIN(12, 8, num_layers=2, out_channels=3),
+    "gatv2": lambda: TwoConvs(GATv2Conv(12, 4, heads=2, residual=True), GATv2Conv(8, 3)),
+    "transformer": lambda: TwoConvs(TransformerConv(12, 4, heads=2), TransformerConv(8, 3)),
+}
+BUILT_IN = ("gcn", "agnn", "gat")
+
+
+def graph_of(sparse):
+    graph = make_graph()
+    if sparse:
+        generator = torch.Generator().manual_seed(1)
+        keep = torch.rand(graph.x.shape, generator=generator) < 0.1
+        graph.x = keep * (1 + torch.rand(graph.x.shape, generator=generator))
+    return graph
+
+
+def quantized(name, graph, *, granularity="lwq+cwq+taq", axis="tensor", widths=WIDTHS):
+    """A fake-quantized model of mixed widths, its graph, its layout and its scores."""
+    edges = (2, 4) if "taq" in granularity or axis == "bucket" else ()
+    if edges:
+        graph = AddDegreeBuckets(edges)(graph)
+    torch.manual_seed(1)
+    model = attach(MODELS[name](), config=QuantizerConfig(axis=axis), num_buckets=len(edges) + 1)
+    fixed = FixedGraph(graph)
+    with fixed.speed_up(model) as fast:
+        layout = calibrate(model, fast, bit_widths=widths, forward=forward)
+        space = BitWidthSearchSpace(layout.sizes, granularity=granularity, bit_widths=widths)
+        choice = itertools.cycle(widths)
+        bits = space.from_params({parameter: next(choice) for parameter in space.names})
+        set_bit_widths(model, bits)
+        with torch.no_grad():
+            scores = forward(model.eval(), fast)
+    return model, fixed.data, layout, scores, bits
+
+
+def check_same(name, tmp_path, **options):
+    graph = graph_of(options.pop("sparse", False))
+    model, data, layout, scores, bits = quantized(name, graph, **options)
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    packed = load_packed(tmp_path / "m", None if name in BUILT_IN else MODELS[name]())
+    found = packed(graph.edge_index)
+    assert torch.allclose(found, scores, rtol=0, atol=1e-5 * float(scores.abs().max()))
+    assert torch.equal(found.argmax(1), scores.argmax(1))
+    assert packed.bit_widths == bits
+    assert sum(packed.stored_nbytes.values()) == honest_memory(layout, bits).memory_bytes
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_and_bytes_are_those_of_the_fake_quantized_model(name, sparse, tmp_path):
+    check_same(name, tmp_path, sparse=sparse)
+
+
+@pytest.mark.parametrize(
+    "granularity", ["uniform", "lwq", "cwq", "taq", "lwq+cwq", "lwq+taq", "cwq+taq"]
+)
+def test_every_granularity_packs(granularity, tmp_path):
+    check_same("gat", tmp_path, granularity=granularity, widths=(4, 32, 16, 2))
+
+
+@pytest.mark.parametrize("axis", ["bucket", "column", "row"])
+@pytest.mark.parametrize("name", ["gcn", "agnn"])
+def test_every_axis_of_ranges_packs(name, axis, tmp_path):
+    check_same(name, tmp_path, axis=axis, sparse=name == "gcn", widths=(4, 16, 32))
+
+
+@pytest.mark.parametrize("name", ["gat", "agnn", "sage", "gatv2"])
+def test_blocks_of_few_edges_give_the_same_scores(name, tmp_path, monkeypatch):
+    for module, names in {
+        model_graph: ("BLOCK_EDGES", "_BLOCK_VALUES"),
+        packed_tensor: ("BLOCK_VALUES",),
+    }.items():
+        for block in names:
+            monkeypatch.setattr(module, block, 5)
+    check_same(name, tmp_path)
+
+
+def test_attention_of_all_edges_never_exists(tmp_path, monkeypatch):
+    model, data, layout, *_ = quantized("gat", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    monkeypatch.setattr(model_graph, "BLOCK_EDGES", 30)
+    seen = []
+
+    def spied(compute):
+        def edge_update(*args, **kwargs):
+            seen.append(compute(*args, **kwargs))
+            return seen[-1]
+
+        return edge_update
+
+    packed = load_packed(tmp_path / "m")
+    for conv in (packed.model.conv1, packed.model.conv2):
+        monkeypatch.setattr(conv, "edge_update", spied(conv.edge_update))
+    packed(data)
+    most = int(torch.bincount(data.edge_index[1]).max()) + 1
+    assert max(len(alpha) for alpha in seen) <= max(30, most)
+    edges = data.num_edges + data.num_nodes
+    assert sum(len(alpha) for alpha in seen) == 2 * edges  # two layers, self-loops included
+
+
+def test_the_file_needs_neither_features_nor_labels(tmp_path):
+    model, data, layout, scores, _ = quantized("gcn", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    bare = make_graph()
+    del bare.x, bare.y
+    assert torch.equal(load_packed(tmp_path / "m")(bare), scores)
+
+
+def test_another_graph_is_refused(tmp_path):
+    model, data, layout, *_ = quantized("gcn", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    packed = load_packed(tmp_path / "m")
+    for other in (make_graph(seed=1), data.edge_index.flip(1), data.edge_index[:, 1:]):
+        with pytest.raises(GraphError, match="the one that the model was packed for"):
+            packed(other)
+    edges = data.edge_index.clone()
+    packed(edges)
+    edges[0, 0] = (edges[0, 0] + 1) % 60  # in place: the same tensor is not the same graph
+    with pytest.raises(GraphError, match="hash"):
+        packed(edges)
+
+
+def test_another_architecture_is_refused(tmp_path):
+    model, data, layout, *_ = quantized("sage", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    with pytest.raises(ModelError, match="expected an instance of GraphSAGE"):
+        load_packed(tmp_path / "m")
+    for other in (MODELS["gin"](), GraphSAGE(12, 9, num_layers=2, out_channels=3)):
+        with pytest.raises(ModelError, match="expected the architecture"):
+            load_packed(tmp_path / "m", other)
+
+
+def test_the_given_model_stays_as_it_is(tmp_path):
+    model, data, layout, scores, _ = quantized("sage", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    given_model = MODELS["sage"]()
+    before = {name: value.clone() for name, value in given_model.state_dict().items()}
+    load_packed(tmp_path / "m", given_model)(data)
+    assert all(
+        torch.equal(value, before[name]) for name, value in given_model.state_dict().items()
+    )
+    assert forward(given_model.eval(), make_graph()).shape == scores.shape
+
+
+def test_a_model_that_needs_its_input_elsewhere_is_refused(tmp_path):
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = GCNConv(12, 12)
+
+        def forward(self, x, edge_index):
+            return self.conv(x, edge_index) + x
+
+    data = make_graph()
+    model = attach(Skip())
+    layout = calibrate(model, data, bit_widths=(4,), forward=forward)
+    set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 4)))
+    with pytest.raises(ModelError, match="outside its quantized layers"):
+        export_packed(model, data, tmp_path / "m", layout=layout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_that_is_not_reached_is_noticed(tmp_path):
+    model, data, layout, *_ = quantized("gcn", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    packed = load_packed(
+        tmp_path / "m", forward=lambda model, data: model.conv1(data.x, data.edge_index)
+    )
+    with pytest.raises(QuantizerBypassedError, match="conv2"):
+        packed(data)
+
+
+def test_a_graph_of_another_layout_is_refused(tmp_path):
+    model, data, layout, *_ = quantized("gcn", make_graph())
+    with pytest.raises(GraphError, match="60 nodes"):
+        export_packed(model, make_graph(num_nodes=30), tmp_path / "m", layout=layout)
+    with pytest.raises(GraphError, match="degree_bucket"):
+        export_packed(model, make_graph(), tmp_path / "m", layout=layout)
+
+
+def test_it_stays_in_evaluation_mode(tmp_path):
+    model, data, layout, scores, _ = quantized("gat", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    packed = load_packed(tmp_path / "m").train()
+    assert torch.equal(packed(data), scores)
+    assert not any(parameter.requires_grad for parameter in packed.parameters())
+
+
+def test_an_altered_or_cut_file_never_gives_other_scores(tmp_path):
+    model, data, layout, scores, _ = quantized("gcn", graph_of(sparse=True))
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    content = (tmp_path / "m").read_bytes()
+
+    @settings(deadline=None, max_examples=300)
+    @given(st.integers(0, 8 * len(content) - 1), st.booleans())
+    def alter(bit, cut):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "y").write_bytes(content[: bit // 8] if cut else damaged)
+        try:
+            found = load_packed(tmp_path / "y")
+        except PackingError:
+            return
+        assert torch.equal(found(data), scores)
+
+    alter()
+
+
+def test_a_header_that_does_not_fit_its_tensors_is_refused(tmp_path):
+    from sgquant_optuna.packed.file import read_store, write_store
+
+    model, data, layout, *_ = quantized("gcn", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    fields, tensors = read_store(tmp_path / "m", "packed_model")
+    for change in (
+        {"sites": None},
+        {"bit_widths": {"conv1": 4}},
+        {"layout": {}},
+        {"quantizer": {"rounding": "up"}},
+        {"model": {"name": "none", "arguments": {}}},
+        {"sites": [{**site, "bit_widths": [9, 9, 9]} for site in fields["sites"]]},
+    ):
+        write_store(tmp_path / "y", "packed_model", {**fields, **change}, tensors)
+        with pytest.raises(PackingError, match="header|packed"):
+            load_packed(tmp_path / "y")
+    for missing in tensors:
+        left = {name: tensor for name, tensor in tensors.items() if name != missing}
+        write_store(tmp_path / "y", "packed_model", fields, left)
+        with pytest.raises(PackingError):
+            load_packed(tmp_path / "y")

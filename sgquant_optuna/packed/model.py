@@ -233,7 +233,7 @@ class PackedModel(nn.Module):
         lines = stored_lines(site["bit_widths"], config.axis, bucket)
         self._used[name] = packed.data.nbytes + RANGE_BYTES * scale[lines].numel()
         if self._frees and x._base is None:
-            x.untyped_storage().resize_(0)  # the models of the paper do not read it again
+            x.data = x.new_empty(0)  # the models of the paper do not read it again
         return PackedTensor(HiddenRows(packed))
 
     def _attention(

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from sgquant_optuna.search_plan import SearchPlan
     from sgquant_optuna.search_space import BitWidthSearchSpace
     from sgquant_optuna.storage import open_storage
-    from sgquant_optuna.study import create_study, default_sampler, load_study
+    from sgquant_optuna.study import create_study, default_sampler
     from sgquant_optuna.study_export import export_assignment, export_study
+    from sgquant_optuna.study_loading import load_study
     from sgquant_optuna.study_report import report
     from sgquant_optuna.training import TrainingConfig, accuracy, fit
 
@@ -51,7 +52,8 @@ _MODULES = {
     "search_plan": ("SearchPlan",),
     "search_space": ("BitWidthSearchSpace",),
     "storage": ("open_storage",),
-    "study": ("create_study", "default_sampler", "load_study"),
+    "study": ("create_study", "default_sampler"),
+    "study_loading": ("load_study",),
     "training": ("TrainingConfig", "accuracy", "fit"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

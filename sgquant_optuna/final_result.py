@@ -59,11 +59,11 @@ class FinalResult:
         ``None`` where all seeds gave the same, as finetuning without dropout does: that one value
         tells nothing of how it varies.
         """
-        from scipy.stats import t
+        from scipy.special import stdtrit  # scipy.stats takes a second to import
 
         if len(set(self._drops)) == 1:
             return None
-        half = float(t.ppf(0.975, len(self._drops) - 1)) * stdev(self._drops)
+        half = float(stdtrit(len(self._drops) - 1, 0.975)) * stdev(self._drops)
         half /= math.sqrt(len(self._drops))
         return self.test_drop - half, self.test_drop + half
 

@@ -132,6 +132,22 @@ class BitWidthSearchSpace:
             }
         )
 
+    def params_of(self, bits: Mapping[Site, int]) -> dict[str, int]:
+        """Return the parameters that give these widths; of sites that share one, the first's.
+
+        Raises:
+            ValueError:
+                If the encoding is ordinal and a width is not a candidate.
+            KeyError:
+                If a site is missing.
+        """
+        widths: dict[str, int] = {}
+        for site, name in self._name_of.items():
+            widths.setdefault(name, bits[site])
+        if self.encoding == "ordinal":
+            return {name: self.bit_widths.index(width) for name, width in widths.items()}
+        return widths
+
     def _width(self, name: str, params: Mapping[str, Any]) -> int:
         if name not in params:
             raise ValueError(f"parameters: expected one for {name!r}, got {sorted(params)}")

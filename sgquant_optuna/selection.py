@@ -2,10 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.exceptions import StudyNotFoundError
+from sgquant_optuna.final_result import FinalResult
+
+MEASURED_ATTRS = ("memory_bytes", "accuracy_drop")
+"""User attributes that rank a trial."""
+
+
+class Measured(Protocol):
+    """A trial, or the row of a table about one."""
+
+    @property
+    def number(self) -> int:
+        """Its number in the study."""
+
+    @property
+    def state(self) -> TrialState:
+        """Its state."""
+
+    @property
+    def user_attrs(self) -> Mapping[str, Any]:
+        """With those of ``MEASURED_ATTRS`` if our objective finished it."""
+
+
+_Trial = TypeVar("_Trial", bound=Measured)
+
+
+def is_measured(trial: Measured) -> bool:
+    """Tell whether our objective finished a trial."""
+    return trial.state == TrialState.COMPLETE and "memory_bytes" in trial.user_attrs
+
+
+def rank(trials: Sequence[_Trial], max_drop: float) -> list[_Trial]:
+    """Order measured trials from best to worst, as :func:`ranked_trials` does."""
+
+    def badness(trial: _Trial) -> tuple[float, float, float]:
+        drop = float(trial.user_attrs["accuracy_drop"])
+        return max(drop - max_drop, 0.0), float(trial.user_attrs["memory_bytes"]), drop
+
+    return sorted(trials, key=badness)
+
+
+def choose(
+    study: optuna.Study, trials: Sequence[_Trial], max_drop: float
+) -> tuple[_Trial, FinalResult | None]:
+    """Return the trial to take, and what the final report said of it.
+
+    That is the trial which held with fresh seeds, or else the best by rank.
+
+    Raises:
+        StudyNotFoundError:
+            If no trial is finished.
+    """
+    ranked = rank([trial for trial in trials if is_measured(trial)], max_drop)
+    if not ranked:
+        raise StudyNotFoundError(
+            f"study {study.study_name!r}: expected at least one finished trial, got none"
+        )
+    best, final = ranked[0], FinalResult.load(study)
+    if final is not None and best.number in (final.trial, *final.others):
+        return next(trial for trial in ranked if trial.number == final.trial), final
+    return best, None  # without a final report, or trials since then found a smaller one
 
 
 def measured_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -30,12 +93,7 @@ def ranked_trials(study: optuna.Study, max_drop: float) -> list[FrozenTrial]:
         StudyNotFoundError:
             If no trial is finished.
     """
-
-    def badness(trial: FrozenTrial) -> tuple[float, float, float]:
-        drop = float(trial.user_attrs["accuracy_drop"])
-        return max(drop - max_drop, 0.0), float(trial.user_attrs["memory_bytes"]), drop
-
-    trials = sorted(measured_trials(study), key=badness)
+    trials = rank(measured_trials(study), max_drop)
     if not trials:
         raise StudyNotFoundError(
             f"study {study.study_name!r}: expected at least one finished trial, got none"

@@ -10,9 +10,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from sgquant_optuna.bit_widths import FULL_PRECISION, BitWidths, Site
-from sgquant_optuna.degree_buckets import bucket_labels
+from sgquant_optuna.degree_labels import bucket_labels
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.final_result import FinalResult
 from sgquant_optuna.memory import (
@@ -22,8 +23,9 @@ from sgquant_optuna.memory import (
     paper_memory,
     site_store,
 )
-from sgquant_optuna.selection import measured_trials, ranked_trials
+from sgquant_optuna.selection import MEASURED_ATTRS, choose, is_measured
 from sgquant_optuna.study_record import StudyRecord
+from sgquant_optuna.trial_rows import trial_rows
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class StudyReport:
     num_measured: int
     num_trials: int
     final: FinalResult | None
+
+    @property
+    def title(self) -> str:
+        """What the tables are about, in a line."""
+        return f"{self.study_name}: bits of trial {self.trial.number}"
 
     @property
     def paper(self) -> Memory:
@@ -87,7 +94,7 @@ class StudyReport:
 
     def __rich__(self) -> RenderableType:
         """Return both tables for a terminal."""
-        return Group(self._bits_table(), self._summary_table())
+        return Group(self.bits_table(), self.summary_table())
 
     def __str__(self) -> str:
         """Return both tables as plain text."""
@@ -97,8 +104,9 @@ class StudyReport:
         assert isinstance(text, io.StringIO)
         return text.getvalue().rstrip()
 
-    def _bits_table(self) -> Table:
-        table = Table(title=f"{self.study_name}: bits of trial {self.trial.number}")
+    def bits_table(self) -> Table:
+        """Return the widths of every layer, component and degree bucket."""
+        table = Table(title=Text(self.title))  # a name may look like markup
         labels = bucket_labels(self.record.degree_edges)
         by_bucket = any(site.bucket is not None for site in self.bits)
         table.add_column("layer")
@@ -135,7 +143,8 @@ class StudyReport:
         by_bucket = {site.bucket: str(self.bits[site]) for site in sites}
         return [by_bucket.get(bucket, "-") for bucket in range(columns)]
 
-    def _summary_table(self) -> Table:
+    def summary_table(self) -> Table:
+        """Return accuracy and memory before and after."""
         table = Table(show_header=True)
         for column in ("", "full precision", "quantized", ""):
             table.add_column(column, justify="right" if column else "left")
@@ -195,23 +204,16 @@ def report(study: optuna.Study) -> StudyReport:
         raise StudyNotFoundError(
             f"study {study.study_name!r}: expected a study of QuantizationObjective, got another"
         )
-    final = FinalResult.load(study)
-    ranked = ranked_trials(study, record.max_drop)
-    trial = ranked[0]
-    if final is not None and trial.number in (final.trial, *final.others):
-        trial = next(t for t in ranked if t.number == final.trial)
-    else:
-        final = None  # trials since then found a smaller one
-    started = study.get_trials(
-        deepcopy=False, states=tuple(s for s in TrialState if s != TrialState.WAITING)
-    )
+    rows = trial_rows(study, MEASURED_ATTRS)
+    chosen, final = choose(study, rows, record.max_drop)
+    trial = study._storage.get_trial(chosen.trial_id)
     return StudyReport(
         study_name=study.study_name,
         record=record,
         trial=trial,
         bits=BitWidths.from_dict(trial.user_attrs["bit_widths"]),
-        num_measured=len(measured_trials(study)),
-        num_trials=len(started),
+        num_measured=sum(map(is_measured, rows)),
+        num_trials=sum(row.state != TrialState.WAITING for row in rows),
         final=final,
     )
 

@@ -4,7 +4,6 @@ from torch_geometric.data import Data
 
 from sgquant_optuna.degree_buckets import (
     AddDegreeBuckets,
-    bucket_labels,
     quantile_degree_edges,
 )
 

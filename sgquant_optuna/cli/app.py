@@ -12,8 +12,10 @@ from sgquant_optuna.cli.dashboard import dashboard
 from sgquant_optuna.cli.evaluate import evaluate
 from sgquant_optuna.cli.export import export
 from sgquant_optuna.cli.init import init
+from sgquant_optuna.cli.list import list_studies
 from sgquant_optuna.cli.report import report
 from sgquant_optuna.cli.search import search
+from sgquant_optuna.cli.status import status
 from sgquant_optuna.cli.worker import worker
 from sgquant_optuna.exceptions import SgquantError
 
@@ -28,6 +30,8 @@ app = typer.Typer(
 app.command()(search)
 app.command()(init)
 app.command()(worker)
+app.command("list")(list_studies)
+app.command()(status)
 app.command()(report)
 app.command()(export)
 app.command()(evaluate)

@@ -33,9 +33,30 @@ StudyName = Annotated[
     str | None,
     typer.Option(show_default="MODEL-DATASET-GRANULARITY", help="Name of the study."),
 ]
+
+
+def _complete_study_name(context: typer.Context, incomplete: str) -> list[str]:
+    """Offer the studies of the storage that the line names; nothing if it cannot be read."""
+    import optuna
+
+    from sgquant_optuna.cli.quiet import quiet_optuna
+    from sgquant_optuna.storage import open_storage
+
+    quiet_optuna()
+    try:
+        opened = open_storage(context.params.get("storage"), create=False)
+        names = optuna.get_all_study_names(opened)
+    except Exception:  # a completion never shows an error in the middle of a line
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 StudyArgument = Annotated[
     str | None,
-    typer.Argument(help="Name of the study; may be left out if there is only one."),
+    typer.Argument(
+        help="Name of the study; may be left out if there is only one.",
+        autocompletion=_complete_study_name,
+    ),
 ]
 
 

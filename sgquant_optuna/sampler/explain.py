@@ -135,7 +135,25 @@ def sensitivity(
     learned = _target(trials, space, target)
     if learned is None or len(learned.values) < 2:
         raise ValueError(f"sensitivity: expected two trials that measured {target!r}")
-    surrogate = Surrogate(learned, seed=seed)
+    return partial_dependence(space, Surrogate(learned, seed=seed), seed=seed)
+
+
+def partial_dependence(
+    space: FiniteSpace, surrogate: Surrogate, *, seed: int = 0
+) -> list[Sensitivity]:
+    """Average a fitted cost model over all parameters but one, for each parameter.
+
+    Args:
+        space:
+            The grid that the model was fitted on.
+        surrogate:
+            The model.
+        seed:
+            Seed of the configurations that are averaged over.
+
+    Returns:
+        One entry for each parameter, most important first.
+    """
     background = space.random(np.random.default_rng(seed), _BACKGROUND)
     entries = []
     for column, (name, cardinality) in enumerate(

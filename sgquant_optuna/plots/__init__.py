@@ -1,0 +1,1 @@
+"""Plots of a study: numbers without a plotting library, then figures."""

@@ -99,11 +99,15 @@ def to_csv(study: optuna.Study, report: StudyReport) -> str:
 def to_markdown(report: StudyReport) -> str:
     """Return both tables in the Markdown of GitHub."""
     parts = [f"# {markdown_text(report.study_name)}", f"Bits of trial {report.trial.number}:"]
-    parts += [markdown_table(PlainTable.of(t)) for t in (report.bits_table(), report.summary_table())]
+    parts += [
+        markdown_table(PlainTable.of(t)) for t in (report.bits_table(), report.summary_table())
+    ]
     return "\n\n".join(parts) + "\n"
 
 
-def to_html(report: StudyReport, figures: Mapping[str, tuple[str, bytes]], *, note: str = "") -> str:
+def to_html(
+    report: StudyReport, figures: Mapping[str, tuple[str, bytes]], *, note: str = ""
+) -> str:
     """Return one page without any other file: the tables, then the plots.
 
     Args:
@@ -121,7 +125,8 @@ def to_html(report: StudyReport, figures: Mapping[str, tuple[str, bytes]], *, no
         for title, png in figures.values()
     )
     tables = "\n".join(
-        _html_table(PlainTable.of(table)) for table in (report.bits_table(), report.summary_table())
+        _html_table(PlainTable.of(table))
+        for table in (report.bits_table(), report.summary_table())
     )
     return _PAGE.format(
         name=name,
@@ -139,7 +144,8 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{name}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; }}
+body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
 table {{ border-collapse: collapse; margin: 1rem 0; }}
 th, td {{ border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: left; }}
 figure {{ margin: 1.5rem 0; }}

@@ -192,7 +192,5 @@ def _workers(rows: Sequence[TrialRow]) -> tuple[WorkerStatus, ...]:
             continue
         states = Counter(row.state for row in mine)
         finished = states[TrialState.COMPLETE] + states[TrialState.PRUNED]
-        workers.append(
-            WorkerStatus(name, finished, states[TrialState.RUNNING], max(moments))
-        )
+        workers.append(WorkerStatus(name, finished, states[TrialState.RUNNING], max(moments)))
     return tuple(sorted(workers, key=lambda worker: (-worker.finished, worker.name)))

@@ -30,9 +30,7 @@ _TRIALS = sa.table(
 _ATTRS = sa.table(
     "trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json")
 )
-_BEATS = sa.table(
-    "trial_heartbeats", sa.column("trial_id"), sa.column("heartbeat", sa.DateTime)
-)
+_BEATS = sa.table("trial_heartbeats", sa.column("trial_id"), sa.column("heartbeat", sa.DateTime))
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,3 @@ def test_quantile_edges_split_the_nodes_evenly():
 def test_quantile_edges_of_a_regular_graph_make_one_bucket():
     ring = torch.stack([torch.arange(5), (torch.arange(5) + 1) % 5])
     assert quantile_degree_edges(Data(edge_index=ring, num_nodes=5), 4) == ()
-
-
-def test_labels_tell_the_degrees():
-    assert bucket_labels((4, 5, 8)) == ["0-3", "4", "5-7", "8+"]
-    assert bucket_labels(()) == ["0+"]

@@ -6,19 +6,33 @@ from typing import Annotated
 
 import typer
 
-from sgquant_optuna.cli.options import Storage
+from sgquant_optuna.cli.options import Artifacts, Storage
 
 
 def dashboard(
     storage: Storage = None,
+    artifacts: Artifacts = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8080,
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)
+    ] = 8080,
 ) -> None:
-    """Open the Optuna dashboard on the study database. It has no login: keep it local."""
-    import optuna_dashboard
+    """Open the Optuna dashboard on the study database. It has no login: keep it local.
 
+    While it runs, it writes a note and plots for each study and renews them as trials finish.
+    """
+    from sgquant_optuna.artifacts import open_artifacts
+    from sgquant_optuna.cli.quiet import quiet_optuna
+    from sgquant_optuna.dashboard.server import serve
     from sgquant_optuna.storage import open_storage
 
+    quiet_optuna()
     opened = open_storage(storage, create=False)
-    typer.echo(f"Dashboard on http://{host}:{port}/ (stop with Ctrl+C)")
-    optuna_dashboard.run_server(opened, host=host, port=port)
+    store = open_artifacts(artifacts, storage_url=storage)
+    serve(
+        opened,
+        store,
+        host=host,
+        port=port,
+        ready=lambda found: typer.echo(f"Dashboard on http://{host}:{found}/ (stop with Ctrl+C)"),
+    )

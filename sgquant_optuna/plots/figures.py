@@ -186,7 +186,9 @@ def _sensitivity(axes: Axes, found: Measurements) -> None:
     )
     axes.grid(alpha=0.25, axis="x")
     legend = [
-        axes.scatter([], [], color=dots.cmap(norm(width)), s=60, label=f"{width:g} bit{'s' * (width > 1)}")
+        axes.scatter(
+            [], [], color=dots.cmap(norm(width)), s=60, label=f"{width:g} bit{'s' * (width > 1)}"
+        )
         for width in sorted(set(widths.tolist()))
     ]
     axes.legend(

@@ -82,10 +82,11 @@ class Measurements:
 
     def frontier(self) -> npt.NDArray[np.int64]:
         """Positions of the trials that no other beats in both memory and drop, by memory."""
-        order = np.lexsort((self.drops, self.megabytes))
+        order: npt.NDArray[np.int64] = np.lexsort((self.drops, self.megabytes))
         lowest = np.minimum.accumulate(self.drops[order])
         better = np.concatenate([[True], self.drops[order][1:] < lowest[:-1]])
-        return order[better]
+        front: npt.NDArray[np.int64] = order[better]
+        return front
 
     def best_savings(self) -> Floats:
         """Best feasible saving after each trial, ``[n]``; NaN before the first feasible one."""

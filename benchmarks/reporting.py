@@ -1,0 +1,108 @@
+"""How long `sgquant status` and `sgquant report` take on a study of 10,000 trials.
+
+    python benchmarks/reporting.py            # 10,000 trials in SQLite, each command three times
+    python benchmarks/reporting.py --quick    # 1,000 trials, once
+
+Whole processes are timed, from start to end, on one thread. The first trials are made through
+Optuna, and copied within the database until there are enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import optuna
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sgquant_optuna.storage import open_storage
+from tests.hand_made import WIDTHS, layout, measured, new_study
+
+COMMANDS = (
+    ["list"],
+    ["status", "big"],
+    ["report", "big"],
+    ["report", "big", "--format", "json"],
+    ["report", "big", "--format", "markdown"],
+    ["report", "big", "--format", "csv"],
+    ["report", "big", "--format", "html"],
+)
+_FIRST = 100
+_COPIES = (
+    ("trial_values", "objective, value, value_type"),
+    ("trial_params", "param_name, param_value, distribution_json"),
+    ("trial_user_attributes", '"key", value_json'),
+    ("trial_system_attributes", '"key", value_json'),
+)
+
+
+def make_study(path: Path, trials: int) -> None:
+    """Make a study of random configurations with as many trials as asked for."""
+    rng, made = random.Random(0), layout(buckets=4)
+    study = new_study(open_storage(path), name="big", planned=trials, made=made)
+    for number in range(_FIRST):
+        widths = [rng.choice(WIDTHS) for _ in made.sizes]
+        drop = rng.expovariate(sum(widths) / len(widths))
+        predicted = {"constraint 0": drop - 0.5 + rng.gauss(0, 0.1), "constraint 0 deviation": 0.1}
+        notes = {"worker": f"host:{number % 8}", "predicted": predicted}
+        study.add_trial(measured(widths, drop, made=made, **notes))
+    with sqlite3.connect(path) as database:
+        for copy in range(_FIRST, trials, _FIRST):
+            database.execute(
+                "INSERT INTO trials SELECT trial_id + ?1, number + ?1, study_id, state, "
+                "datetime_start, datetime_complete FROM trials WHERE number < ?2",
+                (copy, _FIRST),
+            )
+            for table, columns in _COPIES:
+                database.execute(
+                    f"INSERT INTO {table} (trial_id, {columns}) SELECT trial_id + ?1, {columns} "
+                    f"FROM {table} WHERE trial_id <= ?2",
+                    (copy, _FIRST),
+                )
+
+
+def seconds_of(arguments: list[str], path: Path) -> float:
+    """Return the wall-clock seconds of one command, as a process of its own."""
+    code = "from sgquant_optuna.cli import main; main()"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--storage", str(path)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+    )
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print one line for each command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    trials, repeats = (1000, 1) if quick else (10_000, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "big.db"
+        make_study(path, trials)
+        print(
+            f"{trials:,} trials, {path.stat().st_size / 1e6:.0f} MB; seconds, median of {repeats}"
+        )
+        for arguments in COMMANDS:
+            taken = statistics.median(seconds_of(arguments, path) for _ in range(repeats))
+            print(f"{' '.join(['sgquant', *arguments]):40} {taken:6.2f}")
+
+
+if __name__ == "__main__":
+    main()

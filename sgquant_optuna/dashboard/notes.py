@@ -1,0 +1,94 @@
+"""The notes of a study and of its trials, in Markdown."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from sgquant_optuna.report_formats import PlainTable, markdown_table, markdown_text
+from sgquant_optuna.study_record import StudyRecord
+from sgquant_optuna.study_report import StudyReport
+
+PREDICTED_DROP = ("constraint 0", "objective 1")
+
+
+def study_note(report: StudyReport, images: Mapping[str, str], *, hint: str = "") -> str:
+    """Tell the result of a study: assignment, accuracy, memory, and how to get the model.
+
+    Args:
+        report:
+            What it found.
+        images:
+            Title and address of each plot.
+        hint:
+            A sentence in the place of missing plots.
+    """
+    held = ""
+    if report.final is not None:
+        held = " It **held** on fresh seeds." if report.final.holds else ""
+        held = held or " It did **not** hold on fresh seeds."
+    full = report.record.full_precision_accuracy
+    if report.is_feasible:
+        headline = (
+            f"**{report.honest.saving:.1f} times smaller** than float32 at a validation accuracy "
+            f"of {report.accuracy:.2f} % (full precision {full:.2f} %): trial "
+            f"{report.trial.number}.{held}"
+        )
+    else:
+        headline = (
+            f"**No trial is feasible yet.** The nearest is trial {report.trial.number}, "
+            f"{report.accuracy_drop:.2f} points below full precision where "
+            f"{report.record.max_drop:g} are allowed."
+        )
+    name = shlex.quote(" ".join(report.study_name.split()))
+    parts = [
+        f"# {markdown_text(report.study_name)}",
+        headline,
+        "## Bits",
+        markdown_table(PlainTable.of(report.bits_table())),
+        "## Accuracy and memory",
+        markdown_table(PlainTable.of(report.summary_table())),
+        "## The packed model",
+        f"    sgquant export {name} --out model.sgq",
+    ]
+    if images or hint:
+        parts.append("## Plots")
+    parts += [f"![{markdown_text(title)}]({address})" for title, address in images.items()]
+    return "\n\n".join([*parts, *([hint] if hint else [])]) + "\n"
+
+
+def trial_note(record: StudyRecord, notes: Mapping[str, Any]) -> str:
+    """Tell what one finished trial measured.
+
+    Args:
+        record:
+            Of its study.
+        notes:
+            Its user attributes.
+    """
+    drop, limit = float(notes["accuracy_drop"]), record.max_drop
+    verdict = "feasible" if drop <= limit else "**not feasible**"
+    rows = [
+        ("accuracy drop", f"{drop:.2f} points, limit {limit:g}: {verdict}"),
+        (
+            "validation accuracy",
+            f"{notes['accuracy']:.2f} % of {record.full_precision_accuracy:.2f} %",
+        ),
+        (
+            "memory, honest",
+            f"{notes['memory_bytes'] / 1e6:,.3f} MB, {notes['saving']:.1f}x smaller",
+        ),
+        (
+            "memory, paper",
+            f"{notes['paper_memory_bytes'] / 1e6:,.3f} MB, {notes['paper_saving']:.1f}x smaller",
+        ),
+    ]
+    predicted = notes.get("predicted") or {}
+    for key, offset in zip(PREDICTED_DROP, (limit, 0.0), strict=True):
+        if key in predicted:
+            rows.append(("predicted drop", f"{predicted[key] + offset:.2f} points"))
+            break
+    # Built by hand: the table of rich is too slow for thousands of trials.
+    lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"| measured | |\n| --- | --- |\n{lines}\n"

@@ -1,0 +1,104 @@
+"""Studies of our objective made by hand: no model, no training, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from sgquant_optuna.bit_widths import BitWidths, Site
+from sgquant_optuna.memory import FeatureLayout, SiteSize, honest_memory, paper_memory
+from sgquant_optuna.search_space import BitWidthSearchSpace
+from sgquant_optuna.study_record import StudyRecord
+
+WIDTHS = (1, 2, 4, 8)
+LIMIT = 0.5
+FULL = 90.0  # validation accuracy at full precision, in percent
+NODES = 1000
+
+
+def layout(*, layers: int = 2, buckets: int = 2) -> FeatureLayout:
+    """Layers with 64 features of 1,000 nodes in degree buckets of equal size."""
+    rows = NODES // buckets
+    sites = {
+        Site(f"conv{layer}", "embedding", bucket): SiteSize(num_rows=rows, num_columns=64)
+        for layer in range(1, layers + 1)
+        for bucket in range(buckets)
+    }
+    return FeatureLayout(sites, num_nodes=NODES, num_buckets=buckets)
+
+
+def new_study(
+    storage: BaseStorage | None = None,
+    *,
+    name: str = "hand-made",
+    mode: str = "constrained",
+    planned: int | None = None,
+    made: FeatureLayout | None = None,
+) -> optuna.Study:
+    """A study with a record and no trial."""
+    made = made or layout()
+    names = ["memory (bytes)", "accuracy drop (points)"][: 2 if mode == "pareto" else 1]
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=["minimize"] * len(names)
+    )
+    study.set_metric_names(names)
+    space = BitWidthSearchSpace(made.sizes, bit_widths=WIDTHS)
+    StudyRecord(
+        fingerprint={"space": {**space.to_dict(), "degree_edges": [4]}},
+        layout=made,
+        degree_edges=tuple(range(4, 4 * made.num_buckets, 4)),
+        full_precision_accuracy=FULL,
+        max_drop=LIMIT,
+        mode=mode,
+    ).save(study)
+    if planned is not None:
+        study.set_user_attr("sgquant:plan", {"version": 1, "n_trials": planned})
+    return study
+
+
+def measured(
+    widths: Sequence[int],
+    drop: float,
+    *,
+    mode: str = "constrained",
+    ended: datetime | None = None,
+    seconds: float = 1.0,
+    made: FeatureLayout | None = None,
+    **attrs: Any,
+) -> FrozenTrial:
+    """A trial that measured these widths, one a site, and lost ``drop`` points."""
+    made = made or layout()
+    bits = BitWidths(dict(zip(made.sizes, widths, strict=True)))
+    honest, paper = honest_memory(made, bits), paper_memory(made, bits)
+    value = honest.memory_bytes
+    if mode == "constrained" and drop > LIMIT:
+        value = honest.full_precision_bytes * (1 + drop - LIMIT)
+    params = BitWidthSearchSpace(made.sizes, bit_widths=WIDTHS).params_of(bits)
+    trial = create_trial(
+        state=TrialState.COMPLETE,
+        values=[value, drop] if mode == "pareto" else [value],
+        params=params,
+        distributions={name: CategoricalDistribution(WIDTHS) for name in params},
+        user_attrs={
+            "accuracy": FULL - drop,
+            "accuracy_drop": drop,
+            "memory_bytes": honest.memory_bytes,
+            "saving": honest.saving,
+            "paper_memory_bytes": paper.memory_bytes,
+            "paper_saving": paper.saving,
+            "average_bits": paper.average_bits,
+            "bit_widths": bits.to_dict(),
+            "seconds": seconds,
+            **attrs,
+        },
+        system_attrs={} if mode == "pareto" else {"constraints": [drop - LIMIT]},
+    )
+    trial.datetime_complete = ended or datetime.now()
+    trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
+    return trial

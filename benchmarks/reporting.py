@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import sqlite3
 import statistics
 import subprocess
@@ -71,18 +72,20 @@ def make_study(path: Path, trials: int) -> None:
                 )
 
 
-def seconds_of(arguments: list[str], path: Path) -> float:
-    """Return the wall-clock seconds of one command, as a process of its own."""
+def seconds_of(arguments: list[str], path: Path) -> tuple[float, float]:
+    """Return the wall-clock and processor seconds of one command, as a process of its own."""
     code = "from sgquant_optuna.cli import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = time.perf_counter()
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", code, *arguments, "--storage", str(path)],
         check=True,
         stdout=subprocess.DEVNULL,
         env=environment,
     )
-    return time.perf_counter() - started
+    wall = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
@@ -96,12 +99,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "big.db"
         make_study(path, trials)
-        print(
-            f"{trials:,} trials, {path.stat().st_size / 1e6:.0f} MB; seconds, median of {repeats}"
-        )
+        print(f"{f'{trials:,} trials; seconds, median of {repeats}':44} wall  processor")
         for arguments in COMMANDS:
-            taken = statistics.median(seconds_of(arguments, path) for _ in range(repeats))
-            print(f"{' '.join(['sgquant', *arguments]):40} {taken:6.2f}")
+            taken = [seconds_of(arguments, path) for _ in range(repeats)]
+            wall, processor = (statistics.median(column) for column in zip(*taken, strict=True))
+            print(f"{' '.join(['sgquant', *arguments]):40} {wall:8.2f} {processor:10.2f}")
 
 
 if __name__ == "__main__":

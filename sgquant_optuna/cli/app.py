@@ -23,7 +23,6 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 app = typer.Typer(
-    help="Find how few bits each part of a graph neural network needs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -44,7 +43,10 @@ def options(
         bool, typer.Option("--debug", help="Show the traceback of an error.")
     ] = False,
 ) -> None:
-    """Find how few bits each part of a graph neural network needs."""
+    """Find how few bits each part of a graph neural network needs.
+
+    Exit codes: 0 done, 1 a worker failed, 2 bad input, 130 stopped by Ctrl+C.
+    """
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,6 +26,9 @@ def search(
     storage: Storage = None,
     artifacts: Artifacts = None,
     study: StudyName = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Show no progress, only the report at the end.")
+    ] = False,
 ) -> None:
     """Train a model, search its bit widths, and show what was saved at what accuracy.
 
@@ -46,7 +49,7 @@ def search(
     from sgquant_optuna.worker import run_worker
 
     quiet_optuna()
-    console = Console()
+    console = Console(quiet=quiet)
     stopper = Stopper(grace=0.0)
     try:
         with stopper.installed():
@@ -102,4 +105,4 @@ def search(
     except Stopped:
         typer.echo(_RESUME, err=True)
         raise typer.Exit(stopper.exit_code) from None
-    console.print(report(prepared.study))
+    Console().print(report(prepared.study))

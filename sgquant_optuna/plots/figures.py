@@ -86,8 +86,9 @@ def _draw(
 def _front(axes: Axes, found: Measurements) -> None:
     x, y, good = found.megabytes, found.drops, found.is_feasible
     limit = found.record.max_drop
-    axes.scatter(x[~good], y[~good], s=16, color=_BAD, label="infeasible")
-    axes.scatter(x[good], y[good], s=16, color=_GOOD, label="feasible")
+    for mask, color, label in ((~good, _BAD, "infeasible"), (good, _GOOD, "feasible")):
+        if mask.any():
+            axes.scatter(x[mask], y[mask], s=16, color=color, label=label)
     front = found.frontier()
     if not good[front].all():
         axes.step(x[front], y[front], where="post", color=_BAD, lw=1.2, zorder=1, label="front")

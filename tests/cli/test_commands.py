@@ -41,6 +41,20 @@ def test_search_ends_with_the_report_and_report_shows_it_again(capsys):
     assert out[out.index("┏") :] == table
 
 
+def test_a_quiet_search_shows_the_report_alone(capsys):
+    code, out, _ = run(capsys, *QUICK, "--quiet")
+    assert code == 0
+    assert out.split()[0] == "gcn-digits-lwq+cwq+taq:" and "best saving" not in out
+
+
+def test_help_tells_the_exit_codes(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert "Exit codes: 0 done, 1 a worker failed, 2 bad input, 130 stopped" in " ".join(
+        out.split()
+    )
+
+
 def test_the_same_command_resumes_and_does_no_more_than_asked(capsys):
     for total, shown in ((3, 3), (5, 5), (5, 5)):
         code, _, _ = run(capsys, *QUICK, "--n-trials", str(total))

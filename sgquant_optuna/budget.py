@@ -12,6 +12,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from sgquant_optuna.storage import every_trial_beats
 from sgquant_optuna.worker_name import is_gone, process_mark
 
 Values = float | Sequence[float]
@@ -89,7 +90,8 @@ def optimize_within_budget(
             time.sleep(_POLL)
             continue
         try:
-            study.optimize(measure, n_trials=1, catch=(_SurplusError,), callbacks=notes)
+            with every_trial_beats():  # killed before its first beat, it would run for ever
+                study.optimize(measure, n_trials=1, catch=(_SurplusError,), callbacks=notes)
         except (UpdateFinishedTrialError, ValueError) as error:
             if "Cannot tell a" not in str(error) and not isinstance(
                 error, UpdateFinishedTrialError

@@ -126,7 +126,7 @@ ALLOWED = {
         "study_record",
         "trained_models",
     },
-    "budget": {"worker_name"},
+    "budget": {"storage", "worker_name"},
     "stopping": set(),
     "worker": {
         "budget",

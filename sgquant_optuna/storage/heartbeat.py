@@ -1,0 +1,96 @@
+"""Heartbeats of trials where Optuna has none, and from the moment a trial begins."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.trial import FrozenTrial, TrialState
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+BEAT_ATTR = "sgquant:beat"
+MAX_RETRIES = 2
+_from_birth: ContextVar[bool] = ContextVar("from_birth", default=False)
+
+
+@contextmanager
+def every_trial_beats() -> Iterator[None]:
+    """Give each trial that begins inside its first heartbeat together with its number.
+
+    Optuna beats only after a trial was begun, and a trial that never beat is never stale: a
+    process killed in between would leave a running trial for ever. For loops over
+    ``study.optimize`` only, for trials of ``study.ask`` do not beat and would be declared stale.
+    """
+    token = _from_birth.set(True)
+    try:
+        yield
+    finally:
+        _from_birth.reset(token)
+
+
+def beats_from_birth() -> bool:
+    """Tell whether trials that begin now are inside :func:`every_trial_beats`."""
+    return _from_birth.get()
+
+
+class AttributeHeartbeat(BaseHeartbeat):
+    """Heartbeats in an attribute of the trial, for storages that have none: gRPC and Journal.
+
+    A beat is a random word. Who sees the same word for longer than the grace period, by its own
+    watch, takes the trial for stale, so no two clocks are ever compared. It needs a process that
+    lives that long and looks twice.
+    """
+
+    _heartbeat_interval: int
+    _grace_period: int
+    _callback: Callable[[optuna.Study, FrozenTrial], None]
+    _seen: dict[int, tuple[str, float]]
+
+    def start_beating(self, heartbeat_interval: int, grace_period: int) -> None:
+        """Set the seconds between two beats, and those without one that make a trial stale."""
+        self._heartbeat_interval = heartbeat_interval
+        self._grace_period = grace_period
+        self._callback = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
+        self._seen = {}
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Write another word; a trial that is over needs none."""
+        storage: BaseStorage = self  # type: ignore[assignment]  # mixed into one
+        try:
+            storage.set_trial_system_attr(trial_id, BEAT_ATTR, secrets.token_hex(4))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        storage: Any = self
+        running = storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        now = time.monotonic()
+        seen = {}
+        for trial in running:
+            beat = trial.system_attrs.get(BEAT_ATTR)
+            if beat is None:
+                continue
+            before = self._seen.get(trial._trial_id)
+            seen[trial._trial_id] = before if before and before[0] == beat else (beat, now)
+        # Those of other studies stay.
+        self._seen = {**self._seen, **seen}
+        return [key for key, (_, since) in seen.items() if now - since > self._grace_period]
+
+    def get_heartbeat_interval(self) -> int | None:
+        """Return the seconds between two beats."""
+        return self._heartbeat_interval
+
+    def get_heartbeat_stale_trial_callback(
+        self,
+    ) -> Callable[[optuna.Study, FrozenTrial], None] | None:
+        """Return what queues a copy of a stale trial."""
+        return self._callback

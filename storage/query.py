@@ -1,0 +1,86 @@
+"""Runs one of the read-only queries on a study database and prints its rows.
+
+python storage/query.py best_under_budget sqlite:///storage/sgquant.db study=NAME max_bytes=50000
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+FOLDER = Path(__file__).parent / "queries"
+NAMES = sorted({path.name.split(".")[0] for path in FOLDER.glob("*.sql")})
+DEFAULTS: dict[str, Any] = {"max_bytes": 1e18, "max_drop": 0.5, "number": 10}
+
+
+def query_file(name: str, dialect: str) -> Path:
+    """Return the file of a query: the dialect's own if there is one."""
+    dialect = "mysql" if dialect == "mariadb" else dialect
+    special = FOLDER / f"{name}.{dialect}.sql"
+    return special if special.exists() else FOLDER / f"{name}.sql"
+
+
+def run_query(
+    connection: sa.Connection, name: str, parameters: dict[str, Any]
+) -> tuple[list[str], Sequence[sa.Row[Any]]]:
+    """Return the column names and the rows of a query.
+
+    Args:
+        connection:
+            To the study database.
+        name:
+            One of ``NAMES``.
+        parameters:
+            ``study`` and what the head of the query's file names; the others have defaults.
+
+    Raises:
+        ValueError:
+            If a parameter is missing.
+    """
+    statement = sa.text(query_file(name, connection.dialect.name).read_text())
+    wanted = statement.compile().params
+    given = {**DEFAULTS, **parameters}
+    if missing := sorted(set(wanted) - set(given)):
+        raise ValueError(f"query {name}: expected {', '.join(missing)}; give NAME=VALUE")
+    result = connection.execute(statement, {key: given[key] for key in wanted})
+    return list(result.keys()), result.fetchall()
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def main() -> None:
+    """Print a query's rows as CSV."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("url", help="such as sqlite:///storage/sgquant.db")
+    parser.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
+    arguments = parser.parse_args()
+    parameters: dict[str, Any] = {}
+    for text in arguments.parameters:
+        name, _, value = text.partition("=")
+        parameters[name] = value if name == "study" else _value(value)
+    with sa.create_engine(arguments.url, poolclass=sa.pool.NullPool).connect() as connection:
+        try:
+            columns, rows = run_query(connection, arguments.name, parameters)
+        except ValueError as error:
+            parser.error(str(error))
+    writer = csv.writer(sys.stdout)
+    writer.writerow(columns)
+    writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -19,6 +19,10 @@ from sgquant_optuna.packed.export import ExportedModel, export_packed
 from sgquant_optuna.search_plan import SearchPlan
 from sgquant_optuna.selection import measured_trials, ranked_trials
 from sgquant_optuna.study_record import StudyRecord
+from sgquant_optuna.trained_models import shared_models
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,9 @@ def export_study(
     *,
     trial: int | None = None,
     root: str | Path | None = None,
+    artifact_store: ArtifactStore | None = None,
 ) -> ExportedTrial:
-    """Train and finetune as a trial did, and write its first model packed.
+    """Finetune as a trial did, and write its first model packed.
 
     Args:
         study:
@@ -63,8 +68,13 @@ def export_study(
             Which trial; by default that of the final report, else the best.
         root:
             Folder of data sets.
+        artifact_store:
+            Where the study's trained models are; without it, or if they are not there, they are
+            trained again from the same seeds.
 
     Raises:
+        ArtifactError:
+            If the trained models were altered.
         PackingError:
             If the packed model does not do what the fake-quantized one does.
         StudyMismatchError:
@@ -75,7 +85,10 @@ def export_study(
     record, chosen = _record(study), _choose(study, trial)
     plan = SearchPlan.load(study)
     data = plan.load_graph(root)
-    objective = plan.objective(plan.train_all(data), data)
+    models = None
+    if artifact_store is not None:
+        models = shared_models(plan, data, study, artifact_store)
+    objective = plan.objective(models or plan.train_all(data), data)
     check_fingerprint(study.study_name, record.fingerprint, objective.fingerprint)
     bits = BitWidths.from_dict(chosen.user_attrs["bit_widths"])
     trainings = objective.finetuned(bits)

@@ -166,6 +166,7 @@ ALLOWED = {
         "search_plan",
         "selection",
         "study_record",
+        "trained_models",
     },
 }
 # The doors: they may import anything, and nothing imports them.

@@ -15,6 +15,7 @@ from sgquant_optuna.cli.init import init
 from sgquant_optuna.cli.list import list_studies
 from sgquant_optuna.cli.report import report
 from sgquant_optuna.cli.search import search
+from sgquant_optuna.cli.serve import serve
 from sgquant_optuna.cli.status import status
 from sgquant_optuna.cli.worker import worker
 from sgquant_optuna.exceptions import SgquantError
@@ -35,6 +36,7 @@ app.command()(report)
 app.command()(export)
 app.command()(evaluate)
 app.command()(dashboard)
+app.command()(serve)
 
 
 @app.callback()

@@ -7,14 +7,11 @@ from typing import Annotated
 
 import typer
 
-from sgquant_optuna.cli.options import Storage
+from sgquant_optuna.cli.options import Artifacts, Root, Storage, StudyArgument
 
 
 def export(
-    study: Annotated[
-        str | None,
-        typer.Argument(help="Name of the study; may be left out if there is only one."),
-    ] = None,
+    study: StudyArgument = None,
     out: Annotated[
         Path | None,
         typer.Option(show_default="STUDY.safetensors", help="File to write; .json for widths."),
@@ -26,18 +23,21 @@ def export(
     assignment_only: Annotated[
         bool, typer.Option("--assignment-only", help="Write the bit widths alone, as JSON.")
     ] = False,
-    root: Annotated[
-        Path | None,
-        typer.Option(envvar="SGQUANT_DATA", show_default="data", help="Folder of data sets."),
-    ] = None,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="Offer the file on the dashboard's page, too.")
+    ] = False,
+    root: Root = None,
     storage: Storage = None,
+    artifacts: Artifacts = None,
 ) -> None:
     """Write a trial as one file: weights, bit widths, ranges and the packed features."""
     from rich.console import Console
 
+    from sgquant_optuna.artifacts import open_artifacts
     from sgquant_optuna.cli.quiet import quiet_optuna
-    from sgquant_optuna.study import load_study
+    from sgquant_optuna.dashboard.study_files import attach_best_model
     from sgquant_optuna.study_export import export_assignment, export_study
+    from sgquant_optuna.study_loading import load_study
 
     quiet_optuna()
     console = Console()
@@ -50,8 +50,11 @@ def export(
         written = export_assignment(opened, path, trial=trial)
         console.print(f"trial {written.source['trial']} of {opened.study_name}: {path}")
         return
-    with console.status("training and finetuning as the trial did"):
-        done = export_study(opened, path, trial=trial, root=root)
+    store = open_artifacts(artifacts, storage_url=storage)
+    with console.status("finetuning as the trial did"):
+        done = export_study(opened, path, trial=trial, root=root, artifact_store=store)
+    if attach:
+        attach_best_model(opened, store, path)
     console.print(
         f"trial {done.trial} of {opened.study_name}: {path}, "
         f"{done.model.file_nbytes / 1e6:,.3f} MB",

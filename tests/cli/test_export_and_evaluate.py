@@ -9,11 +9,13 @@ from torch_geometric.data import Data
 from sgquant_optuna.assignment import load_assignment
 from sgquant_optuna.attachment.model import attach, calibrate, set_bit_widths
 from sgquant_optuna.cli import main
+from sgquant_optuna.dashboard.study_files import MODEL_FILE
 from sgquant_optuna.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.forward_pass import forward
 from sgquant_optuna.graphs import load_graph
 from sgquant_optuna.models import make_model
 from sgquant_optuna.packed.export import load_packed
+from sgquant_optuna.search_plan import SearchPlan
 from sgquant_optuna.storage import open_storage
 from sgquant_optuna.study_record import RECORD_ATTR
 from tests.cli.test_commands import run
@@ -61,6 +63,28 @@ def test_the_packed_model_has_the_accuracy_and_the_bytes_of_its_trial(folder):
     assert sum(packed.stored_nbytes.values()) == trial.user_attrs["memory_bytes"]
     assert origin["final"]["trial"] == trial.number
     assert origin["versions"]["torch"]
+
+
+def test_an_attached_model_is_a_file_of_its_study(folder, tmp_path):
+    main_ends_well(
+        *("export", "--attach", "--out", str(tmp_path / "m.safetensors")),
+        *("--storage", str(folder / "s.db")),
+    )
+    study = the_study(folder)
+    (meta,) = (
+        meta
+        for meta in optuna.artifacts.get_all_artifact_meta(study, storage=study._storage)
+        if meta.filename == MODEL_FILE
+    )
+    content = (folder / "artifacts" / meta.artifact_id).read_bytes()
+    assert content == (tmp_path / "m.safetensors").read_bytes()
+
+
+def test_export_takes_the_models_that_the_search_trained(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(SearchPlan, "train", None)  # a second training would fail
+    main_ends_well("export", "--out", str(tmp_path / "m"), "--storage", str(folder / "s.db"))
+    best = load_packed(folder / "best.safetensors")
+    assert load_packed(tmp_path / "m").bit_widths == best.bit_widths
 
 
 def test_evaluate_measures_it_against_float32(folder, capsys):

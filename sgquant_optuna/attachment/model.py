@@ -198,7 +198,9 @@ def calibrate(
     sizes: dict[Site, SiteSize] = {}
     for name, seen in observations.items():
         quantizer = by_name[name]
-        x, buckets = _pooled(seen, bucket)
+        # Attention has a row for each edge, even where there are as many edges as nodes.
+        by_node = Site.parse(name).component == "embedding"
+        x, buckets = _pooled(seen, bucket if by_node else None)
         quantizer.calibrate(x, bit_widths, bucket=buckets, num_buckets=graph.num_buckets)
         contents = input_contents(quantizer, x, buckets) if x is graph.x else {}
         sizes |= _sizes(quantizer, x, buckets, contents)

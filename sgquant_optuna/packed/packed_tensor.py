@@ -69,7 +69,11 @@ class HiddenRows:
 
 
 class PackedTensor(Tensor):
-    """Packed features ``[N, F]`` as an argument of a layer."""
+    """Packed features ``[N, F]`` as an argument of a layer, or as the ``x`` of a ``Data``.
+
+    Selecting rows unpacks those rows alone, so ``Data.subgraph`` and the loaders built on it never
+    make the whole matrix.
+    """
 
     packed: Rows
 
@@ -111,6 +115,9 @@ class PackedTensor(Tensor):
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
+        index = _row_index(func, args, kwargs)
+        if index is not None:  # a loader that samples nodes unpacks these alone
+            return args[0].packed.rows(index)
         return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
 
     @classmethod
@@ -140,6 +147,23 @@ def blocks_of(x: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
 
 def _dense(value: object) -> object:
     return value.dense() if isinstance(value, PackedTensor) else value
+
+
+def _row_index(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | None:
+    """Return the rows that a call selects, ``[n]`` int64, or ``None`` if it does otherwise."""
+    if func in (torch.index_select, Tensor.index_select):
+        dim, index = (*args[1:], *kwargs.values()) if len(args) > 1 else (None, None)
+        return index if dim == 0 and isinstance(index, Tensor) else None
+    if func is not Tensor.__getitem__ or not isinstance(args[0], PackedTensor):
+        return None
+    index = args[1]
+    if isinstance(index, slice):
+        return torch.arange(args[0].packed.shape[0])[index]
+    if not isinstance(index, Tensor) or index.dim() != 1:
+        return None
+    return index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
 
 
 def _linear(input: PackedTensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

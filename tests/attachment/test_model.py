@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 from torch_geometric.nn import (
+    GATConv,
     GATv2Conv,
     GCNConv,
     GINConv,
@@ -164,6 +165,13 @@ def test_sizes_count_nodes_of_each_bucket_and_edges_with_self_loops(bucketed):
     assert attention.num_rows == bucketed.num_edges + bucketed.num_nodes
     assert (attention.num_columns, layout.sizes[Site("conv2", "attention")].num_columns) == (4, 1)
     assert (layout.num_nodes, layout.num_buckets) == (60, 3)
+
+
+def test_attention_has_no_buckets_even_with_as_many_edges_as_nodes(bucketed):
+    ring = torch.stack([torch.arange(60), torch.arange(60).roll(1)])
+    bucketed.edge_index = ring
+    layout = quantized(GATConv(12, 4, add_self_loops=False), bucketed)
+    assert layout.sizes[Site("model", "attention")].num_rows == 60
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # in PyG's helper

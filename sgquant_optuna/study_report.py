@@ -115,12 +115,23 @@ class StudyReport:
         columns = [f"degree {label}" for label in labels] if by_bucket else ["bits"]
         for column in columns:
             table.add_column(column, justify="right")
-        table.add_column("stored as")
-        for layer, component in dict.fromkeys((s.layer, s.component) for s in self.bits):
-            sites = [s for s in self.bits if (s.layer, s.component) == (layer, component)]
+        parts = [
+            [s for s in self.bits if (s.layer, s.component) == part]
+            for part in dict.fromkeys((s.layer, s.component) for s in self.bits)
+        ]
+        stores = [self._store(sites) for sites in parts]
+        tells_stores = any(store != "rows" for store in stores)  # else all is as expected
+        if tells_stores:
+            table.add_column("stored as")
+        for sites, store in zip(parts, stores, strict=True):
             count = sum(self.record.layout.sizes[site].num_elements for site in sites)
-            widths = self._widths(sites, len(columns))
-            table.add_row(layer, component, f"{count:,}", *widths, self._store(sites))
+            table.add_row(
+                sites[0].layer,
+                sites[0].component,
+                f"{count:,}",
+                *self._widths(sites, len(columns)),
+                *([store] if tells_stores else []),
+            )
         return table
 
     def _store(self, sites: list[Site]) -> str:

@@ -54,7 +54,7 @@ def test_markdown_tables_are_whole():
     tables = [line for line in lines if line.startswith("|")]
     widths = [len(re.split(r"(?<!\\)\|", line)) for line in tables]
     assert widths[:4] == [widths[0]] * 4
-    assert "| conv1 | embedding | 64,000 | 2 | 4 | rows |" in tables
+    assert "| conv1 | embedding | 64,000 | 2 | 4 |" in tables
     assert any("89.75 %" in line for line in tables)
 
 

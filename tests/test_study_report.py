@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import optuna
 import pytest
 
 from sgquant_optuna.exceptions import GraphError, StudyNotFoundError
 from sgquant_optuna.final_measurement import _smallest_that_holds, final_report
 from sgquant_optuna.final_result import FinalResult
+from sgquant_optuna.input_stores import InputContent
 from sgquant_optuna.models import GCN
 from sgquant_optuna.selection import feasible_trials, ranked_trials
 from sgquant_optuna.study import create_study
+from sgquant_optuna.study_record import StudyRecord
 from sgquant_optuna.study_report import report
 from sgquant_optuna.training import fit
 from tests.conftest import FAST
@@ -170,6 +174,21 @@ def test_seeds_that_make_no_difference_give_no_interval(study):
     final.save(study)
     text = str(report(study))
     assert "the same for" in text and "CI" not in text
+
+
+def test_a_store_other_than_packed_rows_is_told(study):
+    assert "stored as" not in str(report(study))
+    record = StudyRecord.load(study)
+    sizes = {
+        site: replace(size, content=InputContent(1, 1, 1, True, (1, 2, 4, 8)))
+        for site, size in record.layout.sizes.items()
+        if site.layer == "conv1"
+    }
+    layout = replace(record.layout, sizes={**record.layout.sizes, **sizes})
+    replace(record, layout=layout).save(study)
+    text = str(report(study))
+    assert "sparse codebook, exact" in text and "rows" in text
+    assert "memory, exact input" in text
 
 
 def test_another_graph_is_refused(study, objective, graph):

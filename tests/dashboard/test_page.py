@@ -43,7 +43,7 @@ def test_the_note_tells_the_result_and_how_to_export_it(store):
     note = get_note(study)
     assert "**8.0 times smaller** than float32" in note and "trial 1" in note
     assert "89.75 % (full precision 90.00 %)" in note
-    assert "| conv1 | embedding | 64,000 | 4 | 4 | rows |" in note
+    assert "| conv1 | embedding | 64,000 | 4 | 4 |" in note
     assert "memory, honest" in note and "memory, paper" in note
     assert "    sgquant export hand-made --out model.sgq" in note
     assert names(study) == ["best_saving.png", "bits.png", "front.png"]

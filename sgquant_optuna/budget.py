@@ -92,13 +92,20 @@ def optimize_within_budget(
         try:
             with every_trial_beats():  # killed before its first beat, it would run for ever
                 study.optimize(measure, n_trials=1, catch=(_SurplusError,), callbacks=notes)
-        except (UpdateFinishedTrialError, ValueError) as error:
-            if "Cannot tell a" not in str(error) and not isinstance(
-                error, UpdateFinishedTrialError
-            ):
+        except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
+            if not _says_stale(error):
                 raise
             # Another worker took us for dead and has put the trial back.
             _logger.warning("a trial was declared stale while it ran; its result is dropped")
+
+
+def _says_stale(error: BaseException | None) -> bool:
+    """Tell whether Optuna refused a result because the trial is over, in one of its three ways."""
+    if isinstance(error, UpdateFinishedTrialError):
+        return True
+    if isinstance(error, AssertionError):  # of its log, while the refusal was on its way up
+        return str(error) == "Should not reach." and _says_stale(error.__context__)
+    return isinstance(error, ValueError) and "Cannot tell a" in str(error)
 
 
 def take_over(study: optuna.Study, empty: dict[int, float]) -> None:

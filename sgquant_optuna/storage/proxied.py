@@ -74,6 +74,7 @@ def open_journal(
         with path.open("ab"):
             pass
         journal: Any = BeatingJournal(JournalFileBackend(str(path)))
+        journal.get_all_studies()  # reads it all
     except OSError as error:
         raise StorageError(f"storage {path}: cannot be written ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,295 @@
+"""Kill workers, restart the database, fill the disk: does a study lose anything?
+
+Run ``python benchmarks/chaos.py`` for 80 trials and 20 kills, or ``--quick`` for fewer. SQLite
+always takes part; PostgreSQL and MariaDB do where ``TEST_POSTGRESQL_URL`` and ``TEST_MYSQL_URL``
+name servers. The restart is of a PostgreSQL server of its own, and the full disk is a small tmpfs,
+which takes root. Workers run our sampler on an objective of 50 ms, and each writes what it has
+told into a file of its own, synced, so that a lost result shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from sgquant_optuna.budget import optimize_within_budget
+from sgquant_optuna.sampler import SGQuantSampler
+from sgquant_optuna.storage import open_storage
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from chaos_disasters import full_disk, integrity, own_postgresql  # noqa: E402
+
+from tests.databases import BACKENDS, fresh_database  # noqa: E402
+
+STUDY = "chaos"
+BEATS: dict[str, Any] = {"heartbeat_interval": 1, "grace_period": 6, "patience": 60.0}
+WIDTHS = optuna.distributions.CategoricalDistribution([1, 2, 4, 8])
+SPACE: dict[str, optuna.distributions.BaseDistribution] = {
+    f"layer{number}": WIDTHS for number in range(5)
+}
+MORE = 8  # trials of the resumed study
+LIMIT = 900.0  # seconds of a campaign
+
+# Forked: a worker is there at once, so that the kills hit trials and not imports.
+_processes = get_context("fork")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is left after a campaign; all but the first three should be 0, empty and true."""
+
+    complete: int
+    kills: int
+    seconds: float
+    missing: int
+    surplus: int
+    unfinished: int
+    lost: int
+    duplicates: int
+    damage: str
+    resumed: bool
+
+    @property
+    def unharmed(self) -> bool:
+        """Whether nothing was lost, doubled or damaged."""
+        wrong = (self.missing, self.surplus, self.unfinished, self.lost, self.duplicates)
+        return not any(wrong) and not self.damage and self.resumed
+
+
+def objective(trial: Trial) -> float:
+    """Return the bytes of a made-up model after 50 ms, and set its constraint."""
+    widths = [trial.suggest_categorical(name, [1, 2, 4, 8]) for name in SPACE]
+    time.sleep(0.05)
+    drop = sum(2.0**-width for width in widths)
+    trial.set_user_attr("accuracy_drop", drop)
+    if not trial.constraints:  # a trial that runs again has it already
+        trial.set_constraint("drop", drop - 1.0)
+    return float(sum((place + 1) * width for place, width in enumerate(widths)))
+
+
+def work(url: str, journal: Path, n_trials: int) -> None:
+    """Run trials until the study has all, and note each that is told."""
+    # Not in a group with the others, and not at the mercy of a parent's handlers.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", ExperimentalWarning)
+    study = optuna.load_study(
+        study_name=STUDY,
+        storage=open_storage(url, **BEATS),
+        sampler=SGQuantSampler(
+            SPACE, acquisition="paper", n_measure=20, n_sample=200, seed=os.getpid()
+        ),
+    )
+
+    def note(study: optuna.Study, trial: FrozenTrial) -> None:
+        if trial.state != TrialState.COMPLETE:
+            return
+        with journal.open("a") as file:
+            file.write(json.dumps([trial.number, trial.value]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    optimize_within_budget(study, objective, lambda: n_trials, callbacks=[note])
+
+
+class Crew:
+    """Workers that are replaced when they die.
+
+    Args:
+        url:
+            Of the database.
+        folder:
+            Where they note what they told.
+        n_trials:
+            The budget.
+    """
+
+    def __init__(self, url: str, folder: Path, n_trials: int) -> None:
+        self.url, self.folder, self.n_trials = url, folder, n_trials
+        self.workers: list[BaseProcess] = []
+        self._started = 0
+
+    def start(self) -> None:
+        """Add a worker."""
+        journal = self.folder / f"told-{self.n_trials}-{self._started}"
+        process = _processes.Process(target=work, args=(self.url, journal, self.n_trials))
+        process.start()
+        self._started += 1
+        self.workers.append(process)
+
+    def kill(self, generator: random.Random) -> bool:
+        """Kill one of those alive and start another; return whether one was alive."""
+        alive = [worker for worker in self.workers if worker.is_alive()]
+        if not alive:
+            return False
+        victim = generator.choice(alive)
+        victim.kill()
+        victim.join()
+        self.workers.remove(victim)
+        self.start()
+        return True
+
+    def join(self, end: float) -> list[int | None]:
+        """Wait for all until ``end``, then kill them; return their exit codes."""
+        for worker in self.workers:
+            worker.join(max(end - time.monotonic(), 0))
+            worker.kill()
+            worker.join()
+        return [worker.exitcode for worker in self.workers]
+
+
+def told(folder: Path) -> list[tuple[int, float]]:
+    """Return number and value of all trials that workers noted, but a last line cut by a kill."""
+    found = []
+    for path in folder.glob("told-*"):
+        for line in path.read_text().splitlines():
+            if line.endswith("]"):
+                number, value = json.loads(line)
+                found.append((number, value))
+    return found
+
+
+def campaign(
+    url: str,
+    folder: Path,
+    *,
+    n_trials: int = 80,
+    kills: int = 20,
+    workers: int = 4,
+    seed: int = 0,
+    disaster: Callable[[], None] | None = None,
+) -> Outcome:
+    """Run a study while its workers are killed, and look at what is left.
+
+    Args:
+        url:
+            Of an empty database.
+        folder:
+            For the workers' notes; not on the disk that fills.
+        n_trials:
+            The budget.
+        kills:
+            How many workers are killed, at random moments.
+        workers:
+            Processes at a time.
+        seed:
+            Of the moments.
+        disaster:
+            Called once, when half of the trials are told.
+    """
+    generator = random.Random(seed)
+    started = time.monotonic()
+    optuna.create_study(storage=open_storage(url, **BEATS), study_name=STUDY)
+    crew = Crew(url, folder, n_trials)
+    for _ in range(workers):
+        crew.start()
+    moments = sorted(generator.uniform(0, 0.95 * n_trials) for _ in range(kills))
+    done = 0
+    while time.monotonic() < started + LIMIT and (moments or disaster is not None):
+        count = len(told(folder))
+        if disaster is not None and count >= n_trials / 2:
+            disaster()
+            disaster = None
+        if moments and count >= moments[0]:
+            time.sleep(generator.uniform(0, 0.2))
+            if not crew.kill(generator):
+                break
+            moments.pop(0)
+            done += 1
+        time.sleep(0.05)
+    codes = crew.join(started + LIMIT)
+    seconds = time.monotonic() - started
+    harm = look(url, folder, n_trials)
+
+    again = Crew(url, folder, n_trials + MORE)
+    again.start()
+    codes += again.join(time.monotonic() + LIMIT)
+    after = look(url, folder, n_trials + MORE)
+    resumed = not any(codes) and not any(v for k, v in after.items() if k != "complete")
+    return Outcome(kills=done, seconds=seconds, damage=integrity(url), resumed=resumed, **harm)
+
+
+def look(url: str, folder: Path, n_trials: int) -> dict[str, int]:
+    """Compare a study with its budget and with what its workers noted."""
+    study = optuna.load_study(study_name=STUDY, storage=open_storage(url, **BEATS))
+    trials = study.get_trials(deepcopy=False)
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    kept = {(trial.number, trial.value) for trial in complete}
+    return {
+        "complete": len(complete),
+        "missing": max(n_trials - len(complete), 0),
+        "surplus": max(len(complete) - n_trials, 0),
+        "unfinished": sum(not trial.state.is_finished() for trial in trials),
+        "lost": sum(note not in kept for note in told(folder)),
+        "duplicates": len(complete) - len({tuple(trial.params.values()) for trial in complete}),
+    }
+
+
+def table(rows: list[tuple[str, str, Outcome]]) -> str:
+    """Return the campaigns as a Markdown table."""
+    lines = [
+        "| database | besides | kills | complete | missing | lost | duplicates | unfinished "
+        "| damage | resumes | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, besides, o in rows:
+        lines.append(
+            f"| {name} | {besides} | {o.kills} | {o.complete} | {o.missing} | {o.lost} "
+            f"| {o.duplicates} | {o.unfinished} | {o.damage or 'none'} "
+            f"| {'yes' if o.resumed else 'NO'} | {o.seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run all campaigns and print the table; fail if anything was harmed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="20 trials and 4 kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="one of the databases, restart or disk")
+    arguments = parser.parse_args()
+    size = {"n_trials": 20, "kills": 4} if arguments.quick else {"n_trials": 80, "kills": 20}
+    options: dict[str, Any] = {**size, "seed": arguments.seed}
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    rows: list[tuple[str, str, Outcome]] = []
+
+    def run(name: str, besides: str, url: str, disaster: Callable[[], None] | None = None) -> None:
+        with TemporaryDirectory() as notes:
+            outcome = campaign(url, Path(notes), disaster=disaster, **options)
+        print(f"{name} {besides} {outcome}", file=sys.stderr, flush=True)
+        rows.append((name, besides, outcome))
+
+    for backend in BACKENDS:
+        if arguments.only in (None, backend):
+            with TemporaryDirectory() as folder, fresh_database(backend, Path(folder)) as url:
+                run(backend, "", url)
+    if arguments.only in (None, "restart"):
+        with own_postgresql() as server:
+            run("postgresql", "server crashes, 2 s down", server.url, server.crash)
+    if arguments.only in (None, "disk"):
+        with full_disk(megabytes=3) as disk:
+            run("sqlite", "disk full for 3 s", f"sqlite:///{disk.folder}/study.db", disk.fill)
+    print(table(rows))
+    return 0 if all(outcome.unharmed for _, _, outcome in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""A database server to crash, a disk to fill, and what to check afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+import sqlalchemy as sa
+
+from sgquant_optuna.storage import open_storage
+from sgquant_optuna.storage.databases import StudyDatabase
+
+
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server of our own."""
+
+    folder: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        """URL of its database."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        options = f"-p {self.port} -h 127.0.0.1 -k {self.folder}"
+        log = self.folder / "log"
+        _as_postgres(self.folder, "pg_ctl", "-w", "-l", str(log), "-o", options, "start")
+
+    def stop(self) -> None:
+        """Stop it as a crash would: no goodbye, no checkpoint."""
+        _as_postgres(self.folder, "pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def crash(self) -> None:
+        """Be away for two seconds and recover."""
+        self.stop()
+        time.sleep(2)
+        self.start()
+
+
+@contextmanager
+def own_postgresql() -> Iterator[Server]:
+    """Make a cluster in a temporary folder, run it on a free port, remove it afterwards."""
+    folder = Path(mkdtemp(prefix="sgquant-postgresql-"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        server = Server(folder, probe.getsockname()[1])
+    try:
+        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+            shutil.chown(folder, "postgres")
+        _as_postgres(folder, "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8")
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+def postgresql_program(name: str) -> str | None:
+    """Return the path of a program of the newest PostgreSQL here."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(found[-1]) if found else shutil.which(name)
+
+
+def _as_postgres(folder: Path, program: str, *arguments: str) -> None:
+    path = postgresql_program(program)
+    if path is None:
+        raise FileNotFoundError(f"{program}: expected PostgreSQL's server programs, found none")
+    login = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    command = [*login, path, "-D", str(folder / "data"), *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A small disk."""
+
+    folder: Path
+
+    def fill(self) -> None:
+        """Leave no byte for three seconds, whatever others free meanwhile."""
+        ballast = self.folder / "ballast"
+        end = time.monotonic() + 3
+        with ballast.open("ab", buffering=0) as file:
+            while time.monotonic() < end:
+                for size in (65536, 1):
+                    try:
+                        while True:
+                            file.write(bytes(size))
+                    except OSError:
+                        continue
+                time.sleep(0.02)
+        ballast.unlink()
+
+
+@contextmanager
+def full_disk(*, megabytes: int) -> Iterator[Disk]:
+    """Mount a tmpfs, and unmount it afterwards. It takes root."""
+    folder = Path(mkdtemp(prefix="sgquant-disk-"))
+    options = ["-o", f"size={megabytes}m"]
+    subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)], check=True)
+    try:
+        yield Disk(folder)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        folder.rmdir()
+
+
+def integrity(url: str) -> str:
+    """Return what the database's own check finds wrong; nothing if all is well."""
+    storage = open_storage(url)
+    assert isinstance(storage, StudyDatabase)
+    with storage.engine.connect() as connection:
+        found = _damage(connection)
+    storage.engine.dispose()
+    return "; ".join(found)
+
+
+def _damage(connection: sa.Connection) -> list[str]:
+    kind = connection.dialect.name
+    if kind == "sqlite":
+        rows = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+        return [row for row in rows if row != "ok"] + [str(row) for row in broken]
+    tables = sa.inspect(connection).get_table_names()
+    if kind == "mysql":
+        rows = connection.exec_driver_sql(f"CHECK TABLE {', '.join(tables)} EXTENDED").all()
+        return [str(row) for row in rows if row[3] != "OK"]
+    # Raises at the first page or index entry that is wrong.
+    connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS amcheck")
+    connection.exec_driver_sql(
+        "SELECT bt_index_check(i.indexrelid, true) FROM pg_index i "
+        "JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = 'public'"
+    )
+    found = []
+    for table in tables:
+        sql = f"SELECT * FROM verify_heapam('{table}')"
+        found += [str(row) for row in connection.exec_driver_sql(sql).all()]
+    return found

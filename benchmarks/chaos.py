@@ -285,7 +285,8 @@ def main() -> int:
         with own_postgresql() as server:
             run("postgresql", "server crashes, 2 s down", server.url, server.crash)
     if arguments.only in (None, "disk"):
-        with full_disk(megabytes=3) as disk:
+        # The write-ahead log alone takes 4 MB.
+        with full_disk(megabytes=16) as disk:
             run("sqlite", "disk full for 3 s", f"sqlite:///{disk.folder}/study.db", disk.fill)
     print(table(rows))
     return 0 if all(outcome.unharmed for _, _, outcome in rows) else 1

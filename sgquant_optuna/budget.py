@@ -12,7 +12,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sgquant_optuna.storage import every_trial_beats
+from sgquant_optuna.storage import BIRTH_ATTR, every_trial_beats
 from sgquant_optuna.worker_name import is_gone, process_mark
 
 Values = float | Sequence[float]
@@ -121,10 +121,13 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
     now = time.monotonic()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         number, mark = trial.system_attrs.get(PROCESS_ATTR) or (None, None)
-        if number == trial.number and mark is not None:
+        if number != trial.number:  # killed before it signed: who made it?
+            _, mark = trial.system_attrs.get(BIRTH_ATTR) or (None, None)
+        chosen = set(trial.system_attrs) - {BIRTH_ATTR}
+        if mark is not None:
             gone = is_gone(mark)
         else:
-            holds_nothing = not (trial.params or trial.user_attrs or trial.system_attrs)
+            holds_nothing = not (trial.params or trial.user_attrs or chosen)
             gone = holds_nothing and now - empty.setdefault(trial._trial_id, now) > _EMPTY_PATIENCE
         if not gone:
             continue
@@ -133,7 +136,7 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
         except UpdateFinishedTrialError:
             continue
         _logger.warning("trial %d: its process is gone", trial.number)
-        if trial.system_attrs:
+        if chosen:  # else there is no configuration to repeat
             _retry(study, study._storage.get_trial(trial._trial_id))
 
 

@@ -125,7 +125,11 @@ def silent_seconds(study: optuna.Study) -> dict[int, float]:
         beats = connection.execute(
             sa.select(_BEATS.c.trial_id, _BEATS.c.heartbeat)
             .join(_TRIALS, _TRIALS.c.trial_id == _BEATS.c.trial_id)
-            .where(_TRIALS.c.study_id == study._study_id, _TRIALS.c.state == "RUNNING")
+            # The state is of an enumerated type on PostgreSQL.
+            .where(
+                _TRIALS.c.study_id == study._study_id,
+                sa.cast(_TRIALS.c.state, sa.String(8)) == "RUNNING",
+            )
         ).all()
     # PostgreSQL gives the time with its zone, and stores the beats without, as Optuna does.
     return {

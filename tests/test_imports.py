@@ -16,7 +16,7 @@ ALLOWED = {
     "bit_widths": {"exceptions"},
     "forward_pass": {"exceptions"},
     "graphs": {"exceptions"},
-    "storage": {"exceptions"},
+    "storage": {"exceptions", "worker_name"},
     "artifacts": {"exceptions", "storage"},
     "sampler": {"exceptions"},
     "degree_buckets": set(),

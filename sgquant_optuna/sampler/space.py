@@ -89,6 +89,13 @@ class FiniteSpace:
         """Return the position of one parameter's value, or ``None`` if the grid lacks it."""
         return self._dimensions[self.names.index(name)].position_of(value)
 
+    def is_of_kind(self, name: str, distribution: BaseDistribution) -> bool:
+        """Tell whether a parameter is categorical, or numeric, as another distribution is."""
+        own = self._dimensions[self.names.index(name)].distribution
+        return isinstance(own, CategoricalDistribution) == isinstance(
+            distribution, CategoricalDistribution
+        )
+
     def value_at(self, name: str, position: int) -> Any:
         """Return one parameter's value at a position."""
         return self._dimensions[self.names.index(name)].value_at(position)
@@ -143,7 +150,7 @@ class _Dimension:
         self._low, self._step = 0.0, 1.0
         self._choices: tuple[Any, ...] | None = None
         self._is_log = False
-        self._distribution = distribution
+        self.distribution = distribution
         if isinstance(distribution, CategoricalDistribution):
             self._choices = distribution.choices
             self.cardinality = len(distribution.choices)
@@ -172,7 +179,7 @@ class _Dimension:
             if position is not None:
                 return position
         try:
-            internal = self._distribution.to_internal_repr(value)
+            internal = self.distribution.to_internal_repr(value)
         except (ValueError, TypeError):
             return None
         if self._choices is not None:
@@ -187,7 +194,7 @@ class _Dimension:
         if self._choices is not None:
             return self._choices[position]
         value = self._low + position * self._step
-        return int(value) if isinstance(self._distribution, IntDistribution) else float(value)
+        return int(value) if isinstance(self.distribution, IntDistribution) else float(value)
 
     def features(self, positions: Indices) -> Features:
         if not self.is_ordered:

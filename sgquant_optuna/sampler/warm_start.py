@@ -70,6 +70,10 @@ class Source:
         names = corresponding_names(space.names, sorted(self._trials[0].params))
         if names is None:
             return None
+        distributions = self._trials[0].distributions
+        # An index into widths says nothing of a width, though some numbers are both.
+        if not all(space.is_of_kind(name, distributions[names[name]]) for name in names):
+            return None
         records: list[Record] = []
         for trial in self._trials:
             if all(source in trial.params for source in names.values()):

@@ -1,10 +1,12 @@
 """One door to study databases: a URL or a file becomes an Optuna storage, or a clear error."""
 
+from sgquant_optuna.storage.databases import BIRTH_ATTR
 from sgquant_optuna.storage.heartbeat import every_trial_beats
 from sgquant_optuna.storage.opening import DEFAULT_FILE, STORAGE_VARIABLE, open_storage
 from sgquant_optuna.storage.serving import serve_storage
 
 __all__ = [
+    "BIRTH_ATTR",
     "DEFAULT_FILE",
     "STORAGE_VARIABLE",
     "every_trial_beats",

@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from sgquant_optuna.storage.heartbeat import beats_from_birth
 from sgquant_optuna.storage.patience import connect_patiently, repeat_patiently
+from sgquant_optuna.worker_name import process_mark
 
 BIRTH_ATTR = "sgquant:birth"
 _SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
@@ -107,7 +108,8 @@ class StudyDatabase(RDBStorage):
         birth = _birth.get()
         assert birth is not None
         birth.tries += 1
-        token = json.dumps(birth.token)
+        # A trial that runs from its birth is run by this process; a queued copy is not.
+        token = json.dumps([birth.token, process_mark() if template_trial is None else None])
         attributes = models.TrialSystemAttributeModel
         if birth.tries > 1:
             made = (

@@ -27,6 +27,6 @@ def test_a_study_is_run_through_the_proxy_and_is_in_the_database(tmp_path):
         study.optimize(lambda trial: trial.suggest_int("bits", 1, 8), n_trials=2)
         proxy.close()
     finally:
-        server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 130
+        server.terminate()
+        assert server.wait(30) == -signal.SIGTERM
     assert len(optuna.load_study(study_name="far", storage=open_storage(url)).trials) == 2

@@ -1,4 +1,7 @@
+import os
+import signal
 import time
+from multiprocessing import get_context
 
 import optuna
 import pytest
@@ -52,6 +55,26 @@ def test_trials_of_a_shared_budget_beat_from_the_beginning(tmp_path):
     study.sampler = Watching()
     optimize_within_budget(study, lambda trial: 0.0, lambda: 2)
     assert seen == [1, 2]
+
+
+def begin_a_trial_and_die(path):
+    study = optuna.load_study(storage=open_storage(path), study_name="s")
+    study._storage.create_new_trial(study._study_id)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_killed_between_beginning_and_signing_is_replaced_at_once(tmp_path):
+    path = tmp_path / "s.db"
+    optuna.create_study(storage=open_storage(path), study_name="s")
+    worker = get_context("fork").Process(target=begin_a_trial_and_die, args=(path,))
+    worker.start()
+    worker.join()
+    study = optuna.load_study(storage=open_storage(path), study_name="s")
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
+    started = time.monotonic()
+    optimize_within_budget(study, lambda trial: 0.0, lambda: 1)
+    assert time.monotonic() - started < 20  # a heartbeat would take five minutes
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

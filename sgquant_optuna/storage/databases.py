@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from sgquant_optuna.storage.heartbeat import beats_from_birth
 from sgquant_optuna.storage.patience import connect_patiently, repeat_patiently
+from sgquant_optuna.storage.tls import make_tls_settings_once
 from sgquant_optuna.worker_name import process_mark
 
 BIRTH_ATTR = "sgquant:birth"
@@ -187,6 +188,10 @@ class ServerDatabase(StudyDatabase):
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, engine_kwargs={"poolclass": NullPool}, **options)
+
+    def _install_hooks(self) -> None:
+        make_tls_settings_once(self.engine)  # before the hook that connects
+        super()._install_hooks()
 
 
 class SqliteFile(StudyDatabase):

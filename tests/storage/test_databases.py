@@ -1,3 +1,5 @@
+import ssl
+
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -90,3 +92,13 @@ def test_braces_and_quotes_in_a_path_and_a_name_are_characters(tmp_path):
     made.optimize(lambda trial: 0.0, n_trials=1)
     assert path.exists()
     assert len(optuna.load_study(storage=open_storage(path), study_name=name).trials) == 1
+
+
+@pytest.mark.skipif("mysql" not in BACKENDS, reason="needs TEST_MYSQL_URL")
+def test_the_certificates_of_the_system_are_not_read_for_each_connection(tmp_path, monkeypatch):
+    with fresh_database("mysql", tmp_path) as url:
+        study = optuna.create_study(storage=open_storage(url), study_name="s")
+        with monkeypatch.context() as patched:
+            patched.setattr(ssl, "create_default_context", None)  # any more use of it fails
+            study.optimize(lambda trial: trial.suggest_int("x", 0, 9), n_trials=2)
+        assert len(study.trials) == 2

@@ -87,13 +87,17 @@ def choose(
     space, storage, number = history.space, study._storage, trial.number
     attrs = storage.get_trial_system_attrs(trial._trial_id)
     own = Claim.of(attrs)
+    choice: Choice | None = None
     if own is not None and own.space == space.signature:  # retried: measure the same again
-        return Choice(own.index, {})
+        choice = Choice(own.index, {})
+        history.read(study)
+        if trial.params or not history.is_held_by_another(own.index, number):
+            return choice
+        # Else it was killed between writing its claim and reading everybody's, and lost.
     fixed, is_off_grid = _fixed_positions(space, attrs.get("fixed_params", {}))
     if len(fixed) == len(space.names):  # enqueued whole: nothing to choose
         return Choice(tuple(fixed[name] for name in space.names), {})
 
-    choice: Choice | None = None
     for _ in range(_MAX_ATTEMPTS):
         history.read(study)
         occupied = history.occupied_by_others(number)

@@ -108,6 +108,14 @@ class History:
                 occupied.update(record.occupied)
         return occupied
 
+    def is_held_by_another(self, index: Index, number: int) -> bool:
+        """Tell whether a trial that lives or was measured, not ``number``, has a configuration."""
+        records = [*self._finished.values(), *self.unfinished]
+        return any(
+            index in r.occupied and r.number != number and r.state != TrialState.FAIL
+            for r in records
+        )
+
     @property
     def top_round(self) -> int:
         """The highest round of any claim; -1 before the first."""

@@ -94,16 +94,26 @@ def test_rounds_advance_without_waiting_for_unfinished_trials():
     assert claims(study)[-1].opening.unfinished == (pending[0].number, pending[1].number, 6)
 
 
+def queue_copy(study, trial):
+    """Queue a failed trial again, as a heartbeat does."""
+    attributes = {CLAIM_KEY: trial.system_attrs[CLAIM_KEY]}
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, system_attrs=attributes))
+
+
 def test_a_retried_trial_measures_its_own_configuration_again():
     study = run(3)
-    first = study.trials[1]
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING, system_attrs={CLAIM_KEY: first.system_attrs[CLAIM_KEY]}
-        )
-    )
+    killed = study.ask(SPACE)
+    study.tell(killed, state=TrialState.FAIL)
+    queue_copy(study, study.trials[-1])
     study.optimize(objective, n_trials=1)
-    assert configuration(study.trials[-1]) == configuration(first)
+    assert study.trials[-1].params == killed.params
+
+
+def test_a_trial_killed_before_it_saw_an_equal_claim_measures_another_configuration():
+    study = run(2)
+    queue_copy(study, study.trials[0])  # whose rival, trial 0, has it
+    study.optimize(objective, n_trials=2)
+    assert len(study.trials) == len(set(configurations(study))) == 4
 
 
 def test_an_enqueued_trial_is_measured_as_it_is_and_never_proposed_again():

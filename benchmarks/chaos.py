@@ -287,7 +287,7 @@ def main() -> int:
     if arguments.only in (None, "disk"):
         # The write-ahead log alone takes 4 MB.
         with full_disk(megabytes=16) as disk:
-            run("sqlite", "disk full for 3 s", f"sqlite:///{disk.folder}/study.db", disk.fill)
+            run("sqlite", "disk full for 3 s", disk.url, disk.fill)
     print(table(rows))
     return 0 if all(outcome.unharmed for _, _, outcome in rows) else 1
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -89,8 +90,20 @@ class Disk:
 
     folder: Path
 
+    @property
+    def url(self) -> str:
+        """URL of the database on it."""
+        return f"sqlite:///{self._database}"
+
+    @property
+    def _database(self) -> Path:
+        return self.folder / "study.db"
+
     def fill(self) -> None:
         """Leave no byte for three seconds, whatever others free meanwhile."""
+        # A log that has grown is written over, and nobody would notice that the disk is full.
+        with closing(sqlite3.connect(self._database, timeout=60)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         ballast = self.folder / "ballast"
         end = time.monotonic() + 3
         with ballast.open("ab", buffering=0) as file:

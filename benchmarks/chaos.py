@@ -44,7 +44,7 @@ WIDTHS = optuna.distributions.CategoricalDistribution([1, 2, 4, 8])
 SPACE: dict[str, optuna.distributions.BaseDistribution] = {
     f"layer{number}": WIDTHS for number in range(5)
 }
-MORE = 8  # trials of the resumed study
+MORE = 4  # trials of the resumed study
 LIMIT = 900.0  # seconds of a campaign
 
 # Forked: a worker is there at once, so that the kills hit trials and not imports.
@@ -262,11 +262,11 @@ def table(rows: list[tuple[str, str, Outcome]]) -> str:
 def main() -> int:
     """Run all campaigns and print the table; fail if anything was harmed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="20 trials and 4 kills")
+    parser.add_argument("--quick", action="store_true", help="16 trials and 4 kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one of the databases, restart or disk")
     arguments = parser.parse_args()
-    size = {"n_trials": 20, "kills": 4} if arguments.quick else {"n_trials": 80, "kills": 20}
+    size = {"n_trials": 16, "kills": 4} if arguments.quick else {"n_trials": 80, "kills": 20}
     options: dict[str, Any] = {**size, "seed": arguments.seed}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rows: list[tuple[str, str, Outcome]] = []

@@ -7,13 +7,21 @@ from torch import Tensor
 
 from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.packed.fast import has_kernels, plane_table
-from sgquant_optuna.packed.features import BLOCK_ROWS, PackedFeatures
+from sgquant_optuna.packed.features import PackedFeatures
+from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.packing import unpack
+from sgquant_optuna.sparse_products import csr
 
 NARROW_COLUMNS = 128
-"""Below this, unpacking blocks and multiplying them beats the kernel that unpacks each edge."""
+"""Below this, unpacking and MKL's product beat the kernel, which unpacks a row for each edge."""
 WORKSPACE_VALUES = 1 << 22
 """Float32 values that may exist beside the output: 16 MiB."""
+BLOCK_VALUES = 1 << 19
+"""Float32 values of a block that is multiplied at once: it should stay in the cache."""
+BLOCK_EDGES = 1 << 20
+"""Edges of a block: a product makes 32-bit copies of their indices."""
+COMPILED_THREADS = 2
+"""Up to so many threads, the kernel on one of them unpacks faster than torch on all."""
 
 
 def linear(
@@ -29,7 +37,8 @@ def linear(
         bias:
             ``[H]``.
         fast:
-            Whether to unpack by the compiled kernels; ``None`` takes them where installed.
+            Whether to unpack by the compiled kernel; ``None`` takes it where it is faster:
+            installed, on the CPU and at most :data:`COMPILED_THREADS` threads.
 
     Returns:
         ``[N, H]`` float32.
@@ -40,27 +49,34 @@ def linear(
     """
     if weight.dim() != 2 or weight.shape[1] != x.num_columns:
         raise ValueError(f"weight: expected [H, {x.num_columns}], got {list(weight.shape)}")
-    fast = _use_kernels(x, fast)
+    if fast is None:
+        fast = _has_kernels_for(x) and torch.get_num_threads() <= COMPILED_THREADS
     out = x.scale.new_empty(x.shape[0], weight.shape[0])
-    block_rows = max(1, min(2 * BLOCK_ROWS if fast else BLOCK_ROWS, x.shape[0]))
-    block_rows = max(1, min(block_rows, WORKSPACE_VALUES // (x.num_columns + 8)))
-    # One buffer for all blocks: the kernel of the system would have to zero a fresh one each time.
-    buffer = torch.empty(block_rows, x.num_columns + 8) if fast else None
+    block_rows = max(1, min(BLOCK_VALUES // max(1, x.num_columns), x.shape[0]))
+    # Buffers serve all blocks: the kernel of the system would zero fresh ones each time. Codes of
+    # the last byte may reach beyond the last column.
+    codes = x.scale.new_empty(block_rows, x.num_columns + 8)
+    result = x.scale.new_empty(block_rows, weight.shape[0])
+    sums = weight.sum(dim=1)
     for b, width in enumerate(x.bit_widths):
         packed = x.packed_rows(b)
-        by_column = x.scale.shape[1] > 1
-        # scale * codes @ W: the scale goes to the smaller side.
-        scaled = weight.t() * x.scale[b, :, None] if by_column else weight.t()
+        scaled, constant = weight, sums.new_zeros(())
+        if width != FULL_PRECISION and not x.ranges_by_row:
+            # (scale * codes + zero_point) @ W.T = codes @ (scale * W).T + zero_point @ W.T
+            scaled = weight * x.scale[b]
+            constant = (x.zero_point[b] * weight).sum(dim=1)
         for rows, nodes in x.blocks(b, block_rows):
+            block = codes[: len(nodes), : x.num_columns]
             if width == FULL_PRECISION:
-                out[nodes] = packed[rows].view(torch.float32) @ weight.t()
-                continue
-            line = nodes if x.ranges_by_row else slice(b, b + 1)
-            product = _codes(packed[rows], x.num_columns, width, buffer) @ scaled
-            if not by_column:
-                product *= x.scale[line]
-            shift = x.zero_point[line].expand(-1, x.num_columns) @ weight.t()
-            out[nodes] = product + shift
+                block = packed[rows].view(torch.float32)
+            elif fast:
+                _unpack_compiled(packed[rows], x.num_columns, width, codes)
+            else:
+                block.copy_(unpack(packed[rows], x.num_columns, width))
+            product = torch.addmm(constant, block, scaled.t(), out=result[: len(nodes)])
+            if x.ranges_by_row and width != FULL_PRECISION:
+                product.mul_(x.scale[nodes]).addcmul_(x.zero_point[nodes], sums)
+            out.index_copy_(0, nodes, product)
     return out if bias is None else out.add_(bias)
 
 
@@ -97,16 +113,9 @@ def aggregate(
     check_graph(crow, col, weight, x.shape[0])
     if weight is None:
         weight = x.scale.new_ones(len(col))
-    wide = x.num_columns >= NARROW_COLUMNS
-    if _use_kernels(x, wide if fast is None and has_kernels() else fast):
-        return _aggregate_compiled(crow, col, weight, x)
-    out = x.scale.new_zeros(len(crow) - 1, x.num_columns)
-    row = torch.arange(len(out), device=col.device).repeat_interleave(crow.diff())
-    edges = max(1, WORKSPACE_VALUES // max(1, 2 * x.num_columns))
-    for start in range(0, len(col), edges):
-        part = slice(start, start + edges)
-        out.index_add_(0, row[part], x.rows(col[part].long()).mul_(weight[part, None]))
-    return out
+    if fast is None:
+        fast = _has_kernels_for(x) and x.num_columns >= NARROW_COLUMNS
+    return (_aggregate_compiled if fast else _aggregate_unpacked)(crow, col, weight, x)
 
 
 def check_graph(crow: Tensor, col: Tensor, weight: Tensor | None, num_nodes: int) -> None:
@@ -125,22 +134,14 @@ def check_graph(crow: Tensor, col: Tensor, weight: Tensor | None, num_nodes: int
         raise ValueError(f"weight: expected {list(col.shape)}, got {list(weight.shape)}")
 
 
-def _use_kernels(x: PackedFeatures, fast: bool | None) -> bool:
-    if fast is None:
-        return has_kernels() and x.data.device.type == "cpu"
-    return fast
+def _has_kernels_for(x: PackedFeatures) -> bool:
+    return has_kernels() and x.data.device.type == "cpu"
 
 
-def _codes(packed: Tensor, num_columns: int, bit_width: int, buffer: Tensor | None) -> Tensor:
-    """Unpack rows to float32 codes, ``[R, F]``; into ``buffer`` by the kernel if there is one."""
-    if buffer is None:
-        return unpack(packed, num_columns, bit_width).float()
+def _unpack_compiled(packed: Tensor, num_columns: int, bit_width: int, out: Tensor) -> None:
     from sgquant_optuna.packed import kernels
 
-    out = buffer[: len(packed)]
-    with kernels.LOCK:
-        kernels.unpack_rows(packed.numpy(), plane_table([bit_width])[0], num_columns, out.numpy())
-    return out[:, :num_columns]
+    kernels.unpack_rows(packed.numpy(), plane_table([bit_width])[0], num_columns, out.numpy())
 
 
 def _aggregate_compiled(crow: Tensor, col: Tensor, weight: Tensor, x: PackedFeatures) -> Tensor:
@@ -151,22 +152,62 @@ def _aggregate_compiled(crow: Tensor, col: Tensor, weight: Tensor, x: PackedFeat
         len(x.packed_rows(b)) for b, q in enumerate(x.bit_widths) if q == FULL_PRECISION
     )
     full = x.data[: 4 * num_full * x.num_columns].view(torch.float32)
-    strides = torch.tensor([x.packed_rows(b).shape[1] for b in range(len(x.bit_widths))])
-    graph = (crow.numpy(), col.numpy(), weight.detach().float().numpy())
-    rows = (
-        x.data.numpy(),
-        full.view(num_full, x.num_columns).numpy(),
-        torch.tensor(x.starts).numpy(),
-        strides.numpy(),
-        plane_table(x.bit_widths),
-        x.bucket.numpy(),
-        x.position.numpy(),
-    )
-    scale, zero_point = x.scale.numpy(), x.zero_point.numpy()
     with kernels.LOCK:
-        if scale.shape[1] > 1:
-            kernels.aggregate_by_column(*graph, *rows, scale, zero_point, out.numpy())
-        else:
-            ranges = scale[:, 0].copy(), zero_point[:, 0].copy()
-            kernels.aggregate(*graph, *rows, *ranges, x.ranges_by_row, out.numpy())
+        kernels.aggregate(
+            crow.numpy(),
+            col.numpy(),
+            weight.detach().float().numpy(),
+            x.data.numpy(),
+            full.view(num_full, x.num_columns).numpy(),
+            torch.tensor(x.starts).numpy(),
+            torch.tensor([x.packed_rows(b).shape[1] for b in range(len(x.bit_widths))]).numpy(),
+            plane_table(x.bit_widths),
+            x.bucket.numpy(),
+            x.position.numpy(),
+            x.scale.numpy(),
+            x.zero_point.numpy(),
+            x.ranges_by_row,
+            out.numpy(),
+        )
+    return out
+
+
+def _aggregate_unpacked(crow: Tensor, col: Tensor, weight: Tensor, x: PackedFeatures) -> Tensor:
+    """Multiply by some columns of all nodes at a time: they fit the workspace, and the cache."""
+    num_rows, num_nodes = len(crow) - 1, x.shape[0]
+    out = x.scale.new_zeros(num_rows, x.num_columns)
+    step = max(1, WORKSPACE_VALUES // max(1, num_nodes))
+    for start in range(0, x.num_columns, step):
+        stop = min(start + step, x.num_columns)
+        dense = _columns(x, start, stop)
+        first = 0
+        while first < num_rows:
+            low = int(crow[first])
+            last = int(torch.searchsorted(crow, low + BLOCK_EDGES, right=True)) - 1
+            last = min(max(last, first + 1), first + max(1, BLOCK_VALUES // step), num_rows)
+            high = int(crow[last])
+            part = csr(
+                crow[first : last + 1] - low,
+                col[low:high],
+                weight[low:high],
+                (last - first, num_nodes),
+            )
+            out[first:last, start:stop] = part @ dense
+            first = last
+    return out
+
+
+def _columns(x: PackedFeatures, start: int, stop: int) -> Tensor:
+    """Bring some columns of all nodes back to float32, ``[N, stop - start]``."""
+    out = x.scale.new_empty(x.shape[0], stop - start)
+    for b, width in enumerate(x.bit_widths):
+        packed = x.packed_rows(b)
+        by_column = slice(start, stop) if x.scale.shape[1] > 1 else slice(None)
+        for rows, nodes in x.blocks(b, max(1, BLOCK_VALUES // max(1, stop - start))):
+            if width == FULL_PRECISION:
+                out[nodes] = packed[rows].view(torch.float32)[:, start:stop]
+                continue
+            line = nodes if x.ranges_by_row else slice(b, b + 1)
+            codes = unpack(packed[rows], x.num_columns, width, start, stop)
+            out[nodes] = dequantize(codes, x.scale[line, by_column], x.zero_point[line, by_column])
     return out

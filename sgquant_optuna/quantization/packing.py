@@ -66,8 +66,10 @@ def pack(codes: Tensor, bit_width: int) -> Tensor:
     return packed
 
 
-def unpack(packed: Tensor, num_columns: int, bit_width: int) -> Tensor:
-    """Unpack rows that :func:`pack` made; any subset of the rows will do.
+def unpack(
+    packed: Tensor, num_columns: int, bit_width: int, start: int = 0, stop: int | None = None
+) -> Tensor:
+    """Unpack rows that :func:`pack` made; any subset of the rows and any run of columns will do.
 
     Args:
         packed:
@@ -76,9 +78,13 @@ def unpack(packed: Tensor, num_columns: int, bit_width: int) -> Tensor:
             Number of codes F in a row.
         bit_width:
             Bits, 1-8 or 16.
+        start:
+            First column wanted.
+        stop:
+            Column after the last one wanted; ``None`` is F.
 
     Returns:
-        Codes, ``[R, F]`` uint8, or int32 for 16 bits.
+        Codes, ``[R, stop - start]`` uint8, or int32 for 16 bits.
 
     Raises:
         PackingError:
@@ -92,12 +98,15 @@ def unpack(packed: Tensor, num_columns: int, bit_width: int) -> Tensor:
             f"packed rows: expected uint8 [R, {expected}] for {num_columns} codes of {bit_width} "
             f"bits, got {packed.dtype} {list(packed.shape)}"
         )
-    codes = packed.new_zeros(len(packed), num_columns, dtype=_code_type(bit_width))
-    start = 0
+    stop = num_columns if stop is None else stop
+    codes = packed.new_empty(len(packed), stop - start, dtype=_code_type(bit_width))
+    first_byte = 0
     for width in planes(bit_width):
-        end = start + -(-num_columns * width // 8)
-        codes = (codes << width) | _unpack_plane(packed[:, start:end], num_columns, width)
-        start = end
+        last_byte = first_byte + -(-num_columns * width // 8)
+        if first_byte:
+            codes <<= width
+        _unpack_plane(packed[:, first_byte:last_byte], width, start, codes, add=first_byte > 0)
+        first_byte = last_byte
     return codes
 
 
@@ -112,7 +121,18 @@ def _pack_plane(codes: Tensor, width: int, plane: Tensor) -> None:
         plane[:, : field.shape[1]] |= field << shift
 
 
-def _unpack_plane(packed: Tensor, num_columns: int, width: int) -> Tensor:
-    mask = (1 << width) - 1
-    fields = [(packed >> shift) & mask for shift in range(0, 8, width)]
-    return torch.cat(fields, dim=1)[:, :num_columns]
+def _unpack_plane(plane: Tensor, width: int, start: int, codes: Tensor, *, add: bool) -> None:
+    """Write or add the columns from ``start`` on of a plane, ``[R, S]``, to ``codes``."""
+    size, stop = plane.shape[1], start + codes.shape[1]
+    for field in range(start // size, -(-stop // size)) if size else ():
+        low, high = max(start, field * size), min(stop, (field + 1) * size)
+        part = plane[:, low - field * size : high - field * size]
+        if width < 8:
+            part = (part & (((1 << width) - 1) << field * width)).bitwise_right_shift_(
+                field * width
+            )
+        target = codes[:, low - start : high - start]
+        if add:
+            target |= part
+        else:
+            target.copy_(part)

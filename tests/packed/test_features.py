@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.packed import operations
 from sgquant_optuna.packed.features import PackedFeatures
 from sgquant_optuna.packed.operations import aggregate, has_kernels, linear
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
@@ -176,6 +177,53 @@ def test_operations_equal_those_on_dense_rows(fast, axis, num_columns):
     matrix = torch.zeros(40, 60).index_put_((row, col), value, accumulate=True)
     result = aggregate(crow, col, value, packed, fast=fast)
     torch.testing.assert_close(result, matrix @ dense, **tolerance)
+
+
+@pytest.mark.parametrize("axis", ["bucket", "column", "row"])
+@settings(deadline=None, max_examples=30)
+@given(
+    num_nodes=st.integers(1, 50),
+    num_columns=st.integers(1, 70),
+    num_out=st.integers(1, 9),
+    bit_widths=st.lists(st.sampled_from(WIDTHS), min_size=1, max_size=5),
+    seed=st.integers(0, 9),
+)
+def test_kernels_and_plain_torch_agree(axis, num_nodes, num_columns, num_out, bit_widths, seed):
+    if not has_kernels():
+        pytest.skip("needs numba")
+    packed, _, _ = make(num_nodes, num_columns, bit_widths, axis, seed)
+    weight = torch.randn(num_out, num_columns)
+    graph = random_graph(20, num_nodes, seed)
+    for operation in (
+        lambda fast: linear(packed, weight, fast=fast),
+        lambda fast: aggregate(*graph, packed, fast=fast),
+    ):
+        torch.testing.assert_close(operation(True), operation(False), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("axis", ["bucket", "column", "row"])
+def test_blocks_of_any_size_give_the_same_sums(axis, monkeypatch):
+    packed, _, _ = make(60, 13, WIDTHS, axis)
+    weight = torch.randn(7, 13)
+    crow, col, value = random_graph(40, 60)
+    product, sums = linear(packed, weight, fast=False), aggregate(crow, col, value, packed)
+    # Two columns of three rows at a time, and rows with more edges than a block.
+    monkeypatch.setattr(operations, "WORKSPACE_VALUES", 2 * 60)
+    monkeypatch.setattr(operations, "BLOCK_VALUES", 3 * 2)
+    monkeypatch.setattr(operations, "BLOCK_EDGES", 2)
+    tolerance = {"rtol": 1e-5, "atol": 2e-5}
+    torch.testing.assert_close(linear(packed, weight, fast=False), product, **tolerance)
+    torch.testing.assert_close(aggregate(crow, col, value, packed), sums, **tolerance)
+
+
+def test_a_long_neighbourhood_fills_the_queue_of_every_bucket():
+    if not has_kernels():
+        pytest.skip("needs numba")
+    packed, dense, _ = make(200, 150, [8, 4, 2, 1, 32, 3])
+    for degree in range(1, 40):
+        col, value = torch.randint(200, (degree,)), torch.randn(degree)
+        result = aggregate(torch.tensor([0, degree]), col, value, packed, fast=True)
+        torch.testing.assert_close(result, (value @ dense[col])[None], rtol=1e-5, atol=2e-5)
 
 
 def test_a_graph_that_does_not_fit_is_refused():

@@ -48,6 +48,16 @@ def test_rows_can_be_read_alone(bit_width):
     assert unpack(rows, 13, bit_width).long().equal(codes[[4, 1]])
 
 
+@pytest.mark.parametrize("bit_width", WIDTHS)
+def test_columns_can_be_read_alone(bit_width):
+    codes = torch.randint(2**bit_width, (3, 13))
+    packed = pack(codes, bit_width)
+    for start in range(13):
+        for stop in range(start, 14):
+            columns = unpack(packed, 13, bit_width, start, stop)
+            assert columns.long().equal(codes[:, start:stop])
+
+
 @pytest.mark.parametrize(("code", "bit_width"), [(2, 1), (8, 3), (256, 8), (65536, 16), (-1, 4)])
 def test_a_code_that_does_not_fit_is_refused(code, bit_width):
     with pytest.raises(PackingError, match=f"for {bit_width} bits, got {code}"):

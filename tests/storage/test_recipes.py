@@ -25,6 +25,16 @@ def test_compose_listens_on_this_machine_alone():
     assert "password" not in re.sub(r"\$\{\w+\}|\w+_PASSWORD", "", str(services)).lower()
 
 
+def test_the_dashboard_can_draw_plots_and_keep_files():
+    dashboard = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]["dashboard"]
+    assert "/source[postgresql,plots]" in dashboard["command"]
+    environment = dashboard["environment"]
+    assert environment["SGQUANT_STORAGE"].startswith("postgresql://")
+    # The folder that processes on this machine use where the study is no file.
+    assert f"./artifacts:{environment['SGQUANT_ARTIFACTS']}" in dashboard["volumes"]
+    assert "packages:/packages" in dashboard["volumes"]
+
+
 def test_the_job_runs_a_worker_with_its_url_from_a_secret():
     job = yaml.safe_load((FOLDER / "kubernetes-job.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -46,9 +56,21 @@ def test_the_array_runs_a_worker(tmp_path):
     environment["SGQUANT_STORAGE"] = "journal:////shared/s.log"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (
-        "--ntasks=1 sgquant worker it's mine --storage journal:////shared/s.log --root data "
-        "--n-jobs 4 --grace 100"
+        "--ntasks=1 sgquant worker it's mine --root data --n-jobs 4 --grace 100"
     )
+
+
+def test_the_array_keeps_the_url_out_of_the_process_list(tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$SGQUANT_STORAGE"; echo "$@"\n')
+    (tmp_path / "sleep").write_text("#!/bin/sh\n")
+    for name in ("srun", "sleep"):
+        (tmp_path / name).chmod(0o755)
+    url = "postgresql://me:secret@host/studies"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SGQUANT_STORAGE": url}
+    command = ["bash", str(FOLDER / "slurm-array.sh"), "study"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    inherited, arguments = done.stdout.splitlines()
+    assert inherited == url and "secret" not in arguments
 
 
 @pytest.fixture

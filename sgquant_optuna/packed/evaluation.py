@@ -97,7 +97,7 @@ def evaluate_packed(
     """
     packed = load_packed(path)
     provenance = packed.fields["provenance"]
-    if "dataset" not in provenance:
+    if not isinstance(provenance.get("dataset"), str) or type(provenance.get("seed")) is not int:
         raise PackingError(
             f"{path}: expected a file of `sgquant export`, got one made from Python, which does "
             f"not name its data set; load_packed() it and call it with your graph"

@@ -130,11 +130,15 @@ def load_packed(
         ModelError:
             If the model is of another architecture, or is needed and missing.
         PackingError:
-            If the file is cut, altered, or not of ours.
+            If the file is cut, altered, not of ours, or its parts do not fit one another.
     """
     fields, tensors = read_store(path, KIND)
+    if not isinstance(fields.get("provenance"), dict):
+        raise PackingError(f"{path}: expected where it comes from, as provenance")
     try:
         return PackedModel(fields, tensors, model, forward=forward)
+    except PackingError as error:
+        raise PackingError(f"{path}: {error}") from error
     except SgquantError:
         raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:

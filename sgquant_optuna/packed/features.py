@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgquant_optuna.bit_widths import FULL_PRECISION
-from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.bit_array import pack_integers, read_integers
-from sgquant_optuna.packed.fast import has_kernels, plane_table
-from sgquant_optuna.packed.file import read_store, write_store
-from sgquant_optuna.quantization.affine import Rounding, dequantize, quantize
-from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
-from sgquant_optuna.quantization.packing import pack, unpack
+from sgquant_optuna.packed.checks import check_widths
+from sgquant_optuna.packed.fast import has_kernels
+from sgquant_optuna.packed.feature_checks import bucket_order, check_features, stored_row_bytes
+from sgquant_optuna.packed.feature_file import open_features, reopen_features, save_features
+from sgquant_optuna.packed.feature_packing import pack_bucket
+from sgquant_optuna.packed.file import stored_checksum
+from sgquant_optuna.quantization.affine import Rounding, dequantize
+from sgquant_optuna.quantization.layout import bits_for, integers_nbytes
+from sgquant_optuna.quantization.packing import unpack
 
-KIND = "packed_features"
 BLOCK_ROWS = 1024
 """Rows that are float32 at one time."""
 
@@ -64,40 +65,27 @@ class PackedFeatures:
     _counts: tuple[int, ...] = field(init=False, repr=False)
     _starts: tuple[int, ...] = field(init=False, repr=False)
     _position: Tensor = field(init=False, repr=False)
+    _origin: tuple[str, int] | None = field(init=False, repr=False, default=None)
+    """Path and checksum of the file that is mapped."""
 
     def __post_init__(self) -> None:
         """Check the parts, and derive the place of every row from the buckets."""
-        num_nodes, num_buckets = len(self.bucket), len(self.bit_widths)
-        if num_nodes and int(self.bucket.max()) >= num_buckets:
-            raise PackingError(
-                f"degree buckets: expected 0 to {num_buckets - 1}, got {int(self.bucket.max())}"
-            )
-        lines = num_nodes if self.ranges_by_row else num_buckets
-        shapes = {(lines, 1)} if self.ranges_by_row else {(lines, 1), (lines, self.num_columns)}
-        if tuple(self.scale.shape) not in shapes or self.scale.shape != self.zero_point.shape:
-            raise PackingError(
-                f"scale and zero point: expected one of {sorted(shapes)}, got "
-                f"{list(self.scale.shape)} and {list(self.zero_point.shape)}"
-            )
-        if not (torch.isfinite(self.scale).all() and torch.isfinite(self.zero_point).all()):
-            raise PackingError("scale and zero point: expected finite numbers")
-        if bool((self.scale <= 0).any()):
-            raise PackingError("scale: expected steps above 0")
-        counts = torch.bincount(self.bucket.long(), minlength=num_buckets).tolist()
-        sizes = [counts[b] * _row_bytes(self.num_columns, self.bit_widths[b]) for b in self.order]
-        if self.data.dtype != torch.uint8 or self.data.shape != (sum(sizes),):
-            raise PackingError(
-                f"packed rows: expected {sum(sizes)} bytes, got {self.data.dtype} "
-                f"{list(self.data.shape)}"
-            )
-        starts = dict(zip(self.order, accumulate(sizes, initial=0), strict=False))
-        position = torch.empty(num_nodes, dtype=torch.int32, device=self.bucket.device)
+        counts, starts = check_features(
+            self.data,
+            self.bucket,
+            self.bit_widths,
+            self.scale,
+            self.zero_point,
+            self.num_columns,
+            self.ranges_by_row,
+        )
+        position = torch.empty(len(self.bucket), dtype=torch.int32, device=self.bucket.device)
         for b, count in enumerate(counts):
             position[self.bucket == b] = torch.arange(
                 count, dtype=torch.int32, device=self.bucket.device
             )
-        object.__setattr__(self, "_counts", tuple(counts))
-        object.__setattr__(self, "_starts", tuple(starts[b] for b in range(num_buckets)))
+        object.__setattr__(self, "_counts", counts)
+        object.__setattr__(self, "_starts", starts)
         object.__setattr__(self, "_position", position)
 
     @classmethod
@@ -136,7 +124,8 @@ class PackedFeatures:
 
         Raises:
             ValueError:
-                If ``x`` is no float32 matrix, holds NaN, or does not fit the buckets.
+                If ``x`` is no float32 matrix, holds NaN (or infinity where it stays float32), or
+                does not fit the buckets.
             PackingError:
                 If ranges or widths do not fit.
         """
@@ -154,56 +143,24 @@ class PackedFeatures:
                 f"degree bucket: expected 0 to {len(bit_widths) - 1}, got "
                 f"{int(bucket.min())} to {int(bucket.max())}"
             )
+        bit_widths = check_widths(tuple(bit_widths))
         counts = torch.bincount(bucket.long(), minlength=len(bit_widths)).tolist()
-        size = sum(n * _row_bytes(x.shape[1], q) for n, q in zip(counts, bit_widths, strict=True))
+        size = sum(
+            n * stored_row_bytes(x.shape[1], q) for n, q in zip(counts, bit_widths, strict=True)
+        )
         out = cls(
             torch.empty(size, dtype=torch.uint8, device=x.device),
             bucket.to(torch.uint8),
-            tuple(bit_widths),
+            bit_widths,
             scale.float().contiguous(),
             zero_point.float().contiguous(),
             x.shape[1],
             ranges_by_row,
         )
         fast = has_kernels() and x.device.type == "cpu" if fast is None else fast
-        for b, width in enumerate(out.bit_widths):
-            packed = out.packed_rows(b)
-            if fast and width != FULL_PRECISION:
-                out._pack_compiled(x.detach().contiguous(), b, rounding)
-                continue
-            for rows, nodes in out.blocks(b):
-                block = x[nodes]
-                if width == FULL_PRECISION:
-                    if torch.isnan(block).any():
-                        raise ValueError("features: expected numbers, got NaN")
-                    packed[rows] = block.view(torch.uint8)
-                else:
-                    line = nodes if ranges_by_row else b
-                    codes = quantize(
-                        block, out.scale[line], out.zero_point[line], width, rounding=rounding
-                    )
-                    packed[rows] = pack(codes, width)
+        for b in range(len(out.bit_widths)):
+            pack_bucket(out, x.detach(), b, rounding, fast=fast)
         return out
-
-    def _pack_compiled(self, x: Tensor, bucket: int, rounding: Rounding) -> None:
-        from sgquant_optuna.packed import kernels
-
-        nodes = (self.bucket == bucket).nonzero()[:, 0]
-        width = self.bit_widths[bucket]
-        with kernels.LOCK:
-            num_nan = kernels.pack_rows(
-                x.numpy(),
-                nodes.numpy(),
-                (nodes if self.ranges_by_row else torch.full_like(nodes, bucket)).numpy(),
-                self.scale.numpy(),
-                self.zero_point.numpy(),
-                width,
-                plane_table([width])[0],
-                rounding == "nearest",
-                self.packed_rows(bucket).numpy(),
-            )
-        if num_nan:
-            raise ValueError(f"features: expected numbers, got NaN in {num_nan} rows")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -213,12 +170,7 @@ class PackedFeatures:
     @property
     def order(self) -> tuple[int, ...]:
         """Buckets as they lie in the buffer."""
-        return tuple(
-            sorted(
-                range(len(self.bit_widths)),
-                key=lambda b: (self.bit_widths[b] != FULL_PRECISION, b),
-            )
-        )
+        return bucket_order(self.bit_widths)
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -244,7 +196,7 @@ class PackedFeatures:
 
     def packed_rows(self, bucket: int) -> Tensor:
         """View of the packed rows of a bucket, ``[N_b, bytes of a row]`` uint8."""
-        size = _row_bytes(self.num_columns, self.bit_widths[bucket])
+        size = stored_row_bytes(self.num_columns, self.bit_widths[bucket])
         start, count = self._starts[bucket], self._counts[bucket]
         return self.data[start : start + count * size].view(count, size)
 
@@ -260,10 +212,10 @@ class PackedFeatures:
 
         Args:
             index:
-                Nodes, ``[R]`` int64; may repeat.
+                Nodes, ``[R]`` int64 on any device; may repeat.
 
         Returns:
-            Features, ``[R, F]`` float32.
+            Features, ``[R, F]`` float32, on the device of the packed ones.
 
         Raises:
             IndexError:
@@ -274,6 +226,7 @@ class PackedFeatures:
                 f"nodes: expected 0 to {len(self.bucket) - 1}, got "
                 f"{int(index.min())} to {int(index.max())}"
             )
+        index = index.to(self.bucket.device)
         out = self.scale.new_empty(len(index), self.num_columns)
         of_row = self.bucket[index]
         for b, width in enumerate(self.bit_widths):
@@ -311,22 +264,7 @@ class PackedFeatures:
 
     def save(self, path: str | Path) -> None:
         """Write to a file of safetensors with a versioned header."""
-        bits = bits_for(len(self.bit_widths) - 1)
-        write_store(
-            path,
-            KIND,
-            {
-                "shape": list(self.shape),
-                "bit_widths": list(self.bit_widths),
-                "ranges_by_row": self.ranges_by_row,
-            },
-            {
-                "data": self.data,
-                "bucket": pack_integers(self.bucket.long(), bits),
-                "scale": self.scale,
-                "zero_point": self.zero_point,
-            },
-        )
+        save_features(self, path)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> PackedFeatures:
@@ -336,29 +274,24 @@ class PackedFeatures:
             path:
                 File that :meth:`save` made.
             verify:
-                Whether to compare the checksum, which reads the whole file once.
+                Whether to compare the checksum and look for NaN in float32 rows, which reads the
+                whole file.
 
         Raises:
             PackingError:
-                If the file is cut, altered, or not of this kind.
+                If the file is cut, altered, or not of this kind, or its parts do not fit one
+                another.
         """
-        fields, tensors = read_store(path, KIND, verify=verify)
-        try:
-            num_nodes, num_columns = fields["shape"]
-            widths = tuple(int(width) for width in fields["bit_widths"])
-            bucket = read_integers(tensors["bucket"], num_nodes, bits_for(len(widths) - 1))
-            return cls(
-                tensors["data"],
-                bucket.to(torch.uint8),
-                widths,
-                tensors["scale"],
-                tensors["zero_point"],
-                int(num_columns),
-                bool(fields["ranges_by_row"]),
-            )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise PackingError(f"{path}: its header does not fit its rows") from error
+        opened = open_features(cls, path, verify=verify)
+        object.__setattr__(opened, "_origin", (str(Path(path).resolve()), stored_checksum(path)))
+        return opened
 
-
-def _row_bytes(num_columns: int, bit_width: int) -> int:
-    return 4 * num_columns if bit_width == FULL_PRECISION else row_bytes(num_columns, bit_width)
+    def __reduce__(self) -> tuple[Callable[..., PackedFeatures], tuple[Any, ...]]:
+        """Pickle a mapped file by its path, anything else by its bytes."""
+        if self._origin is not None:
+            return reopen_features, (type(self), *self._origin)
+        parts = (self.data, self.bucket, self.scale, self.zero_point)
+        # A view would take all the memory that it looks at along.
+        data, bucket, scale, zero_point = (part.clone() for part in parts)
+        ranges = scale, zero_point, self.num_columns, self.ranges_by_row
+        return type(self), (data, bucket, self.bit_widths, *ranges)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from sgquant_optuna.exceptions import PackingError
 
 VERSION = 1
 _KEY = "sgquant_optuna"
+_DAMAGES = (
+    SafetensorError,
+    OSError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RecursionError,
+)
 _CHECKSUM_BYTES = 1 << 24  # read a mapped file piece by piece, so that it need not fit in memory
 
 
@@ -65,23 +75,44 @@ def read_store(
         PackingError:
             If the file is cut, altered, of another kind, or not ours.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"packed file: expected a file at {path}, found none")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with _open(path) as file:
+        header = _header(file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         checksum = header.pop("crc32")
         found = header["version"], header["kind"]
         fields = dict(header["fields"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PackingError(f"{path}: not a packed file of ours, or a damaged one") from error
     if found != (VERSION, kind):
         raise PackingError(f"{path}: expected {kind} of version {VERSION}, got {found}")
     if verify and checksum != _checksum(header, tensors):
         raise PackingError(f"{path}: its checksum differs; the file was altered, copy it again")
     return fields, tensors
+
+
+def stored_checksum(path: str | Path) -> int:
+    """Return the checksum that a store has in its header; its tensors are not read.
+
+    Raises:
+        PackingError:
+            If the file is not ours.
+    """
+    with _open(path) as file:
+        return int(_header(file)["crc32"])
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[Any]:
+    """Open a file; whatever is wrong with its frame or header is one error."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"packed file: expected a file at {path}, found none")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except _DAMAGES as error:
+        raise PackingError(f"{path}: not a packed file of ours, or a damaged one") from error
+
+
+def _header(file: Any) -> dict[str, Any]:
+    return dict(json.loads((file.metadata() or {})[_KEY]))
 
 
 def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:

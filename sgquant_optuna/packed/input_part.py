@@ -12,15 +12,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgquant_optuna.bit_widths import FULL_PRECISION, check_bit_width
+from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.input_stores import MAX_VALUES
 from sgquant_optuna.packed.bit_array import read_integers
+from sgquant_optuna.packed.checks import (
+    check_count,
+    check_finite,
+    check_ranges,
+    check_shape,
+    check_tensor,
+    check_widths,
+)
+from sgquant_optuna.packed.input_checks import check_codes, check_places
 from sgquant_optuna.packed.integer_runs import read_run
 from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
 from sgquant_optuna.quantization.packing import unpack
 from sgquant_optuna.sparse_products import csr
 
+_MOST_BITS = 31  # of a count: it is at most the number of columns
 STORES = ("rows", "codebook", "sparse", "sparse codebook")
 
 
@@ -53,7 +64,9 @@ class InputPart:
         tensors: Mapping[str, Tensor],
         count_bits: int = 0,
     ) -> None:
-        check_bit_width(bit_width, where="input part")
+        check_widths((bit_width,), "bit width of the input")
+        check_shape(shape, "shape of the input")
+        check_count(count_bits, "bits of a count", high=_MOST_BITS)
         self.store, self.bit_width, self.shape = store, bit_width, shape
         self.tensors, self.count_bits = dict(tensors), count_bits
         if store not in STORES or set(tensors) != _names(store, bit_width):
@@ -157,6 +170,38 @@ class InputPart:
             scale, zero_point = scale[0, column], zero_point[0, column]
         return dequantize(codes, scale, zero_point)
 
+    def _check(self) -> None:
+        num_rows, num_columns = self.shape
+        tensors = self.tensors
+        sizes: dict[str, tuple[int, ...]] = {}
+        if "codebook" in self.store:
+            num_values = check_count(
+                tensors["values"].numel(), "values of a codebook", high=MAX_VALUES
+            )
+            sizes["values"] = (num_values,)
+        elif "values" in tensors:
+            sizes["values"] = (self._nnz,) if self.is_sparse else self.shape
+        if self.is_sparse:
+            sizes["columns"] = (integers_nbytes(self._nnz, self._column_bits),)
+        if "codes" in tensors and self.is_sparse:
+            sizes["codes"] = (integers_nbytes(self._nnz, self._code_bits),)
+        elif "codes" in tensors:
+            sizes["codes"] = (num_rows, row_bytes(num_columns, self._code_bits))
+        for name, size in sizes.items():
+            dtype = torch.float32 if name == "values" else torch.uint8
+            check_tensor(tensors[name], f"{name} of the input", dtype, {size})
+        if "values" in tensors:
+            check_finite(tensors["values"], "values of the input")
+        if "scale" in tensors:
+            shapes = {(1, 1), (1, num_columns), (num_rows, 1)}
+            ranges = tensors["scale"], tensors["zero_point"]
+            check_ranges(*ranges, "the input", shapes, 2**self.bit_width - 1)
+        if self.is_sparse:
+            check_places(tensors["columns"], self._crow, num_columns)
+        if "codebook" in self.store:
+            places = self._nnz if self.is_sparse else None
+            check_codes(tensors["codes"], num_values, self._code_bits, num_columns, places)
+
     @property
     def _device(self) -> torch.device:
         return next(iter(self.tensors.values())).device
@@ -172,30 +217,6 @@ class InputPart:
         if self.store == "sparse codebook":
             return bits_for(max(0, len(self.tensors["values"]) - 1))
         return self.bit_width
-
-    def _check(self) -> None:
-        num_rows, num_columns = self.shape
-        sizes: dict[str, tuple[int, ...]] = {}
-        if self.is_sparse:
-            sizes["columns"] = (integers_nbytes(self._nnz, self._column_bits),)
-            if "codes" in self.tensors:
-                sizes["codes"] = (integers_nbytes(self._nnz, self._code_bits),)
-            else:
-                sizes["values"] = (self._nnz,)
-        elif "codes" in self.tensors:
-            sizes["codes"] = (num_rows, row_bytes(num_columns, self._code_bits))
-        else:
-            sizes["values"] = self.shape
-        for name, size in sizes.items():
-            if tuple(self.tensors[name].shape) != size:
-                raise PackingError(
-                    f"{name} of the input: expected {list(size)}, got "
-                    f"{list(self.tensors[name].shape)}"
-                )
-        ranges = {(1, 1), (1, num_columns), (num_rows, 1)}
-        for name in {"scale", "zero_point"} & set(self.tensors):
-            if tuple(self.tensors[name].shape) not in ranges:
-                raise PackingError(f"{name} of the input: expected one of {sorted(ranges)}")
 
 
 def _names(store: str, bit_width: int) -> set[str]:

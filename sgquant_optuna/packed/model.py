@@ -24,16 +24,21 @@ from sgquant_optuna.forward_pass import Forward, forward
 from sgquant_optuna.input_stores import RANGE_BYTES
 from sgquant_optuna.memory import FeatureLayout, Memory, honest_memory
 from sgquant_optuna.packed.absent_input import AbsentInput
-from sgquant_optuna.packed.bit_array import read_integers
 from sgquant_optuna.packed.features import PackedFeatures
+from sgquant_optuna.packed.model_checks import check_header, site_ranges
 from sgquant_optuna.packed.model_contents import stored_lines
 from sgquant_optuna.packed.model_graph import MessagePasser
 from sgquant_optuna.packed.model_input import PackedInput
-from sgquant_optuna.packed.model_reading import packed_input, plain_model, spread_ranges
+from sgquant_optuna.packed.model_reading import (
+    degree_buckets,
+    packed_input,
+    plain_model,
+    spread_ranges,
+)
 from sgquant_optuna.packed.packed_tensor import HiddenRows, PackedTensor
 from sgquant_optuna.quantization.affine import fake_quantize
 from sgquant_optuna.quantization.config import QuantizerConfig
-from sgquant_optuna.quantization.layout import bits_for, packed_nbytes
+from sgquant_optuna.quantization.layout import packed_nbytes
 
 
 class PackedModel(nn.Module):
@@ -79,16 +84,13 @@ class PackedModel(nn.Module):
         forward: Forward = forward,
     ) -> None:
         super().__init__()
+        check_header(fields)
         self.fields = dict(fields)
         self.layout = FeatureLayout.from_dict(fields["layout"])
         self.bit_widths = BitWidths.from_dict(fields["bit_widths"])
         self._forward, self._frees = forward, model is None
         self.model = plain_model(fields, tensors, model)
-        self._bucket = None
-        if self.layout.num_buckets > 1:
-            bits = bits_for(self.layout.num_buckets - 1)
-            ids = read_integers(tensors["bucket"], self.layout.num_nodes, bits)
-            self._bucket = ids.to(torch.uint8)
+        self._bucket = degree_buckets(tensors, self.layout)
         self._part_nbytes = {"bucket ids": tensors["bucket"].nbytes if "bucket" in tensors else 0}
         self._used: dict[str, int] = {}
         self._checked: tuple[Any, ...] | None = None
@@ -190,12 +192,12 @@ class PackedModel(nn.Module):
         bucket = self._bucket if len(site["bit_widths"]) > 1 else None
         change: Callable[[Tensor], Tensor]
         if site["input"] is not None:
-            stored = PackedTensor(packed_input(name, site, tensors, bucket))
+            stored = PackedTensor(packed_input(site, tensors, bucket, self.layout))
             change = partial(self._take_input, name, stored)
         elif all(width == FULL_PRECISION for width in site["bit_widths"]):
             change = partial(self._leave, name)
         else:
-            scale, zero_point = spread_ranges(name, site, tensors, bucket, self.layout.num_nodes)
+            scale, zero_point = spread_ranges(site, tensors, bucket, self.layout)
             change = partial(self._pack, name, site, bucket, scale, zero_point, config)
         layer = self.model.get_submodule(path)
         layer.register_forward_pre_hook(partial(_change_input, name, change), with_kwargs=True)
@@ -243,7 +245,7 @@ class PackedModel(nn.Module):
         self._counts: dict[str, int] = {}
         if width == FULL_PRECISION:
             return partial(self._count_attention, name, width)
-        scale, zero_point = tensors[f"scale.{name}"], tensors[f"zero_point.{name}"]
+        scale, zero_point = site_ranges(site, tensors, None, self.layout)
 
         def quantize(alpha: Tensor) -> Tensor:
             self._count_attention(name, width, alpha)

@@ -107,7 +107,7 @@ def test_tensors_that_do_not_fit_are_refused():
             InputPart(*arguments, {**part.tensors, name: value}, part.count_bits)
     with pytest.raises(PackingError, match="input part"):
         InputPart("rows", 4, (6, 6), part.tensors)
-    with pytest.raises(ValueError, match="expected one of"):
+    with pytest.raises(PackingError, match="expected one of"):
         InputPart("sparse", 9, (6, 6), part.tensors, part.count_bits)
 
 

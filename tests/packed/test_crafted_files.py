@@ -1,0 +1,266 @@
+"""Files that somebody altered and gave a right checksum again."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgquant_optuna.exceptions import GraphError, PackingError, SgquantError
+from sgquant_optuna.packed import model_reading
+from sgquant_optuna.packed.bit_array import read_integers
+from sgquant_optuna.packed.evaluation import evaluate_packed
+from sgquant_optuna.packed.export import export_packed, load_packed
+from sgquant_optuna.packed.features import PackedFeatures
+from sgquant_optuna.packed.file import read_store, write_store
+from sgquant_optuna.packed.input_build import build_input_part
+from sgquant_optuna.packed.input_part import InputPart
+from tests.packed.test_features import make
+from tests.packed.test_model import BUILT_IN, graph_of, quantized
+
+ONE = torch.ones(1, 1)
+DTYPES = (torch.float64, torch.float16, torch.int32, torch.uint8, torch.bool)
+RESHAPES = {
+    "flat": lambda t: t.reshape(-1),
+    "cut": lambda t: t.reshape(-1)[:-1],
+    "deeper": lambda t: t[None],
+    "turned": lambda t: t.t() if t.dim() == 2 else t,
+    "twice": lambda t: torch.cat([t, t]),
+    "nothing": lambda t: t.new_empty(0),
+}
+NUMBERS = (torch.nan, torch.inf, -torch.inf, -1.0, 0.0, 0.5, 3.0, 255.0)
+OTHERS = (
+    None, True, False, "x", "482", "", -1, 0, 1, 2, 5, 33, 10**9, 2**63, 4.5, float("nan"), [], {},
+    [4.5, 8, 2], [10**9, 10**9], {"x": 1},
+)  # fmt: skip
+
+
+def paths(fields, above=()):
+    """Every place in a JSON object."""
+    inside = fields.items() if isinstance(fields, dict) else enumerate(fields)
+    for key, value in inside:
+        yield (*above, key)
+        if isinstance(value, dict | list):
+            yield from paths(value, (*above, key))
+
+
+@st.composite
+def alterations(draw, fields, tensors):
+    """Fields and tensors of which one thing differs, and what that is."""
+    fields, tensors = copy.deepcopy(fields), dict(tensors)
+    if draw(st.booleans()):
+        path = draw(st.sampled_from(list(paths(fields))))
+        holder = fields
+        for key in path[:-1]:
+            holder = holder[key]
+        if draw(st.integers(0, 3)) == 0:
+            del holder[path[-1]]
+        else:
+            holder[path[-1]] = draw(st.sampled_from(OTHERS))
+        return fields, tensors, path
+    name = draw(st.sampled_from(sorted(tensors)))
+    how = draw(st.sampled_from(["values", "one value", "type", "shape", "none"]))
+    tensor = tensors.pop(name)
+    if how == "type":
+        tensors[name] = tensor.to(draw(st.sampled_from(DTYPES)))
+    elif how == "shape":
+        tensors[name] = RESHAPES[draw(st.sampled_from(sorted(RESHAPES)))](tensor)
+    elif how != "none":
+        of_type = NUMBERS if tensor.dtype.is_floating_point else (0, 1, 2, 15, 127, 128, 255)
+        value = draw(st.sampled_from(of_type))
+        place = slice(None)
+        if how == "one value" and tensor.numel():
+            place = draw(st.integers(0, tensor.numel() - 1))
+        tensors[name] = tensor.clone()
+        tensors[name].view(-1)[place] = value
+    return fields, tensors, (name,)
+
+
+def leads_inside(part):
+    """Whether each column and each code of an input is one that exists."""
+    if part.is_sparse:
+        column = read_integers(part.tensors["columns"], part._nnz, part._column_bits)
+        if not bool((column < part.shape[1]).all()):
+            return False
+    if part.store == "sparse codebook":
+        code = read_integers(part.tensors["codes"], part._nnz, part._code_bits)
+        return bool((code < len(part.tensors["values"])).all())
+    return True
+
+
+@pytest.mark.parametrize("axis", ["bucket", "column", "row"])
+def test_altered_packed_features_are_refused_or_hold_numbers(axis, tmp_path):
+    make(9, 5, [4, 32, 2], axis)[0].save(tmp_path / "x")
+    fields, tensors = read_store(tmp_path / "x", "packed_features")
+
+    @settings(deadline=None, max_examples=150)
+    @given(alterations(fields, tensors))
+    def alter(altered):
+        write_store(tmp_path / "y", "packed_features", *altered[:2])
+        try:
+            opened = PackedFeatures.open(tmp_path / "y")
+        except PackingError as error:
+            assert str(error).startswith(f"{tmp_path / 'y'}: ")
+            return
+        for bucket in range(len(opened.bit_widths)):
+            assert opened.starts[bucket] + opened.packed_rows(bucket).numel() <= len(opened.data)
+        assert bool(torch.isfinite(opened.to_dense()).all())
+
+    alter()
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_altered_packed_models_are_refused_or_give_scores(name, sparse, tmp_path, monkeypatch):
+    parts = []
+
+    class SeenPart(InputPart):
+        def __init__(self, *args):
+            super().__init__(*args)
+            parts.append(self)
+
+    monkeypatch.setattr(model_reading, "InputPart", SeenPart)
+    model, data, layout, scores, _ = quantized(name, graph_of(sparse))
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    fields, tensors = read_store(tmp_path / "m", "packed_model")
+
+    @settings(deadline=None, max_examples=120)
+    @given(alterations(fields, tensors))
+    def alter(altered):
+        write_store(tmp_path / "y", "packed_model", *altered[:2])
+        parts.clear()
+        try:
+            packed = load_packed(tmp_path / "y")
+        except SgquantError:
+            return
+        assert all(leads_inside(part) for part in parts)
+        try:
+            found = packed(data)
+        except GraphError:
+            assert altered[2][0] == "edges"  # as good as those of another graph
+            return
+        assert found.shape == scores.shape
+        assert bool(torch.isfinite(found).all())
+
+    alter()
+
+
+def test_columns_outside_the_matrix_are_refused():
+    x = torch.zeros(3, 12)  # columns take 4 bits, so 12 to 15 can be written
+    x[:, [2, 7]] = 1
+    part = build_input_part(x, "sparse", 4, ONE, 0 * ONE, "nearest")
+    for byte in (0xFF, 0x00):  # 15 everywhere; 0 twice in each row
+        columns = torch.full_like(part.tensors["columns"], byte)
+        with pytest.raises(PackingError, match="rising ones below 12"):
+            InputPart("sparse", 4, (3, 12), {**part.tensors, "columns": columns}, part.count_bits)
+
+
+@pytest.mark.parametrize("store", ["codebook", "sparse codebook"])
+def test_codes_without_a_value_are_refused(store):
+    x = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
+    part = build_input_part(x, store, 32, ONE, 0 * ONE, "nearest")
+    codes = torch.full_like(part.tensors["codes"], 0xFF)
+    with pytest.raises(PackingError, match="codes of the input: expected some below"):
+        InputPart(store, 32, (2, 3), {**part.tensors, "codes": codes}, part.count_bits)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": -ONE},
+        {"scale": ONE * torch.nan},
+        {"scale": ONE.double()},
+        {"zero_point": ONE * torch.inf},
+        {"zero_point": ONE.half()},
+        {"zero_point": torch.ones(6, 1)},
+        {"scale": ONE * 1e38},
+    ],
+)
+def test_ranges_of_an_input_that_cannot_be_are_refused(change):
+    part = build_input_part(torch.eye(6), "rows", 4, ONE, 0 * ONE, "nearest")
+    with pytest.raises(PackingError, match="of the input: expected"):
+        InputPart("rows", 4, (6, 6), {**part.tensors, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": ONE.double()},
+        {"scale": ONE.int()},
+        {"zero_point": ONE.half()},
+        {"bucket": torch.zeros(3, dtype=torch.int64)},
+        {"bit_widths": (4.5,)},
+        {"bit_widths": "4"},
+        {"num_columns": 2.0},
+        {"data": torch.zeros(6, dtype=torch.uint8)[::2]},
+    ],
+)
+def test_parts_of_features_that_cannot_be_are_refused(change):
+    parts = {
+        "data": torch.zeros(3, dtype=torch.uint8),
+        "bucket": torch.zeros(3, dtype=torch.uint8),
+        "bit_widths": (4,),
+        "scale": ONE,
+        "zero_point": ONE,
+        "num_columns": 2,
+    }
+    assert PackedFeatures(**parts).to_dense().tolist() == [[1.0, 1.0]] * 3
+    with pytest.raises(PackingError, match="expected"):
+        PackedFeatures(**{**parts, **change})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("bit_widths", "482"), ("bit_widths", [4.5, 8, 2]), ("shape", [10**10, 5])],
+)
+def test_a_header_of_features_says_what_was_expected(field, value, tmp_path):
+    make(9, 5, [4, 8, 2])[0].save(tmp_path / "x")
+    fields, tensors = read_store(tmp_path / "x", "packed_features")
+    write_store(tmp_path / "y", "packed_features", {**fields, field: value}, tensors)
+    with pytest.raises(PackingError, match="/y: .*expected"):
+        PackedFeatures.open(tmp_path / "y")
+
+
+@pytest.fixture
+def packed_gcn(tmp_path):
+    """Writes a packed GCN with other fields."""
+    model, data, layout, *_ = quantized("gcn", graph_of(sparse=True))
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    fields, tensors = read_store(tmp_path / "m", "packed_model")
+
+    def write(**change):
+        left = {key: value for key, value in {**fields, **change}.items() if value is not None}
+        write_store(tmp_path / "y", "packed_model", left, tensors)
+        return tmp_path / "y"
+
+    return fields, write
+
+
+def test_a_header_of_a_model_says_what_was_expected(packed_gcn):
+    fields, write = packed_gcn
+    site = "conv2/embedding/bucket0"
+    for change, message in (
+        ({"bit_widths": {**fields["bit_widths"], site: 4}}, f"{site}: expected one bit width"),
+        ({"num_features": 5}, "expected 5 features, got 12"),
+        ({"num_features": "x"}, "num_features: expected a whole number"),
+        ({"edges": None}, "edges: expected an object, got None"),
+        ({"sites": fields["sites"][:1]}, "sites: expected conv2/embedding/bucket0"),
+        ({"sites": [*fields["sites"], fields["sites"][0]]}, "once"),
+        ({"provenance": None}, "provenance"),
+    ):
+        with pytest.raises(PackingError, match=f"/y: .*{message}"):
+            load_packed(write(**change))
+
+
+def test_sizes_that_the_weights_cannot_have_are_not_made(packed_gcn):
+    fields, write = packed_gcn
+    arguments = {**fields["model"]["arguments"], "hidden_channels": 10**9}
+    with pytest.raises(PackingError, match="hidden_channels of the model: expected"):
+        load_packed(write(model={"name": "gcn", "arguments": arguments}))
+
+
+def test_a_model_of_unknown_origin_is_not_evaluated(packed_gcn):
+    _, write = packed_gcn
+    with pytest.raises(PackingError, match="does not name its data set"):
+        evaluate_packed(write(provenance={"dataset": "digits"}))

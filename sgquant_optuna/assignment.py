@@ -62,7 +62,12 @@ class Assignment:
         return tuple(sorted(set(self.bit_widths.values())))
 
     def save(self, path: str | Path) -> None:
-        """Write to a JSON file."""
+        """Write to a JSON file.
+
+        Raises:
+            ValueError:
+                If it cannot be written.
+        """
         content = {
             "schema": SCHEMA,
             "version": VERSION,
@@ -73,7 +78,10 @@ class Assignment:
             "fingerprint": dict(self.fingerprint),
             "source": dict(self.source),
         }
-        Path(path).write_text(json.dumps(content, indent=2) + "\n")
+        try:
+            Path(path).write_text(json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise ValueError(f"{path}: cannot write it ({error.strerror})") from error
 
 
 def load_assignment(path: str | Path) -> Assignment:

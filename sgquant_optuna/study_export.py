@@ -15,6 +15,7 @@ from sgquant_optuna.bit_widths import BitWidths
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.final_result import FinalResult
 from sgquant_optuna.fingerprint import check_fingerprint
+from sgquant_optuna.out_file import check_out_file
 from sgquant_optuna.packed.export import ExportedModel, export_packed
 from sgquant_optuna.search_plan import SearchPlan
 from sgquant_optuna.selection import measured_trials, ranked_trials
@@ -23,6 +24,8 @@ from sgquant_optuna.trained_models import shared_models
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
+
+    from sgquant_optuna.objective import QuantizationObjective
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def export_study(
     trial: int | None = None,
     root: str | Path | None = None,
     artifact_store: ArtifactStore | None = None,
+    objective: QuantizationObjective | None = None,
 ) -> ExportedTrial:
     """Finetune as a trial did, and write its first model packed.
 
@@ -71,6 +75,8 @@ def export_study(
         artifact_store:
             Where the study's trained models are; without it, or if they are not there, they are
             trained again from the same seeds.
+        objective:
+            That of the study, on the CPU, if it is at hand: nothing is loaded or trained again.
 
     Raises:
         ArtifactError:
@@ -81,14 +87,18 @@ def export_study(
             If the study has no settings, or graph, model or weights are not those it was made of.
         StudyNotFoundError:
             If the study is not of our objective, or has no such finished trial.
+        ValueError:
+            If the file cannot be written.
     """
+    check_out_file(path)
     record, chosen = _record(study), _choose(study, trial)
     plan = SearchPlan.load(study)
-    data = plan.load_graph(root)
-    models = None
-    if artifact_store is not None:
-        models = shared_models(plan, data, study, artifact_store)
-    objective = plan.objective(models or plan.train_all(data), data)
+    if objective is None:
+        data = plan.load_graph(root)
+        models = None
+        if artifact_store is not None:
+            models = shared_models(plan, data, study, artifact_store)
+        objective = plan.objective(models or plan.train_all(data), data)
     check_fingerprint(study.study_name, record.fingerprint, objective.fingerprint)
     bits = BitWidths.from_dict(chosen.user_attrs["bit_widths"])
     trainings = objective.finetuned(bits)
@@ -135,6 +145,8 @@ def export_assignment(
     Raises:
         StudyNotFoundError:
             If the study is not of our objective, or has no such finished trial.
+        ValueError:
+            If the file cannot be written.
     """
     from sgquant_optuna.quantization.config import QuantizerConfig
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sgquant_optuna.cli.options import Quiet
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -24,6 +26,7 @@ def evaluate(
         typer.Option("--test", help="Look at the test nodes too: once more than the report did."),
     ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved timed runs.")] = 7,
+    quiet: Quiet = False,
 ) -> None:
     """Measure accuracy, bytes, peak memory and time of a packed model against float32."""
     from rich.console import Console
@@ -32,19 +35,21 @@ def evaluate(
     from sgquant_optuna.packed.evaluation import evaluate_packed
 
     quiet_optuna()
-    console = Console()
     if not file.is_file():
         raise ValueError(f"packed model: expected a file at {file}, found none")
-    with console.status("measuring"):
+    with Console(stderr=True, quiet=quiet).status("measuring"):
         found = evaluate_packed(file, root, test=test, repeats=repeats)
-    console.print(_table(file, found))
+    Console().print(_table(file, found))
 
 
 def _table(file: Path, found: Evaluation) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     origin = found.provenance
-    table = Table(title=f"{file.name}: trial {origin['trial']} of {origin['study']}")
+    # Names of studies, files and sites may look like markup.
+    title = f"{file.name}: trial {origin['trial']} of {origin['study']}"
+    table = Table(title=Text(title))
     for column in ("", "float32", "packed", ""):
         table.add_column(column, justify="right" if column else "left")
     table.add_row(
@@ -73,9 +78,9 @@ def _table(file: Path, found: Evaluation) -> Table:
         f"{found.full_precision_nbytes / stored:.1f}x smaller, {equal} the honest accounting",
     )
     for name, nbytes in found.stored_nbytes.items():
-        table.add_row(f"  {name}", "", _megabytes(nbytes), "")
+        table.add_row(Text(f"  {name}"), "", _megabytes(nbytes), "")
     parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in found.file_parts.items())
-    table.add_row("file", "", _megabytes(found.file_nbytes), parts)
+    table.add_row("file", "", _megabytes(found.file_nbytes), Text(parts))
     if found.peaks is not None:
         full, packed = found.peaks["float32"], found.peaks["packed"]
         table.add_row(

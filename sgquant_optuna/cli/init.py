@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sgquant_optuna.cli.options import Artifacts, Device, Root, Storage, StudyName
+from sgquant_optuna.cli.options import (
+    Artifacts,
+    Device,
+    Quiet,
+    Root,
+    Storage,
+    StudyName,
+    shown_storage,
+)
 from sgquant_optuna.cli.plan_options import takes_plan
 
 if TYPE_CHECKING:
@@ -23,18 +31,21 @@ def init(
     storage: Storage = None,
     artifacts: Artifacts = None,
     study: StudyName = None,
+    quiet: Quiet = False,
 ) -> None:
     """Make a study, train its full-precision models once and share them, for workers to join.
 
     Safe to start several times at once: one trains, the others wait for it.
     """
     from rich.console import Console
+    from rich.text import Text
 
     from sgquant_optuna.cli.quiet import quiet_optuna
     from sgquant_optuna.preparation import prepare_search
 
     quiet_optuna()
-    with Console(stderr=True).status(f"training {plan.model} on {plan.dataset}"):
+    training = Text(f"training {plan.model} on {plan.dataset}")  # which may look like markup
+    with Console(stderr=True, quiet=quiet).status(training):
         prepared = prepare_search(
             plan,
             storage=storage,
@@ -52,21 +63,7 @@ def worker_line(study: str, *, storage: str | None, root: Path | None) -> str:
 
     A password of the URL is shown as ``***``: it would stay in the history of a shell.
     """
-    from sgquant_optuna.storage import DEFAULT_FILE
-
-    words = ["sgquant", "worker", study, "--storage", _anywhere(storage or str(DEFAULT_FILE))]
+    words = ["sgquant", "worker", study, "--storage", shown_storage(storage)]
     if root is not None:
         words += ["--root", str(root.absolute())]
     return shlex.join(words)
-
-
-def _anywhere(storage: str) -> str:
-    """Return a storage URL without password, or the full path of a file."""
-    import sqlalchemy as sa
-
-    if "://" not in storage:
-        return str(Path(storage).absolute())
-    url = sa.make_url(storage)
-    if url.get_backend_name() == "sqlite" and url.database:
-        url = url.set(database=str(Path(url.database).absolute()))
-    return url.render_as_string(hide_password=True)

@@ -29,6 +29,9 @@ Root = Annotated[
     typer.Option(envvar="SGQUANT_DATA", show_default="data", help="Folder of data sets."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Show no progress: the result and errors only.")
+]
 StudyName = Annotated[
     str | None,
     typer.Option(show_default="MODEL-DATASET-GRANULARITY", help="Name of the study."),
@@ -58,6 +61,28 @@ StudyArgument = Annotated[
         autocompletion=_complete_study_name,
     ),
 ]
+
+
+def shown_storage(storage: str | None) -> str:
+    """Return a storage as others may read it, from any folder: with ``***`` for a password."""
+    from sgquant_optuna.storage import DEFAULT_FILE
+    from sgquant_optuna.storage.urls import parse_url, shown_url
+
+    storage = storage or str(DEFAULT_FILE)
+    if "://" not in storage:
+        return str(Path(storage).absolute())
+    url = parse_url(storage)
+    is_file = url.get_backend_name() in ("sqlite", "journal")
+    if is_file and url.database and not url.database.startswith("file:"):
+        url = url.set(database=str(Path(url.database).absolute()))
+    return shown_url(url).replace("%2A%2A%2A", "***")  # a password that is an option of the URL
+
+
+def shown_artifacts(artifacts: str | None) -> str | None:
+    """Return a folder of artifacts as it is called from any folder, or a bucket."""
+    if artifacts is None or "://" in artifacts:
+        return artifacts
+    return str(Path(artifacts).absolute())
 
 
 def integers(text: str, *, what: str) -> tuple[int, ...]:

@@ -76,4 +76,4 @@ class SearchProgress:
 
     def print(self, line: str) -> None:
         """Write a line above the bar."""
-        self._progress.console.print(line, markup=False, highlight=False)
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgquant_optuna.cli.options import Artifacts, Device, Root, Storage, StudyName
+from sgquant_optuna.cli.options import Artifacts, Device, Quiet, Root, Storage, StudyName
 from sgquant_optuna.cli.plan_options import takes_plan
 
 if TYPE_CHECKING:
+    from sgquant_optuna.preparation import PreparedSearch
     from sgquant_optuna.search_plan import SearchPlan
+    from sgquant_optuna.study_export import ExportedTrial
 
 _RESUME = "stopped; the same command resumes"
 
@@ -26,9 +30,11 @@ def search(
     storage: Storage = None,
     artifacts: Artifacts = None,
     study: StudyName = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Show no progress, only the report at the end.")
+    attach: Annotated[
+        bool,
+        typer.Option("--attach", help="Offer the packed best model on the dashboard's page."),
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a model, search its bit widths, and show what was saved at what accuracy.
 
@@ -36,6 +42,7 @@ def search(
     """
     # Imported here, so that --help and mistakes on the line answer at once.
     from rich.console import Console
+    from rich.text import Text
 
     from sgquant_optuna.cli.progress import SearchProgress
     from sgquant_optuna.cli.quiet import quiet_optuna
@@ -49,11 +56,13 @@ def search(
     from sgquant_optuna.worker import run_worker
 
     quiet_optuna()
-    console = Console(quiet=quiet)
+    # The standard output holds the report alone. Dataset and study may look like markup.
+    console = Console(stderr=True, quiet=quiet)
+    training = Text(f"training {plan.model} on {plan.dataset} at full precision")
     stopper = Stopper(grace=0.0)
     try:
         with stopper.installed():
-            with console.status(f"training {plan.model} on {plan.dataset} at full precision"):
+            with console.status(training):
                 prepared = prepare_search(
                     plan,
                     storage=storage,
@@ -79,8 +88,9 @@ def search(
                             artifacts=artifacts,
                             device=device,
                             grace=stopper.grace,
-                            log_level="warning",
-                            show=progress.print,
+                            log_level="error" if quiet else "warning",
+                            # A quiet console would swallow the errors, too.
+                            show=None if quiet else progress.print,
                             on_tick=progress.update,
                         )
                         if code:
@@ -102,7 +112,40 @@ def search(
                         seeds=plan.final_seeds,
                         retrain=lambda fresh: plan.train(prepared.data, fresh),
                     )
+            Console().print(report(prepared.study))
+            if attach:
+                with console.status("packing the model of the report"):
+                    done = _attach(prepared, storage, artifacts, root, device)
+                typer.echo(
+                    f"attached: trial {done.trial}, {done.model.file_nbytes / 1e6:,.3f} MB, "
+                    f"validation accuracy {done.accuracy:.2f} %"
+                )
     except Stopped:
         typer.echo(_RESUME, err=True)
         raise typer.Exit(stopper.exit_code) from None
-    Console().print(report(prepared.study))
+
+
+def _attach(
+    prepared: PreparedSearch,
+    storage: str | None,
+    artifacts: str | None,
+    root: Path | None,
+    device: str,
+) -> ExportedTrial:
+    from sgquant_optuna.artifacts import open_artifacts
+    from sgquant_optuna.dashboard.study_files import MODEL_FILE, attach_best_model
+    from sgquant_optuna.study_export import export_study
+
+    store = open_artifacts(artifacts, storage_url=storage)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL_FILE
+        done = export_study(
+            prepared.study,
+            path,
+            root=root,
+            artifact_store=store,
+            # Only the trial is finetuned again; models of another device are loaded anew.
+            objective=prepared.objective if device == "cpu" else None,
+        )
+        attach_best_model(prepared.study, store, path)
+    return done

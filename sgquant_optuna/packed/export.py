@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch_geometric.data import Data
 
@@ -87,6 +88,8 @@ def export_packed(
             If the model uses the graph's features outside its quantized layers.
         PackingError:
             If the packed model does not do what the fake-quantized one does.
+        ValueError:
+            If the file cannot be written.
     """
     path = Path(path)
     fields, tensors = pack_contents(model, data, layout)
@@ -105,10 +108,14 @@ def export_packed(
     # Under its name only once it is whole.
     unfinished = path.with_name(f"{path.name}.part")
     try:
-        write_store(unfinished, KIND, fields, tensors)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        try:
+            write_store(unfinished, KIND, fields, tensors)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: cannot write it ({reason})") from error
     return ExportedModel(path, path.stat().st_size, stored, difference)
 
 

@@ -1,26 +1,33 @@
+import errno
 import json
+import os
+import shutil
 import sqlite3
 
 import optuna
 import pytest
 import torch
+from optuna.artifacts import get_all_artifact_meta
 from torch_geometric.data import Data
 
 from sgquant_optuna.assignment import load_assignment
 from sgquant_optuna.attachment.model import attach, calibrate, set_bit_widths
 from sgquant_optuna.cli import main
+from sgquant_optuna.cli.export import file_stem
 from sgquant_optuna.dashboard.study_files import MODEL_FILE
 from sgquant_optuna.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.forward_pass import forward
 from sgquant_optuna.graphs import load_graph
 from sgquant_optuna.models import make_model
+from sgquant_optuna.objective import QuantizationObjective
 from sgquant_optuna.packed.export import load_packed
 from sgquant_optuna.search_plan import SearchPlan
 from sgquant_optuna.storage import open_storage
 from sgquant_optuna.study_record import RECORD_ATTR
 from tests.cli.test_commands import run
+from tests.cli.test_studies import NASTY
 
-NAME = "gcn-digits-lwq+cwq+taq"
+NAME = f"{NASTY} [red]a/b[/red]"
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +43,7 @@ def folder(tmp_path_factory):
     main_ends_well(
         *("search", "--n-trials", "3", "--models", "2", "--final-seeds", "2"),
         *("--epochs", "5", "--finetune-epochs", "2", "--widths", "2,4,8", *storage),
+        *("--study", NAME),
     )
     main_ends_well("export", "--out", str(folder / "best.safetensors"), *storage)
     return folder
@@ -99,6 +107,7 @@ def test_evaluate_measures_it_against_float32(folder, capsys):
     assert "sparse products" in lines["time of a pass"]
     assert "not of this one" in lines["test, of the final report"]
     assert "test, opened now" not in lines
+    assert f"best.safetensors: trial {origin['trial']} of {NAME}" in " ".join(out.split())
 
 
 def test_a_chosen_trial_is_exported(folder, capsys):
@@ -106,7 +115,8 @@ def test_a_chosen_trial_is_exported(folder, capsys):
     code, out, err = run(capsys, *arguments, "--assignment-only")
     assert code == 0, err
     assert "trial 1" in out
-    found = load_assignment(f"{NAME}.json")
+    assert NAME in out
+    found = load_assignment(f"{file_stem(NAME)}.json")
     assert found.bit_widths.to_dict() == the_study(folder).trials[1].user_attrs["bit_widths"]
     assert found.granularity == "cwq+lwq+taq"
 
@@ -127,15 +137,92 @@ def test_an_assignment_quantizes_a_model(folder, capsys):
     ("arguments", "message"),
     [
         (["--trial", "7"], "expected a finished trial, got 7; finished are 0, 1, 2"),
-        (["--out", "no/such/folder.safetensors"], "--out: expected a file in an existing folder"),
+        (["--out", "no/such/folder.safetensors"], "expected a file in an existing folder, got no"),
+        (["--out", "folder.safetensors"], "folder.safetensors: expected a file to write, got a"),
+        (["--out", "folder.json"], "folder.json: cannot write it (Is a directory)"),
+        (["--out", "."], ".: expected a file to write, got a folder"),
+        (["--out", "/proc/model.sgq"], "/proc/model.sgq: cannot write it ("),
+        (["--out", "/proc/widths.json"], "/proc/widths.json: cannot write it ("),
+        (["--out", "x" * 300], "cannot write it (File name too long)"),
         (["other"], "expected study 'other'"),
     ],
 )
-def test_a_bad_export_is_one_line_and_exit_code_2(arguments, message, folder, capsys):
+def test_a_bad_export_is_one_line_and_exit_code_2_before_any_training(
+    arguments, message, folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(SearchPlan, "load_graph", None)
+    for name in ("folder.safetensors", "folder.json"):
+        (tmp_path / name).mkdir()
     code, _, err = run(capsys, "export", "--storage", str(folder / "s.db"), *arguments)
     assert code == 2
     assert err.startswith("error: ") and err.count("\n") == 1
     assert message in err
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(folder, tmp_path, monkeypatch, capsys):
+    def write(path, *content):
+        path.write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sgquant_optuna.packed.export.write_store", write)
+    code, _, err = run(capsys, "export", "--storage", str(folder / "s.db"), "--out", "m.sgq")
+    assert (code, err) == (2, "error: m.sgq: cannot write it (No space left on device)\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("gcn-Cora-lwq+cwq", "gcn-Cora-lwq+cwq"),
+        ("a/b", "a_b"),
+        ("-rf", "rf"),
+        ("..", "study"),
+        ("é\0\n:", "é_"),
+        ("é" * 300, "é" * 100),
+    ],
+)
+def test_a_file_without_a_name_is_called_as_the_study_and_lies_here(name, stem):
+    assert file_stem(name) == stem
+
+
+def test_a_quiet_export_shows_no_progress(folder, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if the output were a terminal
+    arguments = ("export", "--storage", str(folder / "s.db"), "--out", "m.sgq")
+    code, out, err = run(capsys, *arguments)
+    assert code == 0 and "finetuning as the trial did" in err
+    assert run(capsys, *arguments, "--quiet") == (0, out, "")
+
+
+def test_search_attaches_the_model_of_its_report_without_training_again(
+    folder, tmp_path, monkeypatch, capsys
+):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.setattr(SearchPlan, "train", None)  # models of full precision are at hand
+    finetune, tuned = QuantizationObjective.finetune, []
+
+    def counted(self, bits, *, seed):
+        tuned.append(bits)
+        return finetune(self, bits, seed=seed)
+
+    monkeypatch.setattr(QuantizationObjective, "finetune", counted)
+    code, out, err = run(
+        capsys,
+        *("search", "--n-trials", "3", "--models", "2", "--final-seeds", "2", "--attach"),
+        *("--epochs", "5", "--finetune-epochs", "2", "--widths", "2,4,8"),
+        *("--storage", str(copy / "s.db"), "--study", NAME, "--quiet"),
+    )
+    assert code == 0, err
+    study = the_study(copy)
+    (meta,) = (m for m in get_all_artifact_meta(study) if m.filename == MODEL_FILE)
+    attached, best = (
+        load_packed(copy / "artifacts" / meta.artifact_id),
+        load_packed(copy / "best.safetensors"),
+    )
+    trial = best.fields["provenance"]["trial"]
+    assert attached.fields["provenance"]["trial"] == trial
+    assert attached.bit_widths == best.bit_widths
+    assert f"attached: trial {trial}, " in out.splitlines()[-1]
+    assert tuned == [best.bit_widths] * 2  # the trainings of one trial
 
 
 def test_a_study_of_other_weights_is_refused_by_name(folder, tmp_path, capsys):
@@ -148,7 +235,7 @@ def test_a_study_of_other_weights_is_refused_by_name(folder, tmp_path, capsys):
     study.set_user_attr(RECORD_ATTR, record)
     code, _, err = run(capsys, "export", "--storage", str(copy), "--out", "m")
     assert code == 2
-    assert f"study '{NAME}' was made with another graph" in err
+    assert f"study {NAME!r} was made with another graph" in err
 
 
 def test_a_bad_file_is_one_line_and_exit_code_2(folder, tmp_path, capsys):

@@ -151,7 +151,7 @@ def test_search_with_two_jobs_ends_with_the_report(tmp_path):
     out, err = end(
         start(tmp_path, "search", *options, "--n-jobs", "2", "--final-seeds", "2", COLUMNS="120")
     )
-    assert "6/6" in out and "test, 2 trainings" in out
+    assert "6/6" in err and "test, 2 trainings" in out
     storage = open_storage(tmp_path / "storage" / "sgquant.db")
     trials = optuna.load_study(study_name=None, storage=storage).trials
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 6

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sgquant_optuna.cli.options import Artifacts, Storage
+from sgquant_optuna.cli.options import Artifacts, Storage, shown_artifacts, shown_storage
 
 
 def dashboard(
@@ -23,6 +23,7 @@ def dashboard(
     """
     from sgquant_optuna.artifacts import open_artifacts
     from sgquant_optuna.cli.quiet import quiet_optuna
+    from sgquant_optuna.dashboard.notes import Place
     from sgquant_optuna.dashboard.server import serve
     from sgquant_optuna.storage import open_storage
 
@@ -34,5 +35,6 @@ def dashboard(
         store,
         host=host,
         port=port,
+        place=Place(shown_storage(storage), shown_artifacts(artifacts)),
         ready=lambda found: typer.echo(f"Dashboard on http://{host}:{found}/ (stop with Ctrl+C)"),
     )

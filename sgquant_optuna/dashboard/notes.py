@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sgquant_optuna.report_formats import PlainTable, markdown_table, markdown_text
@@ -13,7 +15,43 @@ from sgquant_optuna.study_report import StudyReport
 PREDICTED_DROP = ("constraint 0", "objective 1")
 
 
-def study_note(report: StudyReport, images: Mapping[str, str], *, hint: str = "") -> str:
+@dataclass(frozen=True)
+class Place:
+    """Where a study and its files are, as a reader may give it to another command.
+
+    Args:
+        storage:
+            A URL or a file; a password is shown as ``***``.
+        artifacts:
+            A folder or a bucket, if it is not the storage's own.
+    """
+
+    storage: str
+    artifacts: str | None = None
+
+
+def export_command(study_name: str, place: Place | None) -> str:
+    """Return the lines that pack the model of a study and attach it to the study's page."""
+    name = " ".join(study_name.split())  # a line break would end the block of the note
+    words = ["sgquant", "export", name, "--attach", "--out", "model.sgq"]
+    lines = []
+    if place is not None and "***" in place.storage:
+        # With its password, the URL would stay in the history of a shell.
+        lines.append(f"# SGQUANT_STORAGE holds the URL: {place.storage}")
+    elif place is not None:
+        words += ["--storage", place.storage]
+    if place is not None and place.artifacts is not None:
+        words += ["--artifacts", place.artifacts]
+    return "\n".join([*lines, shlex.join(words)])
+
+
+def study_note(
+    report: StudyReport,
+    images: Mapping[str, str],
+    *,
+    place: Place | None = None,
+    hint: str = "",
+) -> str:
     """Tell the result of a study: assignment, accuracy, memory, and how to get the model.
 
     Args:
@@ -21,6 +59,8 @@ def study_note(report: StudyReport, images: Mapping[str, str], *, hint: str = ""
             What it found.
         images:
             Title and address of each plot.
+        place:
+            What the note tells of storage and files.
         hint:
             A sentence in the place of missing plots.
     """
@@ -41,7 +81,6 @@ def study_note(report: StudyReport, images: Mapping[str, str], *, hint: str = ""
             f"{report.accuracy_drop:.2f} points below full precision where "
             f"{report.record.max_drop:g} are allowed."
         )
-    name = shlex.quote(" ".join(report.study_name.split()))
     parts = [
         f"# {markdown_text(report.study_name)}",
         headline,
@@ -50,7 +89,8 @@ def study_note(report: StudyReport, images: Mapping[str, str], *, hint: str = ""
         "## Accuracy and memory",
         markdown_table(PlainTable.of(report.summary_table())),
         "## The packed model",
-        f"    sgquant export {name} --out model.sgq",
+        textwrap.indent(export_command(report.study_name, place), "    "),
+        "writes it to a file and offers it here, below the attributes of the study (`--attach`).",
     ]
     if images or hint:
         parts.append("## Plots")

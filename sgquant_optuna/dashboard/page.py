@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import TrialState
 
-from sgquant_optuna.dashboard.notes import study_note
+from sgquant_optuna.dashboard.notes import Place, study_note
 from sgquant_optuna.dashboard.study_files import are_files_missing, put_study_file
 from sgquant_optuna.final_result import FINAL_ATTR
 from sgquant_optuna.lease import exclusive
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 _PAGE_ATTR = "sgquant:page"
-_LAYOUT = 1  # raised when pages are made otherwise, so that old ones are written anew
+_LAYOUT = 2  # raised when pages are made otherwise, so that old ones are written anew
 _logger = logging.getLogger(__name__)
 
 
 def write_page(
-    study: optuna.Study, artifact_store: ArtifactStore, *, check_files: bool = False
+    study: optuna.Study,
+    artifact_store: ArtifactStore,
+    *,
+    place: Place | None = None,
+    check_files: bool = False,
 ) -> bool:
     """Write the note and the plots of a study, unless they are up to date.
 
@@ -41,6 +45,8 @@ def write_page(
             A study of our objective; of others nothing is written.
         artifact_store:
             Where the plots go.
+        place:
+            What the note tells of storage and files.
         check_files:
             Whether to write them again where a plot is missing in this store.
 
@@ -65,11 +71,13 @@ def write_page(
         return False
     with exclusive(study, "dashboard page", unless=is_up_to_date) as mine:
         if mine:
-            _write(study, artifact_store, state)
+            _write(study, artifact_store, place, state)
     return mine
 
 
-def _write(study: optuna.Study, artifact_store: ArtifactStore, state: str) -> None:
+def _write(
+    study: optuna.Study, artifact_store: ArtifactStore, place: Place | None, state: str
+) -> None:
     from optuna_dashboard import get_note, save_note
 
     images = {}
@@ -78,7 +86,7 @@ def _write(study: optuna.Study, artifact_store: ArtifactStore, state: str) -> No
         artifact_id = put_study_file(study, artifact_store, f"{name}.png", png)
         # The state in the address makes a browser fetch the new image.
         images[title] = f"/artifacts/{study._study_id}/{artifact_id}?{state[:8]}"
-    note = study_note(report(study), images, hint="" if drawn else INSTALL_HINT)
+    note = study_note(report(study), images, place=place, hint="" if drawn else INSTALL_HINT)
     present, ours = get_note(study), _page(study).get("note")
     if not present or _digest(present) == ours:
         if present != note:

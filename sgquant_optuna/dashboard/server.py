@@ -14,7 +14,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sgquant_optuna.dashboard.notes import trial_note
+from sgquant_optuna.dashboard.notes import Place, trial_note
 from sgquant_optuna.dashboard.page import write_page
 from sgquant_optuna.exceptions import SgquantError, StudyNotFoundError
 from sgquant_optuna.selection import choose, is_measured
@@ -157,6 +157,7 @@ def serve(
     *,
     host: str,
     port: int,
+    place: Place | None = None,
     ready: Callable[[int], None] = lambda port: None,
     refresh_seconds: float = REFRESH_SECONDS,
 ) -> None:
@@ -171,6 +172,8 @@ def serve(
             Address to listen on.
         port:
             Port to listen on; 0 for any free one.
+        place:
+            What the notes tell of storage and files.
         ready:
             Called with the port when the server listens.
         refresh_seconds:
@@ -189,7 +192,9 @@ def serve(
         ) from error
     stop = threading.Event()
     pages = threading.Thread(
-        target=keep_pages, args=(storage, artifact_store, stop, refresh_seconds), daemon=True
+        target=keep_pages,
+        args=(storage, artifact_store, stop, refresh_seconds, place),
+        daemon=True,
     )
     with server:
         pages.start()
@@ -202,7 +207,11 @@ def serve(
 
 
 def keep_pages(
-    storage: BaseStorage, artifact_store: ArtifactStore, stop: threading.Event, seconds: float
+    storage: BaseStorage,
+    artifact_store: ArtifactStore,
+    stop: threading.Event,
+    seconds: float,
+    place: Place | None = None,
 ) -> None:
     """Write the page of each study whenever trials have finished since, until told to stop."""
     told: dict[str, str] = {}
@@ -218,7 +227,7 @@ def keep_pages(
                 break
             try:
                 study = optuna.load_study(study_name=name, storage=storage)
-                write_page(study, artifact_store, check_files=name not in seen)
+                write_page(study, artifact_store, place=place, check_files=name not in seen)
                 seen.add(name)
                 told.pop(name, None)
             except Exception as error:  # of one study, or a read-only database

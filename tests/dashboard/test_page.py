@@ -8,6 +8,7 @@ from optuna_dashboard import get_note, save_note
 
 from sgquant_optuna.artifacts import open_artifacts
 from sgquant_optuna.dashboard import page
+from sgquant_optuna.dashboard.notes import Place
 from sgquant_optuna.dashboard.page import write_page
 from sgquant_optuna.dashboard.study_files import attach_best_model
 from sgquant_optuna.storage import open_storage
@@ -45,7 +46,7 @@ def test_the_note_tells_the_result_and_how_to_export_it(store):
     assert "89.75 % (full precision 90.00 %)" in note
     assert "| conv1 | embedding | 64,000 | 4 | 4 |" in note
     assert "memory, honest" in note and "memory, paper" in note
-    assert "    sgquant export hand-made --out model.sgq" in note
+    assert "    sgquant export hand-made --attach --out model.sgq\n" in note
     assert names(study) == ["best_saving.png", "bits.png", "front.png"]
     for meta in get_all_artifact_meta(study):
         assert f"/artifacts/{study._study_id}/{meta.artifact_id}" in note
@@ -58,6 +59,34 @@ def test_without_a_feasible_trial_the_note_says_so(store, drawn_at_once):
     study.add_trial(measured((1, 1, 1, 1), 9.0))
     assert write_page(study, store)
     assert "**No trial is feasible yet.**" in get_note(study)
+
+
+@pytest.mark.parametrize(
+    ("place", "lines"),
+    [
+        (
+            Place("/my data/s.db", "s3://files"),
+            [
+                "sgquant export hand-made --attach --out model.sgq --storage '/my data/s.db' "
+                "--artifacts s3://files"
+            ],
+        ),
+        (
+            Place("mysql+pymysql://me:***@host/db"),
+            [
+                "# SGQUANT_STORAGE holds the URL: mysql+pymysql://me:***@host/db",
+                "sgquant export hand-made --attach --out model.sgq",
+            ],
+        ),
+    ],
+)
+def test_the_export_command_finds_the_storage_and_tells_no_password(
+    place, lines, store, drawn_at_once
+):
+    study = with_trials(new_study())
+    write_page(study, store, place=place)
+    shown = [line.strip() for line in get_note(study).splitlines() if line.startswith("    ")]
+    assert shown == lines
 
 
 def test_the_export_command_of_a_nasty_name_is_quoted_for_the_shell(store, drawn_at_once):

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
+from sgquant_optuna.artifacts import open_artifacts
 from sgquant_optuna.storage import open_storage
 from tests.databases import BACKENDS, fresh_database
 
@@ -28,11 +29,12 @@ def test_compose_listens_on_this_machine_alone():
 def test_the_dashboard_can_draw_plots_and_keep_files():
     dashboard = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]["dashboard"]
     assert "/source[postgresql,plots]" in dashboard["command"]
-    environment = dashboard["environment"]
-    assert environment["SGQUANT_STORAGE"].startswith("postgresql://")
-    # The folder that processes on this machine use where the study is no file.
-    assert f"./artifacts:{environment['SGQUANT_ARTIFACTS']}" in dashboard["volumes"]
-    assert "packages:/packages" in dashboard["volumes"]
+    assert {"..:/source:ro", "packages:/packages"} < set(dashboard["volumes"])
+    # What the dashboard uses in its working directory, and processes of this machine in theirs.
+    store = open_artifacts(storage_url=dashboard["environment"]["SGQUANT_STORAGE"])
+    assert store.folder == Path("storage/artifacts")
+    inside = f"{dashboard['working_dir']}/{store.folder}"
+    assert f"./artifacts:{inside}" in dashboard["volumes"]
 
 
 def test_the_job_runs_a_worker_with_its_url_from_a_secret():

@@ -1,8 +1,11 @@
-"""Fresh databases for tests: SQLite files, and servers whose URL is in the environment."""
+"""Fresh databases for tests: SQLite files, servers named in the environment, and proxies."""
 
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +34,34 @@ def fresh_database(backend: str, folder: Path) -> Iterator[str]:
         force = " WITH (FORCE)" if backend == "postgresql" else ""
         with engine.connect() as connection:
             connection.execute(sa.text(f"DROP DATABASE {name}{force}"))
+
+
+class Proxy:
+    """A process that serves a database on a free port, and does so again after it was killed."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.port = free_port()
+        self.url = f"grpc://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        code = (
+            "import sys; from sgquant_optuna.storage import serve_storage; "
+            "serve_storage(sys.argv[1], port=int(sys.argv[2]), ready=lambda: print(flush=True))"
+        )
+        command = [sys.executable, "-c", code, str(self._file), str(self.port)]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"\n", "the proxy did not start"
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

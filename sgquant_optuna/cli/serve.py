@@ -19,5 +19,9 @@ def serve(
     from sgquant_optuna.storage import serve_storage
 
     quiet_optuna()
-    typer.echo(f"Serving on grpc://{host}:{port} (stop with Ctrl+C)")
-    serve_storage(storage, host=host, port=port)
+    serve_storage(
+        storage,
+        host=host,
+        port=port,
+        ready=lambda: typer.echo(f"Serving on grpc://{host}:{port} (stop with Ctrl+C)"),
+    )

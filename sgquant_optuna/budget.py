@@ -12,7 +12,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sgquant_optuna.storage import BIRTH_ATTR, every_trial_beats
+from sgquant_optuna.storage import BIRTH_ATTR, MARK_ATTRS, every_trial_beats
 from sgquant_optuna.worker_name import is_gone, process_mark
 
 Values = float | Sequence[float]
@@ -123,7 +123,7 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
         number, mark = trial.system_attrs.get(PROCESS_ATTR) or (None, None)
         if number != trial.number:  # killed before it signed: who made it?
             _, mark = trial.system_attrs.get(BIRTH_ATTR) or (None, None)
-        chosen = set(trial.system_attrs) - {BIRTH_ATTR}
+        chosen = set(trial.system_attrs) - MARK_ATTRS
         if mark is not None:
             gone = is_gone(mark)
         else:

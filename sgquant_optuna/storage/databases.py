@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import json
 import uuid
 from collections.abc import Sequence
@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import NullPool
 
 from sgquant_optuna.storage.heartbeat import beats_from_birth
-from sgquant_optuna.storage.patience import connect_patiently, repeat_patiently
+from sgquant_optuna.storage.patience import (
+    connect_patiently,
+    make_patient,
+    repeat_patiently,
+    write_state_once,
+)
 from sgquant_optuna.storage.tls import make_tls_settings_once
 from sgquant_optuna.worker_name import process_mark
 
@@ -110,7 +114,14 @@ class StudyDatabase(RDBStorage):
         assert birth is not None
         birth.tries += 1
         # A trial that runs from its birth is run by this process; a queued copy is not.
-        token = json.dumps([birth.token, process_mark() if template_trial is None else None])
+        signed: Any = [birth.token, process_mark() if template_trial is None else None]
+        bare = copy.copy(template_trial)
+        if bare is not None:
+            bare.system_attrs = dict(bare.system_attrs)
+            inherited = bare.system_attrs.pop(BIRTH_ATTR, None)  # of the stale trial it copies
+            if inherited and bare.state == TrialState.RUNNING:  # a worker behind a proxy signed it
+                signed = inherited
+        token = json.dumps(signed)
         attributes = models.TrialSystemAttributeModel
         if birth.tries > 1:
             made = (
@@ -122,12 +133,7 @@ class StudyDatabase(RDBStorage):
             )
             if made is not None:
                 return made  # type: ignore[no-any-return]
-        inherited = None
-        if template_trial is not None:  # a copy of a stale trial has another's token
-            inherited = template_trial.system_attrs.pop(BIRTH_ATTR, None)
-        trial = super()._get_prepared_new_trial(study_id, template_trial, session)
-        if template_trial is not None and inherited is not None:
-            template_trial.system_attrs[BIRTH_ATTR] = inherited
+        trial = super()._get_prepared_new_trial(study_id, bare, session)
         session.add(attributes(trial_id=trial.trial_id, key=BIRTH_ATTR, value_json=token))
         if template_trial is None and beats_from_birth():
             session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id))
@@ -138,40 +144,16 @@ class StudyDatabase(RDBStorage):
     ) -> bool:
         """Write the state of a trial and its values; see Optuna's base class."""
         write = super().set_trial_state_values
-        tries = 0
-
-        def try_to_write() -> bool:
-            nonlocal tries
-            tries += 1
-            try:
-                return write(trial_id, state, values)
-            except UpdateFinishedTrialError:
-                # Only who runs a trial completes it: it was this process, before the break.
-                if tries > 1 and values is not None:
-                    stored = self.get_trial(trial_id)
-                    if stored.state == state and stored.values == [float(v) for v in values]:
-                        return True
-                raise
-
         if state == TrialState.WAITING:  # given back; another worker may have it by now
             return write(trial_id, state, values)
         if state == TrialState.RUNNING and beats_from_birth():
             self.record_heartbeat(trial_id)
-        return repeat_patiently(try_to_write, self.patience)
+        return write_state_once(
+            self, lambda: write(trial_id, state, values), trial_id, state, values, self.patience
+        )
 
 
-def _patient(name: str) -> Any:
-    original = getattr(RDBStorage, name)
-
-    @functools.wraps(original)
-    def call(self: StudyDatabase, *args: Any, **kwargs: Any) -> Any:
-        return repeat_patiently(lambda: original(self, *args, **kwargs), self.patience)
-
-    return call
-
-
-for _name in _REPEATABLE:
-    setattr(StudyDatabase, _name, _patient(_name))
+make_patient(StudyDatabase, _REPEATABLE)
 
 
 class ServerDatabase(StudyDatabase):

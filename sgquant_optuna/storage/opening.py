@@ -16,7 +16,9 @@ from sqlalchemy.engine import URL
 from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.storage.databases import ServerDatabase, SqliteFile, StudyDatabase
 from sgquant_optuna.storage.heartbeat import MAX_RETRIES
+from sgquant_optuna.storage.patience import PATIENCE, Patience, is_server_away
 from sgquant_optuna.storage.proxied import open_journal, open_proxy
+from sgquant_optuna.storage.tables import check_tables
 from sgquant_optuna.storage.urls import JOURNAL, PROXY, missing_driver, parse_url, shown_url
 
 STORAGE_VARIABLE = "SGQUANT_STORAGE"
@@ -31,7 +33,8 @@ def open_storage(
     create: bool = True,
     heartbeat_interval: int = 60,
     grace_period: int = 300,
-    patience: float = 300.0,
+    patience: float = PATIENCE,
+    wait: float = 0.0,
 ) -> BaseStorage:
     """Open a study database.
 
@@ -46,51 +49,63 @@ def open_storage(
             (``grpc://HOST:PORT``), an Optuna journal (``journal:///FILE``), or a file for SQLite;
             ``$SGQUANT_STORAGE`` or ``storage/sgquant.db`` by default.
         create:
-            Whether a missing file is made.
+            Whether a missing file, and tables in an empty database, are made.
         heartbeat_interval:
             Whole seconds between two heartbeats of a running trial.
         grace_period:
             Whole seconds without a heartbeat after which a trial is taken for dead.
         patience:
-            Seconds that a database is waited for while it is away; opening does not wait.
+            Seconds that a database or a proxy is waited for while it is away, once it was there.
+        wait:
+            Seconds that opening waits for a server that does not answer: for processes that
+            nobody watches, which may start while it restarts. A wrong login or name is told at
+            once.
 
     Raises:
         StorageError:
-            If the URL is wrong, the driver missing, the server out of reach, or the file no
-            database, of another version, or not to be written.
+            If the URL is wrong, the driver missing, the server out of reach, or the database
+            none, of another version, of another program, not to be written, or empty and not to
+            be made.
         ValueError:
             If an interval is not positive.
     """
-    if heartbeat_interval <= 0 or grace_period <= heartbeat_interval or patience < 0:
+    if heartbeat_interval <= 0 or grace_period <= heartbeat_interval or min(patience, wait) < 0:
         raise ValueError(
-            "storage: expected 0 < heartbeat_interval < grace_period and patience >= 0, got "
-            f"{heartbeat_interval}, {grace_period} and {patience}"
+            "storage: expected 0 < heartbeat_interval < grace_period, patience and wait >= 0, got "
+            f"{heartbeat_interval}, {grace_period}, {patience} and {wait}"
         )
     parsed = parse_url(url if url is not None else os.environ.get(STORAGE_VARIABLE, DEFAULT_FILE))
     beats = {"heartbeat_interval": heartbeat_interval, "grace_period": grace_period}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if parsed.get_backend_name() == PROXY:
-            return open_proxy(parsed, **beats)
+            return open_proxy(parsed, wait=wait, patience=patience, **beats)
         if parsed.get_backend_name() == JOURNAL:
             return open_journal(parsed, create=create, **beats)
         if parsed.get_backend_name() == "sqlite":
             _prepare_file(parsed, create=create)
-        return _open_database(parsed, patience=patience, **beats)
+        return _open_database(parsed, create=create, wait=wait, patience=patience, **beats)
 
 
-def _open_database(url: URL, *, patience: float, **beats: int) -> StudyDatabase:
+def _open_database(
+    url: URL, *, create: bool, wait: float, patience: float, **beats: int
+) -> StudyDatabase:
     text = url.render_as_string(hide_password=False)
     kind = SqliteFile if url.get_backend_name() == "sqlite" else ServerDatabase
     retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
-    for attempt in range(1, _CREATION_TRIES + 1):
+    waiting, attempt = Patience(wait), 0
+    while True:
         try:
+            check_tables(url, create=create)
             return kind(text, patience=patience, heartbeat_stale_trial_callback=retry, **beats)
         # Optuna's own words for a driver that cannot be loaded are an ImportError too.
         except (ImportError, sa.exc.NoSuchModuleError) as error:
             raise missing_driver(url) from error
         except (sa.exc.SQLAlchemyError, StorageInternalError) as error:
+            if is_server_away(error) and waiting.pause(error):
+                continue
             # Processes that start together race to make the tables; the loser finds them made.
+            attempt += 1
             if attempt == _CREATION_TRIES or not _is_creation_race(error):
                 raise StorageError(f"storage {shown_url(url)}: {_reason(error, url)}") from error
             time.sleep(random.uniform(0.05, 0.2) * attempt)
@@ -103,7 +118,6 @@ def _open_database(url: URL, *, patience: float, **beats: int) -> StudyDatabase:
             else:
                 hint = "a newer Optuna; pip install -U optuna"
             raise StorageError(f"storage {shown}: made by {hint}") from error
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _prepare_file(url: URL, *, create: bool) -> None:

@@ -94,7 +94,7 @@ def test_a_file_that_may_only_be_read_is_told(tmp_path):
     open_storage(path)
     path.chmod(0o444)
     for folder in (tmp_path, *tmp_path.parents[:3]):  # one more where tests run in parallel
-        folder.chmod(0o755)
+        folder.chmod(folder.stat().st_mode | 0o055)
     tmp_path.chmod(0o555)
     command = [sys.executable, "-c", READ, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,21 +1,18 @@
 import pickle
-import signal
-import socket
-import subprocess
 import sys
+import threading
 import time
 
 import optuna
 import pytest
-from optuna.storages import GrpcStorageProxy
 from optuna.trial import TrialState
 
+from sgquant_optuna.budget import optimize_within_budget
 from sgquant_optuna.exceptions import StorageError
-from sgquant_optuna.storage import open_storage, serve_storage
+from sgquant_optuna.storage import every_trial_beats, open_storage, serve_storage
+from sgquant_optuna.worker_name import process_mark
+from tests.databases import Proxy
 
-SERVE = "import sys; from sgquant_optuna.storage import serve_storage; " + (
-    "serve_storage(sys.argv[1], port=int(sys.argv[2]))"
-)
 FAST = {"heartbeat_interval": 1, "grace_period": 2}
 
 
@@ -26,14 +23,10 @@ def url(request, tmp_path_factory):
         yield f"journal:///{folder}/study.log"
         return
     pytest.importorskip("grpc")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-c", SERVE, str(folder / "s.db"), str(port)])
-    GrpcStorageProxy(port=port).wait_server_ready(timeout=60)
-    yield f"grpc://127.0.0.1:{port}"
-    server.send_signal(signal.SIGTERM)
-    server.wait()
+    proxy = Proxy(folder / "s.db")
+    proxy.start()
+    yield proxy.url
+    proxy.kill()
 
 
 def test_a_study_runs_and_its_storage_survives_pickling(url):
@@ -81,3 +74,101 @@ def test_without_grpc_the_extra_is_named(monkeypatch):
 def test_only_databases_are_served(tmp_path):
     with pytest.raises(ValueError, match="expected a database"):
         serve_storage(f"journal:///{tmp_path}/s.log")
+
+
+def test_a_proxy_that_is_killed_and_comes_back_costs_no_trial(tmp_path):
+    pytest.importorskip("grpc")
+    proxy = Proxy(tmp_path / "s.db")
+    proxy.start()
+    study = optuna.create_study(storage=open_storage(proxy.url), study_name="s")
+    restarts = []
+
+    def objective(trial):
+        trial.suggest_int("x", 0, 9)
+        if trial.number == 2 and not restarts:
+            proxy.kill()
+            restarts.append(threading.Timer(0.5, proxy.start))
+            restarts[0].start()
+        trial.set_user_attr("note", trial.number)
+        return float(trial.number)
+
+    try:
+        optimize_within_budget(study, objective, lambda: 6)
+    finally:
+        restarts[0].join()
+        proxy.kill()
+    stored = optuna.load_study(study_name="s", storage=open_storage(tmp_path / "s.db")).trials
+    assert [trial.state for trial in stored] == [TrialState.COMPLETE] * 6
+    assert [trial.value for trial in stored] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.fixture
+def losing(tmp_path):
+    """A proxied study, and a function that lets the next answer to a request get lost."""
+    grpc = pytest.importorskip("grpc")
+    proxy = Proxy(tmp_path / "s.db")
+    proxy.start()
+    study = optuna.create_study(storage=open_storage(proxy.url), study_name="s")
+    stub = study._storage._stub
+
+    class Lost(grpc.RpcError):
+        code = staticmethod(lambda: grpc.StatusCode.UNAVAILABLE)
+        details = staticmethod(lambda: "Socket closed")
+
+    def lose(name):
+        real = getattr(stub, name)
+
+        def call(request):
+            setattr(stub, name, real)
+            real(request)
+            raise Lost
+
+        setattr(stub, name, call)
+
+    yield study, lose
+    proxy.kill()
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
+def test_an_answer_of_the_proxy_that_got_lost_doubles_nothing(losing):
+    study, lose = losing
+    lose("CreateNewTrial")
+    trial = study.ask()
+    lose("SetTrialParameter")
+    trial.suggest_int("x", 0, 9)
+    lose("SetTrialStateValues")
+    study.tell(trial, 0.5)
+    lose("CreateNewTrial")
+    study.add_trial(study.trials[0])
+    assert [trial.value for trial in study.trials] == [0.5, 0.5]
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):  # another's result
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.5])
+
+
+@pytest.mark.skipif(process_mark() is None, reason="needs /proc")
+def test_a_worker_behind_a_proxy_that_is_killed_as_it_begins_is_noticed_at_once(
+    losing, monkeypatch
+):
+    study, _ = losing
+    *space, pid, started = process_mark().split(" ")
+    dead = " ".join([*space, pid, str(int(started) + 1)])
+    with monkeypatch.context() as other, every_trial_beats():
+        other.setattr("sgquant_optuna.storage.proxied.process_mark", lambda: dead)
+        study._storage.create_new_trial(study._study_id)
+    optimize_within_budget(study, lambda trial: 0.0, lambda: 2)
+    assert [trial.state for trial in study.trials] == [
+        *(TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE)
+    ]
+
+
+def test_opening_waits_for_a_proxy_that_starts_later_if_told_to(tmp_path, monkeypatch):
+    pytest.importorskip("grpc")
+    monkeypatch.setattr("sgquant_optuna.storage.proxied._PROXY_TIMEOUT", 0.2)
+    proxy = Proxy(tmp_path / "s.db")
+    later = threading.Timer(0.5, proxy.start)
+    later.start()
+    try:
+        assert open_storage(proxy.url, wait=60).get_all_studies() == []
+    finally:
+        later.join()
+        proxy.kill()

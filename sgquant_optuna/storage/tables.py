@@ -1,0 +1,61 @@
+"""Tells Optuna's databases from empty ones and from those of other programs, by their tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.storages._rdb import models
+from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
+
+from sgquant_optuna.exceptions import StorageError
+from sgquant_optuna.storage.urls import shown_url
+
+_VERSION_TABLE = models.VersionInfoModel.__tablename__
+
+
+def check_tables(url: URL, *, create: bool) -> None:
+    """Look at the tables of a database before Optuna makes its own; nothing is written.
+
+    Args:
+        url:
+            With a driver.
+        create:
+            Whether tables may be made.
+
+    Raises:
+        StorageError:
+            If another program made the database, or it is empty and tables may not be made.
+        sqlalchemy.exc.SQLAlchemyError:
+            If it cannot be read.
+    """
+    engine = sa.create_engine(url, poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            inspector = sa.inspect(connection)
+            found = set(inspector.get_table_names())
+            if found and not _is_optunas(inspector, found):
+                some = ", ".join(sorted(found)[:3])
+                raise StorageError(
+                    f"storage {shown_url(url)}: expected a database of its own for studies, got "
+                    f"that of another program (tables {some}); nothing was changed"
+                )
+    finally:
+        engine.dispose()
+    if not found and not create:
+        raise StorageError(
+            f"storage {shown_url(url)}: no studies yet; sgquant search or init makes one"
+        )
+
+
+def _is_optunas(inspector: Any, found: set[str]) -> bool:
+    """Tell whether tables are Optuna's, of any version, or those of a process that makes them."""
+    tables: dict[str, sa.Table] = dict(models.BaseModel.metadata.tables)
+    # Other versions have other columns, but the table that tells the version stays the same.
+    checked = {_VERSION_TABLE} if _VERSION_TABLE in found else found & set(tables)
+    return bool(checked) and all(
+        {column.name for column in tables[name].columns}
+        <= {column["name"] for column in inspector.get_columns(name)}
+        for name in checked
+    )

@@ -9,6 +9,8 @@ from typing import Any
 
 import optuna
 
+from sgquant_optuna.stored_values import reading
+
 FINAL_ATTR = "sgquant:final"
 
 
@@ -78,9 +80,15 @@ class FinalResult:
 
     @classmethod
     def load(cls, study: optuna.Study) -> FinalResult | None:
-        """Read the report that a study holds, or return ``None``."""
+        """Read the report that a study holds, or return ``None``.
+
+        Raises:
+            StudyMismatchError:
+                If another version of this package wrote it.
+        """
         stored: dict[str, Any] | None = study.user_attrs.get(FINAL_ATTR)
         if stored is None:
             return None
-        lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
-        return cls(**{**stored, **lists})
+        with reading("a final report", study):
+            lists = {name: tuple(v) for name, v in stored.items() if isinstance(v, list)}
+            return cls(**{**stored, **lists})

@@ -18,6 +18,7 @@ from sgquant_optuna.models import MODELS, make_model
 from sgquant_optuna.objective import Mode, QuantizationObjective
 from sgquant_optuna.quantization.config import QuantizerConfig
 from sgquant_optuna.search_space import Encoding, check_candidates, parse_granularity
+from sgquant_optuna.stored_values import reading
 from sgquant_optuna.training import FINETUNING, TrainingConfig, fit
 
 PLAN_ATTR = "sgquant:plan"
@@ -184,11 +185,12 @@ class SearchPlan:
                 f"{plan.get('version')}; use the version of sgquant_optuna that made it"
             )
         values = {key: value for key, value in plan.items() if key != "version"}
-        return cls(
-            **{
-                **values,
-                "quantizer": QuantizerConfig(**values["quantizer"]),
-                "training": TrainingConfig(**values["training"]),
-                "finetuning": TrainingConfig(**values["finetuning"]),
-            }
-        )
+        with reading("settings", study):
+            return cls(
+                **{
+                    **values,
+                    "quantizer": QuantizerConfig(**values["quantizer"]),
+                    "training": TrainingConfig(**values["training"]),
+                    "finetuning": TrainingConfig(**values["finetuning"]),
+                }
+            )

@@ -10,6 +10,7 @@ import optuna
 
 from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.memory import FeatureLayout
+from sgquant_optuna.stored_values import reading
 
 RECORD_ATTR = "sgquant:record"
 _VERSION = 1
@@ -72,11 +73,12 @@ class StudyRecord:
                 f"study {study.study_name!r}: expected a record of version {_VERSION}, got "
                 f"{record.get('version')}; use the version of sgquant_optuna that made it"
             )
-        return cls(
-            fingerprint=dict(record["fingerprint"]),
-            layout=FeatureLayout.from_dict(record["layout"]),
-            degree_edges=tuple(record["degree_edges"]),
-            full_precision_accuracy=record["full_precision_accuracy"],
-            max_drop=record["max_drop"],
-            mode=record["mode"],
-        )
+        with reading("a record", study):
+            return cls(
+                fingerprint=dict(record["fingerprint"]),
+                layout=FeatureLayout.from_dict(record["layout"]),
+                degree_edges=tuple(record["degree_edges"]),
+                full_precision_accuracy=record["full_precision_accuracy"],
+                max_drop=record["max_drop"],
+                mode=record["mode"],
+            )

@@ -65,6 +65,26 @@ def test_a_study_without_a_plan_or_of_another_version_is_refused():
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: plan.update(novelty=1),
+        lambda plan: plan.pop("max_drop"),
+        lambda plan: plan.update(model="transformer"),
+        lambda plan: plan["quantizer"].update(novelty=1),
+        lambda plan: plan.update(training=None),
+    ],
+)
+def test_a_plan_of_the_same_number_with_other_fields_is_of_another_version(change):
+    study = optuna.create_study(study_name="theirs")
+    a_plan().save(study)
+    plan = study.user_attrs[PLAN_ATTR]
+    change(plan)
+    study.set_user_attr(PLAN_ATTR, plan)
+    with pytest.raises(StudyMismatchError, match="'theirs'.*the version of sgquant_optuna that"):
+        SearchPlan.load(study)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model": "mlp"}, "model: expected one of gcn, agnn, gat"),

@@ -50,6 +50,19 @@ def test_list_shows_every_study_in_a_line(file, capsys):
     assert [cell.strip() for cell in lines["new"][1:]] == ["0/7", "0", "0", "-", "new"]
 
 
+@pytest.mark.parametrize("attribute", ["sgquant:record", "sgquant:final"])
+def test_list_names_a_study_with_other_fields_as_of_another_version(attribute, tmp_path, capsys):
+    study = new_study(open_storage(tmp_path / "s.db"), name="theirs")
+    study.add_trial(measured((4, 4, 4, 4), 0.25))
+    study.set_user_attr(attribute, {"version": 1, "novelty": 1})
+    code, out, _ = run(capsys, "list", "--storage", "s.db")
+    assert code == 0 and "of another version" in out
+    for command in ("status", "report"):
+        code, _, err = run(capsys, command, "theirs", "--storage", "s.db")
+        assert code == 2 and err.count("\n") == 1
+        assert "study 'theirs'" in err and "the version of sgquant_optuna that made it" in err
+
+
 def test_list_of_an_empty_storage_says_what_to_do(tmp_path, capsys):
     open_storage(tmp_path / "s.db")
     code, out, _ = run(capsys, "list", "--storage", "s.db")

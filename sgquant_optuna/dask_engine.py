@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sgquant_optuna.exceptions import SgquantError
+from sgquant_optuna.stopping import on_signals
 from sgquant_optuna.worker_processes import BAD_INPUT, WorkerProcesses
 
 _logger = logging.getLogger(__name__)
@@ -28,7 +30,8 @@ def run_on_dask(
 
     Each is a process of its own beside the Dask worker that started it, for torch's random state
     belongs to a process and Dask runs tasks in threads. It opens the study database itself: no
-    trial passes through the scheduler. Ctrl+C here lets all of them give back their trials.
+    trial passes through the scheduler. Ctrl+C or SIGTERM here lets all of them give back their
+    trials.
 
     Args:
         scheduler:
@@ -59,7 +62,8 @@ def run_on_dask(
         client = Client(scheduler, set_as_default=False, timeout=10)
     except (OSError, TimeoutError, ValueError) as error:
         raise SgquantError(f"Dask scheduler {scheduler}: cannot be reached ({error})") from error
-    with client:
+    received: list[int] = []
+    with client, on_signals(received.append):
         stop = Event(f"sgquant-stop-{uuid.uuid4().hex}", client=client)
         futures = [
             client.submit(
@@ -73,18 +77,18 @@ def run_on_dask(
             )
             for index in range(count)
         ]
-        stopped = False
+        stopped_by = None
         while not all(future.done() for future in futures):
-            try:
-                time.sleep(_POLL)
-            except KeyboardInterrupt:
-                stopped = True
+            time.sleep(_POLL)
+            if received and stopped_by is None:
+                stopped_by = received[0]
                 stop.set()
-                _logger.warning("SIGINT: the workers give back their trials")
-        return _exit_code(futures, stopped, show or _logger.error)
+                name = signal.Signals(stopped_by).name
+                _logger.warning("%s: the workers give back their trials", name)
+        return _exit_code(futures, stopped_by, show or _logger.error)
 
 
-def _exit_code(futures: Sequence[Any], stopped: bool, show: Callable[[str], None]) -> int:
+def _exit_code(futures: Sequence[Any], stopped_by: int | None, show: Callable[[str], None]) -> int:
     codes = set()
     told = set()
     for future in futures:
@@ -100,8 +104,8 @@ def _exit_code(futures: Sequence[Any], stopped: bool, show: Callable[[str], None
                 show(line)
     if BAD_INPUT in codes:
         return BAD_INPUT
-    if stopped:
-        return 130
+    if stopped_by is not None:
+        return 128 + stopped_by
     return max(codes)
 
 

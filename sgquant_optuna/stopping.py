@@ -6,13 +6,34 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PARENT_INTERVAL = 1.0  # seconds
+
+
+@contextmanager
+def on_signals(handle: Callable[[int], None]) -> Iterator[None]:
+    """Let a function handle SIGINT and SIGTERM inside the block; it gets the signal's number.
+
+    Only the main thread of a process receives signals; in another thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def call(number: int, frame: FrameType | None) -> None:
+        handle(number)
+
+    before = {number: signal.signal(number, call) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Stopped(BaseException):
@@ -51,15 +72,13 @@ class Stopper:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         alarm = signal.signal(signal.SIGALRM, self._on_alarm)
         try:
-            yield self
+            with on_signals(self._on_signal):
+                yield self
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, alarm)
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @property
     def requested(self) -> bool:
@@ -96,7 +115,7 @@ class Stopper:
         finally:
             self._protected = False
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int) -> None:
         self._count += 1
         self.received = number
         name = signal.Signals(number).name

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
+
+from sgquant_optuna.stopping import on_signals
 
 _logger = logging.getLogger(__name__)
 
 BAD_INPUT = 2
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FIRST_PAUSE = 1.0  # seconds before the first restart; doubled for each further one
 
 
@@ -111,16 +111,8 @@ class WorkerProcesses:
     @contextmanager
     def forwarding_signals(self) -> Iterator[None]:
         """Pass SIGINT and SIGTERM on to the processes inside the block."""
-
-        def forward(number: int, frame: FrameType | None) -> None:
-            self.stop(number)
-
-        before = {number: signal.signal(number, forward) for number in _SIGNALS}
-        try:
+        with on_signals(self.stop):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _start(self, slot: _Slot) -> None:
         # A group of its own: Ctrl+C in the terminal reaches this process alone, which passes it
@@ -145,9 +137,11 @@ class WorkerProcesses:
         if code == 0 or self._stopping is not None:
             slot.exit_code = code if code >= 0 else 128 - code
             return
-        if code == BAD_INPUT:
+        # The others have the same input. Not so what a replacement stumbles over: the one before
+        # it had taken the input, so something happened since, and may pass.
+        if code == BAD_INPUT and not slot.restarts:
             slot.exit_code = code
-            self.stop()  # the others have the same input
+            self.stop()
             return
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         if slot.restarts == self._max_restarts:

@@ -72,6 +72,18 @@ def test_bad_input_is_told_once_and_not_tried_again(tmp_path, monkeypatch):
     assert (tmp_path / "starts").read_text().count("x") <= 3
 
 
+def test_a_replacement_that_is_refused_leaves_the_others_alone(tmp_path, monkeypatch):
+    """As one is that starts while the database restarts."""
+    script = """
+        if mkdir $FOLDER/works; then until [ -e $FOLDER/done ]; do sleep 0.02; done; exit 0; fi
+        echo >> $FOLDER/starts
+        case $(wc -l < $FOLDER/starts) in 1) kill -9 $$;; 2) exit 2;; *) touch $FOLDER/done;; esac
+    """
+    workers, _ = run(tmp_path, monkeypatch, script)
+    assert workers.exit_code == 0
+    assert sorted(slot.restarts for slot in workers._slots) == [0, 2]
+
+
 def test_a_signal_is_passed_on_and_ends_all(tmp_path, monkeypatch):
     def kill_when_all_run(workers):
         if len(list(tmp_path.glob("run*"))) < 2:

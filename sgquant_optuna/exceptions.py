@@ -12,7 +12,9 @@
     ├── StorageError            a study database that cannot be opened
     ├── ArtifactError           a file of a study that cannot be written or read
     ├── StudyNotFoundError      a study that the storage does not hold
-    └── StudyMismatchError      a study that belongs to another graph, model, space or protocol
+    ├── StudyMismatchError      a study that belongs to another graph, model, space or protocol,
+    │                           or to another version of this package
+    └── WorkerError             a worker whose trials fail, or whose database stays away
 
 Bad arguments raise ``ValueError`` or ``TypeError`` at the public function that took them.
 """
@@ -59,4 +61,8 @@ class StudyNotFoundError(SgquantError):
 
 
 class StudyMismatchError(SgquantError):
-    """A study was made with another graph, model, search space or protocol."""
+    """A study was made with another graph, model, search space, protocol or version of this."""
+
+
+class WorkerError(SgquantError):
+    """A worker gave up: trial after trial failed, or its database stayed away."""

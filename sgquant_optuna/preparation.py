@@ -100,6 +100,7 @@ def join_search(
     artifacts: str | Path | None = None,
     root: str | Path | None = None,
     device: str = "cpu",
+    wait: float = 0.0,
 ) -> PreparedSearch:
     """Rebuild graph, models and objective of a study from its plan, on any machine.
 
@@ -117,6 +118,8 @@ def join_search(
             Folder of data sets.
         device:
             Where tensors live: ``"cpu"``, ``"cuda"``, ...
+        wait:
+            Seconds to wait for a database server that does not answer yet.
 
     Raises:
         StorageError:
@@ -130,7 +133,7 @@ def join_search(
         GraphError:
             If the graph cannot be loaded.
     """
-    study = load_study(study_name, storage=storage)
+    study = load_study(study_name, storage=storage, wait=wait)
     plan = SearchPlan.load(study)
     data = plan.load_graph(root, device=device)
     return _prepare(plan, study, data, storage, artifacts)

@@ -12,7 +12,10 @@ from sgquant_optuna.storage import open_storage
 
 
 def load_study(
-    study_name: str | None = None, *, storage: str | Path | BaseStorage | None = None
+    study_name: str | None = None,
+    *,
+    storage: str | Path | BaseStorage | None = None,
+    wait: float = 0.0,
 ) -> optuna.Study:
     """Open a study for reading.
 
@@ -21,6 +24,9 @@ def load_study(
             Which; may be left out if the storage holds a single one.
         storage:
             A URL, a file of SQLite, or an Optuna storage; the local default if ``None``.
+        wait:
+            Seconds to wait for a server that does not answer, as of
+            :func:`~sgquant_optuna.storage.open_storage`.
 
     Raises:
         StorageError:
@@ -31,7 +37,7 @@ def load_study(
     if isinstance(storage, BaseStorage):
         opened = storage
     else:
-        opened = open_storage(storage, create=False)
+        opened = open_storage(storage, create=False, wait=wait)
     names = optuna.get_all_study_names(opened)
     if study_name is None and len(names) == 1:
         study_name = names[0]

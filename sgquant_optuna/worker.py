@@ -8,16 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import optuna
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from sgquant_optuna.budget import Callback, optimize_within_budget, release, release_own
-from sgquant_optuna.exceptions import SgquantError
+from sgquant_optuna.exceptions import SgquantError, WorkerError
 from sgquant_optuna.objective import QuantizationObjective
 from sgquant_optuna.preparation import PreparedSearch
 from sgquant_optuna.search_plan import SearchPlan
 from sgquant_optuna.stopping import Stopped, Stopper
+from sgquant_optuna.storage import outage
 from sgquant_optuna.worker_name import worker_name
 
 WORKER_ATTR = "worker"
@@ -60,10 +59,9 @@ def run_worker(
             If a signal interrupted a trial or the wait for the last ones.
         StudyMismatchError:
             If the study is not of this objective.
-        StorageInternalError:
-            If the database stays away for some four minutes.
-        RuntimeError:
-            If the objective failed three times in a row; its cause is the last failure.
+        WorkerError:
+            If trials failed three times in a row, or the database stays away for some four
+            minutes; its cause is the last error.
     """
     study, stopper = prepared.study, stopper or Stopper(0.0)
     tally = _Tally(n_trials)
@@ -80,55 +78,49 @@ def run_worker(
         except SgquantError:
             raise  # another try would end the same
         except Exception as error:
-            if _is_outage(error):
-                tally.outages += 1  # it may answer and yet refuse to write: a full disk
-                if tally.outages > _OUTAGE_TRIES:
-                    raise
-                _wait_for(study, error)
+            if outage(error) is not None:
+                _wait_for(study, error, tally)
                 continue
-            tally.failures += 1
+            tally.failures, tally.outages = tally.failures + 1, 0
+            _logger.info("the traceback of the trial that failed:", exc_info=error)
+            said = f"{type(error).__name__}: {error}"
             if tally.failures >= _MAX_FAILURES:
-                raise RuntimeError(f"{tally.failures} trials failed in a row") from error
-            _logger.warning("a trial failed (%r); going on with another", error)
+                raise WorkerError(
+                    f"{tally.failures} trials failed in a row, the last by {said}"
+                ) from error
+            _logger.warning("a trial failed (%s); going on with another", said)
             time.sleep(_PAUSE * tally.failures)
         else:
             return tally.finished
 
 
-def _is_outage(error: BaseException | None) -> bool:
-    """Tell whether an error goes back to the database, which Optuna hides behind others."""
-    while error is not None:
-        if isinstance(error, (StorageInternalError, SQLAlchemyError)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _wait_for(study: optuna.Study, error: Exception) -> None:
+def _wait_for(study: optuna.Study, error: Exception, tally: _Tally) -> None:
     """Wait until the database answers again, and give back the trial that it cut off.
 
+    It may answer and yet refuse to write, as on a full disk. So the pauses grow until a trial
+    succeeds, not just until something is read.
+
     Raises:
-        Exception:
-            The error, if the database stays away for some four minutes.
+        WorkerError:
+            If the database stays away for some four minutes.
     """
-    for attempt in range(_OUTAGE_TRIES):
-        pause = min(_PAUSE * 2**attempt, _MAX_PAUSE)
+    while True:
+        tally.outages += 1
+        if tally.outages > _OUTAGE_TRIES:
+            raise WorkerError(f"the database stays away ({outage(error)})") from error
+        pause = min(_PAUSE * 2 ** (tally.outages - 1), _MAX_PAUSE)
         _logger.warning(
-            "the database does not answer (%s); next try in %g s", _first_line(error), pause
+            "the database does not answer (%s); next try in %g s", outage(error), pause
         )
         time.sleep(pause)
         try:
             release_own(study)
-        except (StorageInternalError, SQLAlchemyError) as again:
+        except Exception as again:
+            if outage(again) is None:
+                raise
             error = again
         else:
             return
-    raise error
-
-
-def _first_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
 
 
 @dataclass

@@ -10,11 +10,12 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from sgquant_optuna.budget import PROCESS_ATTR, SURPLUS_ATTR
-from sgquant_optuna.exceptions import StudyMismatchError
+from sgquant_optuna.exceptions import StudyMismatchError, WorkerError
 from sgquant_optuna.preparation import join_search
 from sgquant_optuna.stopping import Stopped, Stopper
 from sgquant_optuna.worker import run_worker
 from sgquant_optuna.worker_name import process_mark, worker_name
+from tests.databases import Proxy
 
 # Optuna says so of ask(), with which these tests stand for other workers.
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
@@ -60,7 +61,8 @@ def test_a_failing_trial_is_replaced_and_three_in_a_row_end_it(joined, monkeypat
     calls.clear()
     monkeypatch.setattr(type(joined.objective), "measure", fails({1, 2, 3}))
     replace(joined.plan, n_trials=9).save(joined.study)
-    with pytest.raises(RuntimeError, match="3 trials failed in a row"):
+    failed = "3 trials failed in a row, the last by MemoryError: no space"
+    with pytest.raises(WorkerError, match=failed):
         run_worker(joined)
 
 
@@ -177,6 +179,85 @@ def test_a_database_that_goes_away_for_a_while_costs_nothing(joined, monkeypatch
     monkeypatch.undo()
     assert len(calls) > 30
     assert states(joined.study) == [TrialState.COMPLETE] * 4
+
+
+def fail_to_write(monkeypatch, storage, times):
+    """Let the database refuse to make the next trials, while it can be read."""
+    create, refused = type(storage).create_new_trial, []
+
+    def refuse(self, *arguments, **options):
+        if len(refused) == times:
+            return create(self, *arguments, **options)
+        refused.append(arguments)
+        raise StorageInternalError("attempt to write a readonly database")
+
+    monkeypatch.setattr(type(storage), "create_new_trial", refuse)
+
+
+def test_pauses_grow_while_the_database_can_be_read_and_not_written(joined, monkeypatch):
+    pauses = []
+    fail_to_write(monkeypatch, joined.study._storage, times=6)
+    monkeypatch.setattr("sgquant_optuna.worker.time.sleep", pauses.append)
+    assert run_worker(joined) == 4
+    assert pauses == [1, 2, 4, 8, 16, 30]
+    pauses.clear()
+    fail_to_write(monkeypatch, joined.study._storage, times=1)  # the next outage begins anew
+    replace(joined.plan, n_trials=5).save(joined.study)
+    assert run_worker(joined) == 1
+    assert pauses == [1]
+
+
+def test_a_database_that_stays_away_ends_the_worker_with_an_error_of_ours(joined, monkeypatch):
+    pauses = []
+    fail_to_write(monkeypatch, joined.study._storage, times=99)
+    monkeypatch.setattr("sgquant_optuna.worker.time.sleep", pauses.append)
+    with pytest.raises(WorkerError, match=r"stays away \(attempt to write a readonly database\)"):
+        run_worker(joined)
+    assert 200 < sum(pauses) < 300
+
+
+def test_a_proxy_that_is_killed_during_a_trial_and_comes_back_costs_nothing(folder, monkeypatch):
+    pytest.importorskip("grpc")
+    proxy = Proxy(folder / "s.db")
+    proxy.start()
+    joined = join_search(storage=proxy.url, artifacts=folder / "artifacts")
+    measure, calls = type(joined.objective).measure, []
+
+    def interrupted(self, bits):
+        calls.append(bits)
+        if len(calls) == 2:
+            proxy.kill()
+            calls.append(threading.Timer(0.5, proxy.start))
+            calls[-1].start()
+        return measure(self, bits)
+
+    monkeypatch.setattr(type(joined.objective), "measure", interrupted)
+    try:
+        assert run_worker(joined) == 4
+    finally:
+        calls[2].join()
+        proxy.kill()
+    assert states(join_search(storage=folder / "s.db").study) == [TrialState.COMPLETE] * 4
+
+
+def test_a_call_that_a_proxy_cannot_answer_is_an_outage_too(joined, monkeypatch):
+    grpc = pytest.importorskip("grpc")
+
+    class Failing(grpc.RpcError):
+        code = staticmethod(lambda: grpc.StatusCode.UNKNOWN)
+        details = staticmethod(lambda: "Exception calling application: server closed")
+
+    write, failures = type(joined.study._storage).set_trial_state_values, [Failing()]
+
+    def failing(self, *arguments, **options):
+        if failures:
+            raise failures.pop()
+        return write(self, *arguments, **options)
+
+    monkeypatch.setattr("sgquant_optuna.worker._PAUSE", 0.0)
+    monkeypatch.setattr(type(joined.study._storage), "set_trial_state_values", failing)
+    assert run_worker(joined) == 4
+    assert states(joined.study).count(TrialState.COMPLETE) == 4
 
 
 def ask_as(study, mark):

@@ -18,8 +18,9 @@ from sgquant_optuna.cli.search import search
 from sgquant_optuna.cli.serve import serve
 from sgquant_optuna.cli.status import status
 from sgquant_optuna.cli.worker import worker
-from sgquant_optuna.exceptions import SgquantError
+from sgquant_optuna.exceptions import SgquantError, WorkerError
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -52,7 +53,7 @@ def options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 2 and one line on bad input."""
+    """Run the command line; exit with 2 and one line on bad input, with 1 after a failure."""
     # Before torch is imported: threads that spin while they wait starve other workers of the host.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -68,4 +69,4 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        sys.exit(FAILED if isinstance(error, WorkerError) else BAD_INPUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -41,6 +42,14 @@ def worker(
         float,
         typer.Option(min=0, help="Seconds that a trial gets to finish after SIGTERM or Ctrl+C."),
     ] = 5.0,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            show_default="300, at a terminal 0",
+            help="Seconds that the start waits for a database server that does not answer.",
+        ),
+    ] = None,
     engine: Annotated[
         Engine, typer.Option(help="Run the processes here, or on a Dask cluster.")
     ] = Engine.LOCAL,
@@ -61,12 +70,15 @@ def worker(
     from sgquant_optuna.cli.quiet import quiet_optuna
     from sgquant_optuna.cli.worker_engines import run_here, run_processes
     from sgquant_optuna.search_plan import SearchPlan
+    from sgquant_optuna.storage import PATIENCE
     from sgquant_optuna.study import load_study
 
     if (engine is Engine.DASK) != (scheduler is not None):
         raise ValueError("--scheduler: expected together with --engine dask, and only then")
     quiet_optuna()
-    opened = load_study(study, storage=storage)
+    if wait is None:  # a typing mistake is told at once to who is there to correct it
+        wait = 0.0 if sys.stdin is not None and sys.stdin.isatty() else PATIENCE
+    opened = load_study(study, storage=storage, wait=wait)
     start_logging(opened.study_name, LogLevel.ERROR if quiet else log_level)
     plan = SearchPlan.load(opened)
     if total is not None:
@@ -82,6 +94,7 @@ def worker(
             device=device,
             n_trials=n_trials,
             grace=grace,
+            wait=wait,
             parent=parent,
         )
     else:

@@ -26,6 +26,7 @@ def run_here(
     device: str,
     n_trials: int | None,
     grace: float,
+    wait: float,
     parent: int | None,
 ) -> int:
     """Be one worker; return the exit code."""
@@ -35,7 +36,7 @@ def run_here(
     with stopper.installed():
         try:
             prepared = join_search(
-                study, storage=storage, artifacts=artifacts, root=root, device=device
+                study, storage=storage, artifacts=artifacts, root=root, device=device, wait=wait
             )
             with stopper.protected():
                 finished = run_worker(prepared, n_trials=n_trials, stopper=stopper)

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from sgquant_optuna.cli import main
+from sgquant_optuna.exceptions import SgquantError
 from sgquant_optuna.storage import open_storage
 from tests.small_search import a_plan
 
@@ -174,6 +176,38 @@ def test_a_study_without_a_plan_is_refused_by_name(tmp_path, capsys):
     assert "study 'mine': expected one made by `sgquant search` or `init`" in err
 
 
+@pytest.mark.parametrize(
+    ("at_terminal", "options", "expected"),
+    [(True, (), 0.0), (False, (), 300.0), (True, ("--wait", "7"), 7.0)],
+)
+def test_who_sits_at_a_terminal_is_told_at_once_that_no_server_answers(
+    at_terminal, options, expected, monkeypatch, capsys
+):
+    def refuse(name, *, storage, wait):
+        raise SgquantError(f"refused after {wait} s")
+
+    monkeypatch.setattr("sgquant_optuna.study.load_study", refuse)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: at_terminal))
+    told = run(capsys, "worker", "--storage", "postgresql://127.0.0.1:1/db", *options)
+    assert told == (2, f"error: refused after {expected} s\n")
+
+
+def test_a_worker_whose_trials_fail_says_why_in_one_line_and_exits_with_1(
+    folder, capsys, monkeypatch
+):
+    def fail(objective, bits):
+        raise MemoryError("no space")
+
+    monkeypatch.setattr("sgquant_optuna.worker._PAUSE", 0.0)
+    monkeypatch.setattr("sgquant_optuna.objective.QuantizationObjective.measure", fail)
+    code, err = run(capsys, "worker", "--storage", str(folder / "s.db"), "--quiet")
+    assert code == 1
+    assert err == "error: 3 trials failed in a row, the last by MemoryError: no space\n"
+    code, err = run(capsys, "worker", "--storage", str(folder / "s.db"))
+    assert code == 1
+    assert "Traceback" in err and 'raise MemoryError("no space")' in err
+
+
 def test_another_graph_under_the_data_root_is_refused(folder, capsys, monkeypatch):
     import sgquant_optuna.search_plan as search_plan
 
@@ -221,3 +255,24 @@ def test_a_dask_cluster_runs_the_same_study(folder, capsys):
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 4
     names = {trial.user_attrs["worker"] for trial in trials if "worker" in trial.user_attrs}
     assert str(os.getpid()) not in {name.rpartition(":")[2] for name in names}
+
+
+@pytest.mark.slow
+def test_sigterm_of_the_driver_of_a_dask_cluster_gives_the_trials_back(folder):
+    distributed = pytest.importorskip("distributed")
+    plan_for(folder, n_trials=20, finetuning=a_plan().finetuning.with_epochs(200))
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        driver = start(
+            folder,
+            *("worker", "--storage", str(folder / "s.db"), "--grace", "0"),
+            *("--engine", "dask", "--scheduler", cluster.scheduler_address),
+        )
+        wait_for(lambda: count(folder, "RUNNING"))
+        wait_for(lambda: study_of(folder).trials[-1].params)
+        driver.send_signal(signal.SIGTERM)
+        _, err = end(driver, 128 + signal.SIGTERM)
+        assert "SIGTERM: the workers give back their trials" in err
+    assert count(folder, "WAITING") == 1
+    assert not count(folder, "RUNNING")

@@ -17,6 +17,8 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 
+from sgquant_optuna.storage.heartbeat import AttributeHeartbeat
+
 # The columns of Optuna's schema v3.2.0.a, that Optuna 3 to 5 share.
 _TRIALS = sa.table(
     "trials",
@@ -113,8 +115,11 @@ def silent_seconds(study: optuna.Study) -> dict[int, float]:
     """Return for how long each running trial has given no sign of life, by trial id.
 
     Trials without a heartbeat, as in a storage that keeps none, are left out. The clock is the
-    database's for both times, so clocks of workers do not matter.
+    database's for both times, so clocks of workers do not matter; but through a proxy or in a
+    journal, it is that of each worker against the one here.
     """
+    if isinstance(study._storage, AttributeHeartbeat):
+        return study._storage.silent_seconds(study._study_id)
     database = _database(study._storage)
     if database is None:
         return {}
@@ -140,6 +145,8 @@ def silent_seconds(study: optuna.Study) -> dict[int, float]:
 
 def grace_seconds(study: optuna.Study) -> float | None:
     """Return the silence after which Optuna takes a trial for dead; ``None`` if it never does."""
+    if isinstance(study._storage, AttributeHeartbeat):
+        return float(study._storage.get_grace_period())
     database = _database(study._storage)
     if database is None or database.heartbeat_interval is None:
         return None

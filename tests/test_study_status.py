@@ -6,13 +6,14 @@ import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 
 from sgquant_optuna.search_plan import PLAN_ATTR
-from sgquant_optuna.storage import open_storage
+from sgquant_optuna.storage import every_trial_beats, open_storage
+from sgquant_optuna.storage.heartbeat import BEAT_ATTR
 from sgquant_optuna.study_status import PLAN_ATTR as READ_ATTR
 from sgquant_optuna.study_status import WORKER_ATTR as READ_WORKER
 from sgquant_optuna.study_status import StudyState, study_status
 from sgquant_optuna.trial_rows import silent_seconds, trial_rows
 from sgquant_optuna.worker import WORKER_ATTR
-from tests.databases import BACKENDS, fresh_database
+from tests.databases import BACKENDS, Proxy, fresh_database
 from tests.hand_made import measured, new_study
 
 # A trial that is asked for by hand stands for one that a worker runs.
@@ -127,6 +128,36 @@ def test_a_silent_trial_is_stale(tmp_path):
     assert unheard._trial_id not in seconds
     status = study_status(study)
     assert (status.running, status.stale) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", ["journal", "grpc"])
+def test_a_silent_trial_is_stale_through_a_proxy_and_in_a_journal(kind, tmp_path):
+    url, proxy = f"journal:///{tmp_path}/study.log", None
+    if kind == "grpc":
+        pytest.importorskip("grpc")
+        proxy = Proxy(tmp_path / "s.db")
+        proxy.start()
+        url = proxy.url
+    try:
+        storage = open_storage(url)
+        study = new_study(storage, planned=3)
+        silent, alive, unheard = study.ask(), study.ask(), study.ask()
+        storage.record_heartbeat(alive._trial_id)
+        with every_trial_beats():
+            storage.create_new_trial(study._study_id)
+        before = (datetime.now(UTC) - timedelta(seconds=301)).isoformat(timespec="seconds")
+        storage.set_trial_system_attr(silent._trial_id, BEAT_ATTR, f"0123abcd {before}")
+        # As `sgquant status` does: a process that looks once.
+        looking = optuna.load_study(study_name=study.study_name, storage=open_storage(url))
+        seconds = silent_seconds(looking)
+        assert seconds[silent._trial_id] == pytest.approx(301, abs=10)
+        assert seconds[alive._trial_id] < 10
+        assert unheard._trial_id not in seconds
+        status = study_status(looking)
+        assert (status.running, status.stale) == (3, 1)
+    finally:
+        if proxy is not None:
+            proxy.kill()
 
 
 def test_rows_of_a_database_are_those_that_optuna_tells(storage):

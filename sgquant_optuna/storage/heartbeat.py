@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -46,8 +47,9 @@ class AttributeHeartbeat(BaseHeartbeat):
     """Heartbeats in an attribute of the trial, for storages that have none: gRPC and Journal.
 
     A beat is a random word. Who sees the same word for longer than the grace period, by its own
-    watch, takes the trial for stale, so no two clocks are ever compared. It needs a process that
-    lives that long and looks twice.
+    watch, takes the trial for stale, so no decision compares two clocks. It needs a process that
+    lives that long and looks twice. Those that only show a study look once, so the word ends with
+    the time by the clock of the worker.
     """
 
     _heartbeat_interval: int
@@ -66,7 +68,7 @@ class AttributeHeartbeat(BaseHeartbeat):
         """Write another word; a trial that is over needs none."""
         storage: BaseStorage = self  # type: ignore[assignment]  # mixed into one
         try:
-            storage.set_trial_system_attr(trial_id, BEAT_ATTR, secrets.token_hex(4))
+            storage.set_trial_system_attr(trial_id, BEAT_ATTR, _new_beat())
         except optuna.exceptions.UpdateFinishedTrialError:
             return
 
@@ -85,6 +87,27 @@ class AttributeHeartbeat(BaseHeartbeat):
         self._seen = {**self._seen, **seen}
         return [key for key, (_, since) in seen.items() if now - since > self._grace_period]
 
+    def silent_seconds(self, study_id: int) -> dict[int, float]:
+        """Return for how long each running trial that ever beat is silent, by trial id.
+
+        By the clocks of this process and of the workers; good for showing, not for deciding.
+        """
+        storage: Any = self
+        running = storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        now = datetime.now(UTC)
+        silent = {}
+        for trial in running:
+            beat = trial.system_attrs.get(BEAT_ATTR)
+            if beat is not None:
+                # The beat of its birth has no time.
+                last = _beat_time(beat) or trial.datetime_start.astimezone(UTC)
+                silent[trial._trial_id] = max((now - last).total_seconds(), 0.0)
+        return silent
+
+    def get_grace_period(self) -> int:
+        """Return the seconds without a beat that make a trial stale."""
+        return self._grace_period
+
     def get_heartbeat_interval(self) -> int | None:
         """Return the seconds between two beats."""
         return self._heartbeat_interval
@@ -94,3 +117,13 @@ class AttributeHeartbeat(BaseHeartbeat):
     ) -> Callable[[optuna.Study, FrozenTrial], None] | None:
         """Return what queues a copy of a stale trial."""
         return self._callback
+
+
+def _new_beat() -> str:
+    """Return a word that no other beat is, and the time."""
+    return f"{secrets.token_hex(4)} {datetime.now(UTC).isoformat(timespec='seconds')}"
+
+
+def _beat_time(beat: str) -> datetime | None:
+    _, _, moment = beat.partition(" ")
+    return datetime.fromisoformat(moment) if moment else None

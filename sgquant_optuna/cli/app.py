@@ -48,7 +48,8 @@ def options(
 ) -> None:
     """Find how few bits each part of a graph neural network needs.
 
-    Exit codes: 0 done, 1 a worker failed, 2 bad input, 130 stopped by Ctrl+C.
+    Exit codes: 0 done, 1 a worker or its database failed, 2 bad input, 130 stopped by Ctrl+C,
+    143 by SIGTERM.
     """
 
 
@@ -65,8 +66,24 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command resumes", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (SgquantError, ValueError) as error:
-        if debug:
+    except Exception as error:
+        told = None if debug else _told(error)
+        if told is None:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(FAILED if isinstance(error, WorkerError) else BAD_INPUT)
+        text, code = told
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _told(error: Exception) -> tuple[str, int] | None:
+    """Return what to say of an error and the exit code; ``None`` for a mistake of this program."""
+    if isinstance(error, WorkerError):
+        return str(error), FAILED
+    if isinstance(error, (SgquantError, ValueError)):
+        return str(error), BAD_INPUT
+    if "sgquant_optuna.storage" not in sys.modules:  # then no database has been asked
+        return None
+    from sgquant_optuna.storage import outage
+
+    said = outage(error)
+    return None if said is None else (f"the database failed ({said})", FAILED)

@@ -1,3 +1,4 @@
+import re
 import signal
 import subprocess
 import sys
@@ -6,9 +7,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
 from sgquant_optuna.cli import main
+from sgquant_optuna.cli.options import shown_storage
+from sgquant_optuna.dashboard.notes import Place
 from sgquant_optuna.storage import open_storage
+from tests.hand_made import new_study
 
 
 @pytest.fixture(autouse=True)
@@ -42,17 +47,92 @@ def test_search_ends_with_the_report_and_report_shows_it_again(capsys):
 
 
 def test_a_quiet_search_shows_the_report_alone(capsys):
-    code, out, _ = run(capsys, *QUICK, "--quiet")
-    assert code == 0
+    code, out, err = run(capsys, *QUICK, "--quiet")
+    assert code == 0 and not err
     assert out.split()[0] == "gcn-digits-lwq+cwq+taq:" and "best saving" not in out
 
 
-def test_help_tells_the_exit_codes(capsys):
+def test_a_quiet_search_tells_the_errors_of_its_workers(tmp_path, monkeypatch, capfd):
+    worker = tmp_path / "python"
+    worker.write_text("#!/bin/sh\necho 'error: [/x] is broken' >&2\nexit 2\n")
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    with pytest.raises(SystemExit) as stop:
+        main([*QUICK, "--quiet", "--n-jobs", "2"])
+    assert stop.value.code == 2
+    assert tuple(capfd.readouterr()) == ("", "error: [/x] is broken\n")
+
+
+def test_init_may_be_quiet(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if the output were a terminal
+    arguments = ("init", "--epochs", "1", "--models", "1", "--finetune-epochs", "1")
+    code, out, err = run(capsys, *arguments, "--storage", "s.db", "--quiet")
+    assert (code, err) == (0, "") and "Join it:" in out
+    code, _, err = run(capsys, *arguments, "--storage", "other.db")
+    assert code == 0 and "training gcn on digits" in err
+
+
+def test_help_and_the_docs_tell_the_same_exit_codes(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert "Exit codes: 0 done, 1 a worker failed, 2 bad input, 130 stopped" in " ".join(
-        out.split()
+    help_text = " ".join(out.split()).partition("Exit codes: ")[2].partition(".")[0]
+    docs = Path(__file__).parents[2] / "docs"
+    dashboard = (docs / "dashboard.md").read_text().partition("Exit codes: ")[2].partition(".")[0]
+    assert " ".join(dashboard.split()) == help_text
+    told = re.findall(r"(?:^|, )(\d+) ", help_text)
+    table = (docs / "workers.md").read_text().partition("| exit code | meaning |")[2]
+    rows = re.findall(r"^\| ([\d, ]+) \|", table, flags=re.MULTILINE)
+    assert ", ".join(rows).split(", ") == told == ["0", "1", "2", "130", "143"]
+
+
+def test_a_database_that_fails_is_one_line_and_exit_code_1(capsys):
+    storage = open_storage("s.db")
+    new_study(storage)
+    with storage.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE trials RENAME COLUMN state TO other"))
+    for command in ("status", "list", "report"):
+        code, _, err = run(capsys, command, "--storage", "s.db")
+        assert code == 1
+        assert err.startswith("error: the database failed (no such column:")
+        assert err.count("\n") == 1
+    with pytest.raises(sa.exc.SQLAlchemyError):
+        main(["status", "--storage", "s.db", "--debug"])
+
+
+def test_a_mistake_of_this_program_keeps_its_traceback(monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("sgquant_optuna.study_loading.load_study", broken)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        main(["status", "--storage", "s.db"])
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (None, "{here}/storage/sgquant.db"),
+        ("s.db", "{here}/s.db"),
+        ("sqlite:///s.db", "sqlite:///{here}/s.db"),
+        ("journal:///s.log", "journal:///{here}/s.log"),
+        ("mysql://me:secret@host/db", "mysql+pymysql://me:***@host/db"),
+        ("postgresql://host/db?password=secret", "postgresql+psycopg://host/db?password=***"),
+        ("grpc://host:13000", "grpc://host:13000"),
+    ],
+)
+def test_a_storage_is_shown_for_any_folder_and_without_password(given, shown, tmp_path):
+    assert shown_storage(given) == shown.format(here=tmp_path)
+
+
+def test_the_dashboard_tells_its_notes_where_storage_and_files_are(tmp_path, monkeypatch):
+    open_storage("s.db")
+    served = {}
+    monkeypatch.setattr(
+        "sgquant_optuna.dashboard.server.serve", lambda *_, **kw: served.update(kw)
     )
+    with pytest.raises(SystemExit):
+        main(["dashboard", "--storage", "s.db", "--artifacts", "files"])
+    assert served["place"] == Place(f"{tmp_path}/s.db", f"{tmp_path}/files")
 
 
 def test_the_same_command_resumes_and_does_no_more_than_asked(capsys):
@@ -87,6 +167,8 @@ def test_every_option_reaches_the_study(capsys):
     ("arguments", "message"),
     [
         (["search", "--dataset", "coraa"], "did you mean Cora?"),
+        (["search", "--dataset", "[/x]"], "'[/x]'"),
+        (["init", "--dataset", "[/x]"], "'[/x]'"),
         (["search", "--widths", "1,9"], "candidate bit widths: expected one of"),
         (["search", "--widths", "1,x"], "--widths: expected numbers such as 1,2,4,8"),
         (["search", "--granularity", "lwq+depth"], "granularity: expected 'uniform'"),

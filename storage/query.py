@@ -1,6 +1,6 @@
 """Runs one of the read-only queries on a study database and prints its rows.
 
-python storage/query.py best_under_budget sqlite:///storage/sgquant.db study=NAME max_bytes=50000
+python storage/query.py best_under_budget storage/sgquant.db study=NAME max_bytes=50000
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.storages import RDBStorage
+
+from sgquant_optuna.exceptions import StorageError
+from sgquant_optuna.storage import open_storage, outage
 
 FOLDER = Path(__file__).parent / "queries"
 NAMES = sorted({path.name.split(".")[0] for path in FOLDER.glob("*.sql")})
 DEFAULTS: dict[str, Any] = {"max_bytes": 1e18, "max_drop": 0.5, "number": 10}
+BAD_INPUT = 2
 
 
 def query_file(name: str, dialect: str) -> Path:
@@ -61,25 +66,42 @@ def _value(text: str) -> Any:
     return text
 
 
+def _ask(
+    url: str | None, name: str, parameters: dict[str, Any]
+) -> tuple[list[str], Sequence[sa.Row[Any]]]:
+    # Somebody waits at the terminal, so a server that goes away is not waited for.
+    storage = open_storage(url, create=False, patience=0.0)
+    if not isinstance(storage, RDBStorage):
+        raise StorageError("storage: expected the database itself, got a proxy or a journal")
+    with storage.engine.connect() as connection:
+        return run_query(connection, name, parameters)
+
+
 def main() -> None:
-    """Print a query's rows as CSV."""
+    """Print a query's rows as CSV; exit with 2 and one line on bad input."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("url", help="such as sqlite:///storage/sgquant.db")
+    parser.add_argument("url", help="URL, file of SQLite, or - for SGQUANT_STORAGE")
     parser.add_argument("parameters", nargs="*", metavar="NAME=VALUE")
     arguments = parser.parse_args()
     parameters: dict[str, Any] = {}
     for text in arguments.parameters:
         name, _, value = text.partition("=")
         parameters[name] = value if name == "study" else _value(value)
-    with sa.create_engine(arguments.url, poolclass=sa.pool.NullPool).connect() as connection:
-        try:
-            columns, rows = run_query(connection, arguments.name, parameters)
-        except ValueError as error:
-            parser.error(str(error))
-    writer = csv.writer(sys.stdout)
-    writer.writerow(columns)
-    writer.writerows(rows)
+    url = None if arguments.url == "-" else arguments.url
+    try:
+        columns, rows = _ask(url, arguments.name, parameters)
+    except (StorageError, ValueError) as error:
+        text = str(error)
+    except sa.exc.SQLAlchemyError as error:
+        text = f"query {arguments.name}: {outage(error)}"
+    else:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(columns)
+        writer.writerows(rows)
+        return
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
 
 
 if __name__ == "__main__":

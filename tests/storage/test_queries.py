@@ -147,6 +147,59 @@ def test_the_command_prints_csv(tmp_path, monkeypatch, capsys):
     assert out[1].startswith("0,100,0.25,")
 
 
+def ask(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["query.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        query.main()
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: ") and err.count("\n") == 1
+    assert stop.value.code == 2
+    return err
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://me:s3cr3t@127.0.0.1:1/studies", "postgresql+psycopg://me:***@127.0.0.1"),
+        ("mysql://me:s3cr3t@127.0.0.1:1/studies", "mysql+pymysql://me:***@127.0.0.1:1/studies"),
+        ("postgresql://me:s3cr3t@host:port/studies", "expected a URL such as"),
+        ("oracle://me:s3cr3t@host/studies", "expected a URL such as"),
+        ("sqlite:///mistyped.db", "mistyped.db: there is no such file"),
+        ("mistyped.db", "mistyped.db: there is no such file"),
+        ("journal:///study.log", "expected the database itself, got a proxy or a journal"),
+    ],
+)
+def test_a_database_that_cannot_be_asked_is_told_in_a_line(
+    url, told, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("psycopg" if url.startswith("postgresql") else "pymysql")
+    open_storage(f"journal:///{tmp_path}/study.log")
+    err = ask(monkeypatch, capsys, "trials_by_worker", url, "study=7")
+    assert told in err and "s3cr3t" not in err
+    assert not Path("mistyped.db").exists()
+
+
+def test_a_query_that_fails_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    storage = open_storage("s.db")
+    err = ask(monkeypatch, capsys, "trials_by_worker", "s.db")
+    assert "query trials_by_worker: expected study; give NAME=VALUE" in err
+    with storage.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE trials RENAME COLUMN state TO other"))
+    err = ask(monkeypatch, capsys, "trials_by_worker", "s.db", "study=7")
+    assert "query trials_by_worker: no such column:" in err
+
+
+@pytest.mark.parametrize("given", ["s.db", "-"])
+def test_a_plain_file_is_asked_and_a_dash_is_the_default_storage(
+    given, tmp_path, monkeypatch, capsys
+):
+    optuna.create_study(storage=open_storage("s.db"), study_name="7")
+    monkeypatch.setenv("SGQUANT_STORAGE", "s.db")
+    monkeypatch.setattr(sys, "argv", ["query.py", "best_under_budget", given, "study=7"])
+    query.main()
+    assert capsys.readouterr().out.startswith("trial,memory_bytes")
+
+
 def test_every_query_only_reads():
     for path in query.FOLDER.glob("*.sql"):
         lines = [line for line in path.read_text().splitlines() if not line.startswith("--")]

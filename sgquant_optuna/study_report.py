@@ -126,7 +126,7 @@ class StudyReport:
         for sites, store in zip(parts, stores, strict=True):
             count = sum(self.record.layout.sizes[site].num_elements for site in sites)
             table.add_row(
-                sites[0].layer,
+                Text(sites[0].layer),  # a key of a ModuleDict may look like markup, too
                 sites[0].component,
                 f"{count:,}",
                 *self._widths(sites, len(columns)),

@@ -3,17 +3,21 @@ from dataclasses import replace
 import optuna
 import pytest
 
+from sgquant_optuna.bit_widths import Site
 from sgquant_optuna.exceptions import GraphError, StudyNotFoundError
 from sgquant_optuna.final_measurement import _smallest_that_holds, final_report
 from sgquant_optuna.final_result import FinalResult
 from sgquant_optuna.input_stores import InputContent
+from sgquant_optuna.memory import FeatureLayout, SiteSize
 from sgquant_optuna.models import GCN
+from sgquant_optuna.report_formats import to_markdown
 from sgquant_optuna.selection import feasible_trials, ranked_trials
 from sgquant_optuna.study import create_study
 from sgquant_optuna.study_record import StudyRecord
 from sgquant_optuna.study_report import report
 from sgquant_optuna.training import fit
 from tests.conftest import FAST
+from tests.hand_made import measured, new_study
 
 
 @pytest.fixture
@@ -218,3 +222,15 @@ def test_a_study_without_finished_trials_is_told(objective):
 def test_a_strange_study_is_told():
     with pytest.raises(StudyNotFoundError, match="expected a study of QuantizationObjective"):
         report(optuna.create_study())
+
+
+def test_a_layer_whose_name_looks_like_markup_is_told_as_it_is():
+    made = FeatureLayout(
+        {Site("[/x] [red]1", "embedding", None): SiteSize(num_rows=10, num_columns=4)},
+        num_nodes=10,
+        num_buckets=1,
+    )
+    study = new_study(made=made)
+    study.add_trial(measured((4,), 0.1, made=made))
+    assert "[/x] [red]1" in str(report(study))
+    assert "\\[/x\\] \\[red\\]1" in to_markdown(report(study))

@@ -200,7 +200,7 @@ def aggregate(  # type: ignore[no-untyped-def]
                 factor *= scale[of_range, 0]
             place = starts[b] + strides[b] * position[node]
             for ahead in range(0, strides[b], 64):
-                _prefetch(data, place + ahead)
+                _prefetch(data, place + ahead)  # type: ignore[call-arg]
             n = waiting[b]
             places[b, n], factors[b, n] = place, factor
             waiting[b] = n + 1

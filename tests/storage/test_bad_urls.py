@@ -2,6 +2,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -89,16 +90,16 @@ except StorageError as error:
 """
 
 
-def test_a_file_that_may_only_be_read_is_told(tmp_path):
-    path = tmp_path / "s.db"
-    open_storage(path)
-    path.chmod(0o444)
-    for folder in (tmp_path, *tmp_path.parents[:3]):  # one more where tests run in parallel
-        folder.chmod(folder.stat().st_mode | 0o055)
-    tmp_path.chmod(0o555)
-    command = [sys.executable, "-c", READ, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    tmp_path.chmod(0o755)
+def test_a_file_that_may_only_be_read_is_told():
+    with tempfile.TemporaryDirectory() as name:  # that of pytest is closed to other users
+        folder = Path(name)
+        path = folder / "s.db"
+        open_storage(path)
+        path.chmod(0o444)
+        folder.chmod(0o555)
+        command = [sys.executable, "-c", READ, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        folder.chmod(0o755)
     assert "cannot be written (permission denied)" in done.stdout
 
 

@@ -76,32 +76,6 @@ def test_only_databases_are_served(tmp_path):
         serve_storage(f"journal:///{tmp_path}/s.log")
 
 
-def test_a_proxy_that_is_killed_and_comes_back_costs_no_trial(tmp_path):
-    pytest.importorskip("grpc")
-    proxy = Proxy(tmp_path / "s.db")
-    proxy.start()
-    study = optuna.create_study(storage=open_storage(proxy.url), study_name="s")
-    restarts = []
-
-    def objective(trial):
-        trial.suggest_int("x", 0, 9)
-        if trial.number == 2 and not restarts:
-            proxy.kill()
-            restarts.append(threading.Timer(0.5, proxy.start))
-            restarts[0].start()
-        trial.set_user_attr("note", trial.number)
-        return float(trial.number)
-
-    try:
-        optimize_within_budget(study, objective, lambda: 6)
-    finally:
-        restarts[0].join()
-        proxy.kill()
-    stored = optuna.load_study(study_name="s", storage=open_storage(tmp_path / "s.db")).trials
-    assert [trial.state for trial in stored] == [TrialState.COMPLETE] * 6
-    assert [trial.value for trial in stored] == [0, 1, 2, 3, 4, 5]
-
-
 @pytest.fixture
 def losing(tmp_path):
     """A proxied study, and a function that lets the next answer to a request get lost."""

@@ -1,146 +1,181 @@
-"""Attention of GAT, GATv2 and AGNN, one block of destination nodes at a time."""
+"""Attention of a few edges at a time: that of all edges, ``[E, H]``, never exists.
+
+A block holds whole neighbourhoods. One that is larger than a block is gone through three times,
+for the largest score, for their sum and for the result, so that a hub takes no more than a block.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv
+from torch_geometric.utils import softmax
 
-from sgquant_optuna.packed.operations import WORKSPACE_VALUES, check_graph
+from sgquant_optuna.packed.adjacency import Adjacency, add_rows, parts_of, row_blocks
+from sgquant_optuna.packed.packed_tensor import rows_of
 
-Scores = Callable[[Tensor, Tensor], Tensor]
-"""Takes destination and source of some edges, ``[e]`` each; returns scores, ``[e, H]``."""
-BLOCK_EDGES = 1 << 16
-
-
-def gat_scores(by_source: Tensor, by_target: Tensor, negative_slope: float = 0.2) -> Scores:
-    """Scores of GAT from what each node adds, ``[N, H]`` each."""
-    return lambda target, source: F.leaky_relu(
-        by_source[source] + by_target[target], negative_slope
-    )
+Kept = TypeVar("Kept")
+Score = Callable[[Tensor], tuple[Tensor, Kept]]
+"""Takes edges, ``[e]``; returns scores before softmax, ``[e, H]``, and what to keep of them."""
+Quantize = Callable[[Tensor], Tensor]
 
 
-def gatv2_scores(
-    x_source: Tensor, x_target: Tensor, attention: Tensor, negative_slope: float = 0.2
-) -> Scores:
-    """Scores of GATv2 from ``[N, H, C]`` features and the ``[1, H, C]`` attention vector."""
-    return lambda target, source: (
-        F.leaky_relu(x_source[source] + x_target[target], negative_slope) * attention
-    ).sum(dim=-1)
+class Attended(NamedTuple, Generic[Kept]):
+    """Attention of some edges.
 
+    Args:
+        rows:
+            Destinations.
+        part:
+            Where the edges are in the adjacency.
+        weights:
+            Quantized attention, ``[e, H]``.
+        kept:
+            What their scores left.
+        is_whole:
+            Whether these are all edges of the destinations.
+    """
 
-def agnn_scores(x: Tensor, beta: Tensor) -> Scores:
-    """Scores of AGNN: ``beta`` times the cosine of the features, ``[N, F]``; one head."""
-    unit = F.normalize(x, dim=-1)
-    return lambda target, source: beta * (unit[target] * unit[source]).sum(-1, keepdim=True)
+    rows: slice
+    part: slice
+    weights: Tensor
+    kept: Kept
+    is_whole: bool
 
 
 def attend(
-    crow: Tensor,
-    col: Tensor,
-    scores: Scores,
-    values: Callable[[Tensor], Tensor],
-    quantize: Callable[[Tensor], Tensor] | None = None,
+    adjacency: Adjacency,
+    score: Score[Kept],
+    quantize: Quantize | None,
+    limit: int,
+    hub_limit: int | None = None,
     *,
-    block_edges: int = BLOCK_EDGES,
-) -> Tensor:
-    """Compute, quantize and use attention without ever holding that of all edges.
-
-    A block holds whole neighbourhoods. One that is larger than a block is gone through three
-    times, for the largest score, their sum and the result, so the workspace stays bounded.
+    by_source: bool = False,
+) -> Iterator[Attended[Kept]]:
+    """Compute and quantize attention block by block, as PyG's softmax does.
 
     Args:
-        crow:
-            Start of each destination among the edges, ``[R + 1]`` int64.
-        col:
-            Source of each edge, ``[E]`` int64.
-        scores:
-            Attention before softmax of some edges.
-        values:
-            Takes nodes, ``[n]``; returns their features, ``[n, H, C]`` (unpack them there).
+        adjacency:
+            The edges.
+        score:
+            Computes the scores of some.
         quantize:
             Fake-quantizes attention, ``[e, H]``; ``None`` leaves it.
-        block_edges:
+        limit:
             Edges of a block.
-
-    Returns:
-        ``[R, H, C]`` float32; 0 for nodes without edges.
-
-    Raises:
-        ValueError:
-            If ``crow`` and ``col`` do not fit.
+        hub_limit:
+            Edges of a part of a neighbourhood that is larger than a block; ``limit`` by default.
+        by_source:
+            Whether weights come in :attr:`Adjacency.order`; else as the edges came.
     """
-    check_graph(crow, col, None, int(col.max()) + 1 if len(col) else 0)
-    blocks, row = [], 0
-    while row < len(crow) - 1:
-        limit = int(crow[row]) + block_edges
-        end = max(row + 1, int(torch.searchsorted(crow, limit, right=True)) - 1)
-        blocks.append(_block(crow[row : end + 1], col, scores, values, quantize, row, block_edges))
-        row = end
-    return torch.cat(blocks) if blocks else values(col[:0])
+    for rows, entries in row_blocks(adjacency.crow, limit):
+        if entries.stop - entries.start > limit:
+            parts = parts_of(entries, hub_limit or limit)
+            yield from _hub(adjacency, rows, parts, score, quantize, by_source)
+            continue
+        edges = adjacency.edges(entries)
+        scores, kept = score(edges)
+        local = adjacency.target[edges] - rows.start
+        weights = softmax(scores, local, None, rows.stop - rows.start)
+        weights = weights if quantize is None else quantize(weights)
+        weights = weights[adjacency.to_source(entries)] if by_source else weights
+        yield Attended(rows, entries, weights, kept, is_whole=True)
 
 
-def _block(
-    crow: Tensor,
-    col: Tensor,
-    scores: Scores,
-    values: Callable[[Tensor], Tensor],
-    quantize: Callable[[Tensor], Tensor] | None,
-    first_row: int,
-    block_edges: int,
-) -> Tensor:
-    low, high = int(crow[0]), int(crow[-1])
-    num_rows = len(crow) - 1
-    local = torch.arange(num_rows, device=col.device).repeat_interleave(crow.diff())
-    # One part, unless a single node has more neighbours than a block has edges.
-    parts = [slice(a, min(a + block_edges, high)) for a in range(low, high, block_edges)]
-
-    def of(part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        target = local[part.start - low : part.stop - low]
-        return target, col[part], scores(target + first_row, col[part])
-
-    only = of(parts[0]) if len(parts) == 1 else None
-    largest = total = None
+def _hub(
+    adjacency: Adjacency,
+    rows: slice,
+    parts: list[slice],
+    score: Score[Kept],
+    quantize: Quantize | None,
+    by_source: bool,
+) -> Iterator[Attended[Kept]]:
+    largest = torch.stack([score(adjacency.edges(p))[0].amax(dim=0) for p in parts]).amax(dim=0)
+    total = torch.zeros_like(largest[None])
     for part in parts:
-        target, _, score = only or of(part)
-        if largest is None:
-            largest = score.new_full((num_rows, score.shape[1]), -torch.inf)
-        largest.scatter_reduce_(0, target[:, None].expand_as(score), score, "amax")
+        shares = (score(adjacency.edges(part))[0] - largest).exp()
+        add_rows(total, adjacency.col.new_zeros(len(shares), dtype=torch.long), shares)
+    total += 1e-16  # as PyG's softmax
     for part in parts:
-        target, _, score = only or of(part)
-        assert largest is not None
-        total = torch.zeros_like(largest) if total is None else total
-        total.index_add_(0, target, (score - largest[target]).exp())
-    out: Tensor | None = None
-    for part in parts:
-        target, source, score = only or of(part)
-        assert largest is not None and total is not None
-        alpha = (score - largest[target]).exp() / (total[target] + 1e-16)  # as PyG's softmax
-        if quantize is not None:
-            alpha = quantize(alpha)
-        out = _add_messages(out, num_rows, target, source, alpha, values)
-    return values(col[:0]).new_zeros(num_rows, *values(col[:0]).shape[1:]) if out is None else out
+        edges = adjacency.edges_by_source(part) if by_source else adjacency.edges(part)
+        scores, kept = score(edges)
+        weights = (scores - largest).exp() / total
+        weights = weights if quantize is None else quantize(weights)
+        yield Attended(rows, part, weights, kept, is_whole=False)
 
 
-def _add_messages(
-    out: Tensor | None,
-    num_rows: int,
-    target: Tensor,
-    source: Tensor,
-    alpha: Tensor,
-    values: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Add up the weighted features of some edges, a few at a time: they are ``[e, H, C]``."""
-    size = values(source[:1])[0].numel()
-    step = max(1, WORKSPACE_VALUES // max(1, 2 * size))
-    for start in range(0, len(source), step):
-        part = slice(start, start + step)
-        nodes, of_edge = source[part].unique(return_inverse=True)
-        x = values(nodes)
-        if out is None:
-            out = x.new_zeros(num_rows, *x.shape[1:])
-        out.index_add_(0, target[part], alpha[part, :, None] * x[of_edge])
-    assert out is not None
-    return out
+class EdgeInputs:
+    """What attention is computed from, once it is known for which edges.
+
+    It takes the place of ``edge_updater`` of a convolution, which would compute all of it.
+    """
+
+    def __init__(self, edge_index: Any, size: Any = None, **inputs: Any) -> None:
+        self.inputs = inputs
+
+    def of_edges(self, adjacency: Adjacency, edges: Tensor) -> dict[str, Any]:
+        """Return the arguments of ``edge_update`` for some edges."""
+        source, target = adjacency.source[edges], adjacency.target[edges]
+        gathered: dict[str, Any] = {}
+        for name, value in self.inputs.items():
+            if isinstance(value, tuple):
+                of_source, of_target = value  # whichever way the edges point
+                gathered[f"{name}_j"] = of_source[source]
+                gathered[f"{name}_i"] = None if of_target is None else of_target[target]
+            else:
+                gathered[name] = None if value is None else value[edges]
+        return gathered
+
+
+def gat_score(conv: GATConv, adjacency: Adjacency, inputs: EdgeInputs) -> Score[None]:
+    """Scores of GAT, as its ``edge_update`` has them before softmax."""
+
+    def score(edges: Tensor) -> tuple[Tensor, None]:
+        given = inputs.of_edges(adjacency, edges)
+        alpha = given["alpha_j"]
+        if given["alpha_i"] is not None:
+            alpha = alpha + given["alpha_i"]
+        if given["edge_attr"] is not None and conv.lin_edge is not None:
+            alpha = alpha + (_edge_features(conv, given["edge_attr"]) * conv.att_edge).sum(dim=-1)
+        return F.leaky_relu(alpha, conv.negative_slope), None
+
+    return score
+
+
+def gatv2_score(conv: GATv2Conv, adjacency: Adjacency, inputs: EdgeInputs) -> Score[None]:
+    """Scores of GATv2, as its ``edge_update`` has them before softmax."""
+
+    def score(edges: Tensor) -> tuple[Tensor, None]:
+        given = inputs.of_edges(adjacency, edges)
+        x = given["x_i"] + given["x_j"]
+        if given["edge_attr"] is not None:
+            x = x + _edge_features(conv, given["edge_attr"])
+        return (F.leaky_relu(x, conv.negative_slope) * conv.att).sum(dim=-1), None
+
+    return score
+
+
+def agnn_score(conv: AGNNConv, adjacency: Adjacency, x: Tensor) -> Score[tuple[Tensor, Tensor]]:
+    """Scores of AGNN; they leave the rows of all ends, and which of them are the sources."""
+
+    def score(edges: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        ends = torch.cat([adjacency.source[edges], adjacency.target[edges]])
+        nodes, place = ends.unique(return_inverse=True)
+        rows = rows_of(x, nodes)
+        unit = F.normalize(rows, p=2.0, dim=-1)
+        source, target = place.view(2, -1)
+        scores = conv.beta * (unit[target] * unit[source]).sum(dim=-1)
+        return scores[:, None], (rows, source)
+
+    return score
+
+
+def _edge_features(conv: GATConv | GATv2Conv, edge_attr: Tensor) -> Tensor:
+    if edge_attr.dim() == 1:
+        edge_attr = edge_attr.view(-1, 1)
+    features: Tensor = conv.lin_edge(edge_attr)
+    return features.view(-1, conv.heads, conv.out_channels)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.packed.absent_input import METADATA
+from sgquant_optuna.packed.adjacency import add_rows, parts_of, row_blocks
 from sgquant_optuna.packed.features import PackedFeatures
 from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.packing import unpack
@@ -182,20 +183,24 @@ def _sparse_product(matrix: Tensor, x: PackedTensor) -> Tensor:
     crow, col, value = matrix.crow_indices(), matrix.col_indices(), matrix.values()
     num_columns = x.packed.shape[1]
     out = torch.empty(matrix.shape[0], num_columns)
-    for start, stop in row_blocks(crow, max(1, BLOCK_VALUES // max(1, num_columns))):
-        low, high = int(crow[start]), int(crow[stop])
-        nodes, place = col[low:high].long().unique(return_inverse=True)
-        shape = (stop - start, len(nodes))
-        part = csr(crow[start : stop + 1] - low, place.to(crow.dtype), value[low:high], shape)
-        out[start:stop] = part @ x.packed.rows(nodes) if len(nodes) else 0
+    limit = max(1, BLOCK_VALUES // max(1, num_columns))
+    for rows, entries in row_blocks(crow, limit):
+        if entries.stop - entries.start > limit:
+            _add_hub(out[rows], col, value, parts_of(entries, limit), x)
+            continue
+        nodes, place = col[entries].long().unique(return_inverse=True)
+        shape = (rows.stop - rows.start, len(nodes))
+        local = crow[rows.start : rows.stop + 1] - entries.start
+        part = csr(local, place.to(crow.dtype), value[entries], shape)
+        out[rows] = part @ x.packed.rows(nodes) if len(nodes) else 0
     return out
 
 
-def row_blocks(crow: Tensor, limit: int) -> Iterator[tuple[int, int]]:
-    """Cut the rows of a CSR matrix into runs of about ``limit`` entries, at least one row each."""
-    row, last = 0, len(crow) - 1
-    while row < last:
-        stop = int(torch.searchsorted(crow, int(crow[row]) + limit, right=True)) - 1
-        stop = min(max(stop, row + 1), last)
-        yield row, stop
-        row = stop
+def _add_hub(
+    out: Tensor, col: Tensor, value: Tensor, parts: Iterable[slice], x: PackedTensor
+) -> None:
+    """Add up one row with more neighbours than a block holds."""
+    out.zero_()
+    for part in parts:
+        neighbours = x.packed.rows(col[part].long()).mul_(value[part, None])
+        add_rows(out, neighbours.new_zeros(len(neighbours), dtype=torch.long), neighbours)

@@ -115,29 +115,6 @@ def test_blocks_of_few_edges_give_the_same_scores(name, tmp_path, monkeypatch):
     check_same(name, tmp_path)
 
 
-def test_attention_of_all_edges_never_exists(tmp_path, monkeypatch):
-    model, data, layout, *_ = quantized("gat", make_graph())
-    export_packed(model, data, tmp_path / "m", layout=layout)
-    monkeypatch.setattr(model_graph, "BLOCK_EDGES", 30)
-    seen = []
-
-    def spied(compute):
-        def edge_update(*args, **kwargs):
-            seen.append(compute(*args, **kwargs))
-            return seen[-1]
-
-        return edge_update
-
-    packed = load_packed(tmp_path / "m")
-    for conv in (packed.model.conv1, packed.model.conv2):
-        monkeypatch.setattr(conv, "edge_update", spied(conv.edge_update))
-    packed(data)
-    most = int(torch.bincount(data.edge_index[1]).max()) + 1
-    assert max(len(alpha) for alpha in seen) <= max(30, most)
-    edges = data.num_edges + data.num_nodes
-    assert sum(len(alpha) for alpha in seen) == 2 * edges  # two layers, self-loops included
-
-
 def test_the_file_needs_neither_features_nor_labels(tmp_path):
     model, data, layout, scores, _ = quantized("gcn", make_graph())
     export_packed(model, data, tmp_path / "m", layout=layout)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch_geometric.data import FeatureStore, TensorAttr
 
 from sgquant_optuna.packed.features import PackedFeatures
+from sgquant_optuna.packed.row_selection import row_numbers
 
 
 class PackedFeatureStore(FeatureStore):
@@ -48,12 +47,10 @@ class PackedFeatureStore(FeatureStore):
             )
         if attr.index is None:
             return self.features.to_dense()
-        if isinstance(attr.index, slice):
-            return self.features.rows(torch.arange(self.features.shape[0])[attr.index])
-        index = torch.as_tensor(np.asarray(attr.index))
-        if index.dtype == torch.bool:
-            index = index.nonzero()[:, 0]
-        return self.features.rows(index.reshape(-1).long())
+        rows = row_numbers(attr.index, self.features.shape[0])
+        if rows is None:
+            raise IndexError(f"feature store: expected numbers of rows, got {attr.index!r}")
+        return self.features.rows(rows.reshape(-1))
 
     def _get_tensor_size(self, attr: TensorAttr) -> tuple[int, ...]:
         return self.features.shape

@@ -168,6 +168,11 @@ class PackedFeatures:
         return len(self.bucket), self.num_columns
 
     @property
+    def device(self) -> torch.device:
+        """Where the parts are."""
+        return self.data.device
+
+    @property
     def order(self) -> tuple[int, ...]:
         """Buckets as they lie in the buffer."""
         return bucket_order(self.bit_widths)

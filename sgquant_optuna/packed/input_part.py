@@ -83,6 +83,11 @@ class InputPart:
         """Stored bytes, ranges and values of a codebook included."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors.values())).device
+
     def fields(self) -> dict[str, Any]:
         """Return what the tensors do not say, ready for JSON."""
         return {
@@ -127,7 +132,7 @@ class InputPart:
             sparse:
                 Whether to return a CSR matrix (of int32 indices) instead of a dense one.
         """
-        index = torch.arange(start, stop, device=self._device)
+        index = torch.arange(start, stop, device=self.device)
         if not self.is_sparse:
             dense = self._decode(self._stored_rows(slice(start, stop)), index[:, None])
             return dense.to_sparse_csr() if sparse else dense
@@ -144,8 +149,8 @@ class InputPart:
         shape = (stop - start, self.shape[1])
         if sparse:
             return csr(crow, column, values, shape)
-        row = torch.arange(shape[0], device=self._device).repeat_interleave(crow.diff())
-        out = torch.zeros(shape, device=self._device)
+        row = torch.arange(shape[0], device=self.device).repeat_interleave(crow.diff())
+        out = torch.zeros(shape, device=self.device)
         out[row, column.long()] = values
         return out
 
@@ -201,10 +206,6 @@ class InputPart:
         if "codebook" in self.store:
             places = self._nnz if self.is_sparse else None
             check_codes(tensors["codes"], num_values, self._code_bits, num_columns, places)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.tensors.values())).device
 
     @property
     def _column_bits(self) -> int:

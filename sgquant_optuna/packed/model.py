@@ -55,7 +55,8 @@ class PackedModel(nn.Module):
     unpacked, and attention of other convolutions (``TransformerConv``, registered ones) is
     quantized but whole. Between two layers features are float32, as the model's own ``forward``
     holds them; a model of the paper gives them back as soon as they are packed, while other
-    models keep theirs until the next layer is done. Inference only: there are no gradients.
+    models keep theirs until the next layer is done. Inference only, on the CPU: there are no
+    gradients.
 
     Args:
         fields:
@@ -143,6 +144,17 @@ class PackedModel(nn.Module):
         super().train(False)
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModel:
+        """Refuse what ``to``, ``cuda`` or ``half`` would do to the weights alone."""
+        probe = fn(torch.zeros(1))
+        if probe.device.type != "cpu" or probe.dtype != torch.float32:
+            raise ModelError(
+                f"packed model: runs on the CPU in float32, not on {probe.device} in "
+                f"{probe.dtype}; leave it there and move its scores, packed(data).to(...)"
+            )
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     @property
     def memory(self) -> Memory:
         """What the honest accounting says of the bit widths."""
@@ -172,6 +184,11 @@ class PackedModel(nn.Module):
             return
         if not isinstance(data.edge_index, Tensor):
             raise GraphError("column edge_index: expected a tensor [2, E], got none")
+        if data.edge_index.device.type != "cpu":
+            raise GraphError(
+                f"column edge_index: a packed model runs on the CPU, got it on "
+                f"{data.edge_index.device}; call it with data.cpu()"
+            )
         expected, found = self.fields["edges"], edges_fingerprint(data)
         if expected != found:
             raise GraphError(

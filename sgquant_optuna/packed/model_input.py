@@ -53,6 +53,12 @@ class PackedInput:
             )
 
     @property
+    def device(self) -> torch.device:
+        """Where the parts are."""
+        part = next(part for part in self.parts if part is not None)
+        return part.device
+
+    @property
     def nbytes(self) -> int:
         """Stored bytes without bucket ids."""
         return sum(part.nbytes for part in self.parts if part is not None)

@@ -19,6 +19,7 @@ from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.packed.absent_input import METADATA
 from sgquant_optuna.packed.adjacency import add_rows, parts_of, row_blocks
 from sgquant_optuna.packed.features import PackedFeatures
+from sgquant_optuna.packed.row_selection import split_index
 from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.packing import unpack
 from sgquant_optuna.sparse_products import csr
@@ -31,6 +32,10 @@ class Rows(Protocol):
     """What holds packed rows."""
 
     shape: tuple[int, int]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
 
     def blocks(self) -> Iterator[tuple[Tensor | slice, Tensor]]:
         """Bring all rows back block by block: their nodes, and a matrix, dense or CSR."""
@@ -50,6 +55,11 @@ class HiddenRows:
     def __init__(self, features: PackedFeatures) -> None:
         self.features = features
         self.shape = features.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.features.device
 
     def blocks(self) -> Iterator[tuple[Tensor | slice, Tensor]]:
         """Bring all rows back block by block: their nodes, and a dense matrix."""
@@ -73,18 +83,39 @@ class PackedTensor(Tensor):
     """Packed features ``[N, F]`` as an argument of a layer, or as the ``x`` of a ``Data``.
 
     Selecting rows unpacks those rows alone, so ``Data.subgraph`` and the loaders built on it never
-    make the whole matrix.
+    make the whole matrix. Copies and moves stay packed, and copies share the bytes, which nothing
+    writes to. Features of a mapped file pickle by its path.
+
+    Args:
+        packed:
+            The features, or what else holds rows.
+
+    Raises:
+        TypeError:
+            If an operation would change them in place.
     """
 
     packed: Rows
 
     @staticmethod
-    def __new__(cls, packed: Rows) -> PackedTensor:
+    def __new__(cls, packed: PackedFeatures | Rows) -> PackedTensor:
         """Wrap what holds the rows."""
-        self = Tensor._make_wrapper_subclass(cls, packed.shape, dtype=torch.float32)
+        rows = HiddenRows(packed) if isinstance(packed, PackedFeatures) else packed
+        self = Tensor._make_wrapper_subclass(
+            cls, rows.shape, dtype=torch.float32, device=rows.device
+        )
         assert isinstance(self, PackedTensor)
-        self.packed = packed
+        self.packed = rows
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedTensor:
+        """Share the bytes: they are only read."""
+        memo[id(self)] = copied = PackedTensor(self.packed)
+        return copied
+
+    def __reduce_ex__(self, protocol: object) -> tuple[type[PackedTensor], tuple[Rows]]:
+        """Pickle what holds the rows."""
+        return PackedTensor, (self.packed,)
 
     def __repr__(self) -> str:  # type: ignore[override]
         """Return the shape."""
@@ -92,7 +123,7 @@ class PackedTensor(Tensor):
 
     def dense(self) -> Tensor:
         """Return the features as an ordinary tensor, ``[N, F]``."""
-        out = torch.empty(self.packed.shape)
+        out = torch.empty(self.packed.shape, device=self.packed.device)
         for nodes, block in self.packed.blocks():
             out[nodes] = block.to_dense()
         return out
@@ -111,14 +142,13 @@ class PackedTensor(Tensor):
             return _linear(*args, **kwargs)
         if func in _MATMUL and args[0].layout == torch.sparse_csr:
             return _sparse_product(*args)
-        if func is F.dropout and not kwargs.get("training", args[2] if len(args) > 2 else True):
-            return args[0]
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        index = _row_index(func, args, kwargs)
-        if index is not None:  # a loader that samples nodes unpacks these alone
-            return args[0].packed.rows(index)
+        if args and isinstance(args[0], PackedTensor):
+            found = _packed_result(func, *args, **kwargs)
+            if found is not None:
+                return found
         return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
 
     @classmethod
@@ -134,6 +164,8 @@ class PackedTensor(Tensor):
 
 
 _MATMUL = {torch.matmul, torch.mm, torch.sparse.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
+_COPIES = {Tensor.clone, torch.clone, Tensor.detach, torch.detach, Tensor.contiguous}
+_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.float}
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:
@@ -150,25 +182,53 @@ def _dense(value: object) -> object:
     return value.dense() if isinstance(value, PackedTensor) else value
 
 
-def _row_index(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+def _packed_result(
+    func: Callable[..., Any], x: PackedTensor, *args: Any, **kwargs: Any
 ) -> Tensor | None:
-    """Return the rows that a call selects, ``[n]`` int64, or ``None`` if it does otherwise."""
-    if func in (torch.index_select, Tensor.index_select):
-        dim, index = (*args[1:], *kwargs.values()) if len(args) > 1 else (None, None)
-        return index if dim == 0 and isinstance(index, Tensor) else None
-    if func is not Tensor.__getitem__ or not isinstance(args[0], PackedTensor):
+    """Return what a call gives without unpacking all of ``x``; ``None`` if it must."""
+    name = getattr(func, "__name__", "")
+    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        raise TypeError(
+            f"packed features: expected an operation that does not change them, got {name}; "
+            f"change dense() and pack it"
+        )
+    if func is F.dropout:
+        return None if kwargs.get("training", args[1] if len(args) > 1 else True) else x
+    if func in _COPIES:
+        return PackedTensor(x.packed)
+    if func in _MOVES:
+        return _moved(func, x, *args, **kwargs)
+    if func is Tensor.__getitem__:
+        return _selected(x, args[0])
+    if name == "index_select":  # PyG puts a function of its own over torch's
+        given = dict(zip(("dim", "index"), args, strict=False)) | kwargs
+        if given.keys() == {"dim", "index"} and given["dim"] in (0, -2):
+            return _selected(x, given["index"])
+    return None
+
+
+def _moved(func: Callable[..., Any], x: PackedTensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    others = [arg.new_empty(0) if isinstance(arg, PackedTensor) else arg for arg in args]
+    to = func(torch.empty(0, device=x.packed.device), *others, **kwargs)
+    if to.dtype != torch.float32:
         return None
-    index = args[1]
-    if isinstance(index, slice):
-        return torch.arange(args[0].packed.shape[0])[index]
-    if not isinstance(index, Tensor) or index.dim() != 1:
+    if to.device == x.packed.device:
+        return x
+    rows = x.packed
+    return PackedTensor(rows.features.to(to.device)) if isinstance(rows, HiddenRows) else None
+
+
+def _selected(x: PackedTensor, index: object) -> Tensor | None:
+    found = split_index(index, x.packed.shape[0])
+    if found is None:
         return None
-    return index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
+    rows, rest = found
+    unpacked = x.packed.rows(rows)
+    return unpacked if rest is None else unpacked[rest]
 
 
 def _linear(input: PackedTensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    out = torch.empty(input.packed.shape[0], weight.shape[0])
+    out = weight.new_empty(input.packed.shape[0], weight.shape[0])
     for nodes, block in input.packed.blocks():
         if block.layout == torch.sparse_csr:
             product = block @ weight.t()
@@ -182,7 +242,7 @@ def _sparse_product(matrix: Tensor, x: PackedTensor) -> Tensor:
     """Multiply ``[R, N] @ [N, F]``: a few rows at a time, with only their neighbours unpacked."""
     crow, col, value = matrix.crow_indices(), matrix.col_indices(), matrix.values()
     num_columns = x.packed.shape[1]
-    out = torch.empty(matrix.shape[0], num_columns)
+    out = value.new_empty(matrix.shape[0], num_columns)
     limit = max(1, BLOCK_VALUES // max(1, num_columns))
     for rows, entries in row_blocks(crow, limit):
         if entries.stop - entries.start > limit:

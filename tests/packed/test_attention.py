@@ -15,7 +15,7 @@ from tests.packed.allocations import LargestOutput
 from tests.packed.test_features import make
 
 FLOW = "source_to_target"
-NUM_NODES, HUB_EDGES = 200, 20_000
+NUM_NODES, HUB_EDGES = 200, 8_000
 
 
 def limit_blocks(monkeypatch, edges, values):
@@ -26,7 +26,7 @@ def limit_blocks(monkeypatch, edges, values):
 
 @pytest.fixture
 def hub():
-    """A ring of 200 nodes, and 20000 more edges (most of them parallel) that lead to node 0."""
+    """A ring of 200 nodes, and 8000 more edges (most of them parallel) that lead to node 0."""
     generator = torch.Generator().manual_seed(0)
     nodes = torch.arange(NUM_NODES)
     sources = torch.randint(1, NUM_NODES, (HUB_EDGES,), generator=generator)

@@ -94,7 +94,7 @@ def test_altered_packed_features_are_refused_or_hold_numbers(axis, tmp_path):
     make(9, 5, [4, 32, 2], axis)[0].save(tmp_path / "x")
     fields, tensors = read_store(tmp_path / "x", "packed_features")
 
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=120)
     @given(alterations(fields, tensors))
     def alter(altered):
         write_store(tmp_path / "y", "packed_features", *altered[:2])
@@ -125,7 +125,7 @@ def test_altered_packed_models_are_refused_or_give_scores(name, sparse, tmp_path
     export_packed(model, data, tmp_path / "m", layout=layout)
     fields, tensors = read_store(tmp_path / "m", "packed_model")
 
-    @settings(deadline=None, max_examples=120)
+    @settings(deadline=None, max_examples=80)
     @given(alterations(fields, tensors))
     def alter(altered):
         write_store(tmp_path / "y", "packed_model", *altered[:2])

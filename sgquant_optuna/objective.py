@@ -42,6 +42,7 @@ from sgquant_optuna.search_space import (
     check_candidates,
     parse_granularity,
 )
+from sgquant_optuna.storage import write_together
 from sgquant_optuna.study_record import StudyRecord
 from sgquant_optuna.training import FINETUNING, TrainingConfig, TrainingResult, fit
 
@@ -294,11 +295,12 @@ class QuantizationObjective:
         """
         self._check_study(trial)
         started = time.perf_counter()
-        bits = self.search_space.suggest(trial)
+        with write_together():
+            bits = self.search_space.suggest(trial)
         honest, paper = honest_memory(self.layout, bits), paper_memory(self.layout, bits)
         accuracy = self.measure(bits)
         drop = self.full_precision_accuracy - accuracy
-        for name, value in {
+        told = {
             "accuracy": accuracy,
             "accuracy_drop": drop,
             "memory_bytes": honest.memory_bytes,
@@ -308,8 +310,10 @@ class QuantizationObjective:
             "average_bits": paper.average_bits,
             "bit_widths": bits.to_dict(),
             "seconds": time.perf_counter() - started,
-        }.items():
-            trial.set_user_attr(name, value)
+        }
+        with write_together():
+            for name, value in told.items():
+                trial.set_user_attr(name, value)
         if self.mode == "pareto":
             return honest.memory_bytes, drop
         violation = drop - self.max_drop

@@ -93,6 +93,7 @@ ALLOWED = {
         "memory",
         "quantization",
         "search_space",
+        "storage",
         "study_record",
         "training",
     },

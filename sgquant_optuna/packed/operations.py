@@ -16,8 +16,11 @@ NARROW_COLUMNS = 128
 """Below this, unpacking and MKL's product beat the kernel, which unpacks a row for each edge."""
 WORKSPACE_VALUES = 1 << 22
 """Float32 values that may exist beside the output: 16 MiB."""
-BLOCK_VALUES = 1 << 19
-"""Float32 values of a block that is multiplied at once: it should stay in the cache."""
+BLOCK_VALUES = 1 << 20
+"""Float32 values of a block that is multiplied at once: 4 MiB, which stay in the cache.
+
+Smaller ones fit a cache better, but the threads of MKL meet at the end of each, and on a busy
+machine one of them is late."""
 BLOCK_EDGES = 1 << 20
 """Edges of a block: a product makes 32-bit copies of their indices."""
 COMPILED_THREADS = 2

@@ -6,6 +6,7 @@ from sgquant_optuna.storage.opening import DEFAULT_FILE, STORAGE_VARIABLE, open_
 from sgquant_optuna.storage.patience import PATIENCE, outage
 from sgquant_optuna.storage.proxied import MARK_ATTRS
 from sgquant_optuna.storage.serving import serve_storage
+from sgquant_optuna.storage.together import write_together
 
 __all__ = [
     "BIRTH_ATTR",
@@ -17,4 +18,5 @@ __all__ = [
     "open_storage",
     "outage",
     "serve_storage",
+    "write_together",
 ]

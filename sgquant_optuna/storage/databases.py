@@ -5,28 +5,34 @@ from __future__ import annotations
 import copy
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.distributions import check_distribution_compatibility, distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.pool import NullPool
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from sgquant_optuna.storage.heartbeat import beats_from_birth
+from sgquant_optuna.storage.idle import close_when_idle
 from sgquant_optuna.storage.patience import (
     connect_patiently,
     make_patient,
     repeat_patiently,
     write_state_once,
 )
+from sgquant_optuna.storage.reading import with_details
 from sgquant_optuna.storage.tls import make_tls_settings_once
+from sgquant_optuna.storage.together import Batch, open_batch
 from sgquant_optuna.worker_name import process_mark
 
 BIRTH_ATTR = "sgquant:birth"
+_MOST_IDS = 1000  # in one statement
 _SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
 # What may happen twice: reading, and writing the same under a key.
 _REPEATABLE = (
@@ -51,6 +57,7 @@ _REPEATABLE = (
     "set_trial_system_attr",
     "set_trial_intermediate_value",
     "_set_trial_param",
+    "write_batch",
 )
 
 
@@ -152,6 +159,111 @@ class StudyDatabase(RDBStorage):
             self, lambda: write(trial_id, state, values), trial_id, state, values, self.patience
         )
 
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Read a trial; see Optuna's base class."""
+        with _create_scoped_session(self.scoped_session) as session:
+            model = models.TrialModel.find_or_raise_by_id(trial_id, session)
+            (trial,) = with_details([model], [trial_id], session)
+            return self._build_frozen_trial_from_trial_model(trial)  # type: ignore[arg-type]
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Read the trials of a study that are newer than one, or among those included."""
+        model = models.TrialModel
+        wanted = sa.select(model.trial_id).where(model.study_id == study_id)
+        if states is not None:
+            assert isinstance(states, Iterable)
+            wanted = wanted.where(model.state.in_(states))
+        if trial_id_greater_than > -1:
+            older = [i for i in included_trial_ids if i <= trial_id_greater_than]
+            # Older ones are unfinished: from the first of them on there are few, and a database
+            # takes only so many numbers in a statement.
+            newer = model.trial_id > trial_id_greater_than
+            wanted = wanted.where(
+                newer
+                if not older
+                else sa.or_(newer, model.trial_id.in_(older))
+                if len(older) <= _MOST_IDS
+                else model.trial_id >= min(older)
+            )
+        with _create_scoped_session(self.scoped_session) as session:
+            query = session.query(model).filter(model.trial_id.in_(wanted))
+            found = query.order_by(model.trial_id).all()
+            if not found:
+                models.StudyModel.find_or_raise_by_id(study_id, session)
+            return [
+                self._build_frozen_trial_from_trial_model(trial)  # type: ignore[arg-type]
+                for trial in with_details(found, wanted, session)
+                if trial.trial_id > trial_id_greater_than or trial.trial_id in included_trial_ids
+            ]
+
+    def _set_trial_param(self, *param: Any) -> None:
+        batch = open_batch(self)
+        if batch is None:
+            super()._set_trial_param(*param)
+        else:
+            batch.params.append(param)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Write an attribute, or keep it for the end of :func:`.write_together`."""
+        batch = open_batch(self)
+        if batch is None:
+            super().set_trial_user_attr(trial_id, key, value)
+        else:
+            batch.attrs[trial_id, key] = value
+
+    def write_batch(self, batch: Batch) -> None:
+        """Write what has waited in one transaction."""
+        try:
+            with _create_scoped_session(self.scoped_session) as session:
+                self._write(batch, session)
+        except sa.exc.IntegrityError:
+            # Parameters are there already: a try before was written, but the answer was lost.
+            with _create_scoped_session(self.scoped_session) as session:
+                self._write(Batch(attrs=batch.attrs), session)
+
+    def _write(self, batch: Batch, session: Any) -> None:
+        trials = {param[0] for param in batch.params} | {trial_id for trial_id, _ in batch.attrs}
+        for trial_id in trials:
+            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
+            self.check_trial_is_updatable(trial_id, trial.state)
+        for trial_id, name, value, distribution, known in batch.params:
+            if known is None:  # the first trial with this name; another may be as early
+                self._set_trial_param_without_commit(session, trial_id, name, value, distribution)
+                continue
+            check_distribution_compatibility(known, distribution)
+            session.add(
+                models.TrialParamModel(
+                    trial_id=trial_id,
+                    param_name=name,
+                    param_value=value,
+                    distribution_json=distribution_to_json(distribution),
+                )
+            )
+        if batch.attrs:
+            session.execute(self._upsert(batch.attrs))
+
+    def _upsert(self, attrs: dict[tuple[int, str], Any]) -> sa.Executable:
+        rows = [
+            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            for (trial_id, key), value in attrs.items()
+        ]
+        model = models.TrialUserAttributeModel
+        if self.engine.name == "mysql":
+            of_mysql = mysql.insert(model).values(rows)
+            return of_mysql.on_duplicate_key_update(value_json=of_mysql.inserted.value_json)
+        insert = sqlite.insert if self.engine.name == "sqlite" else postgresql.insert
+        statement = insert(model).values(rows)
+        return statement.on_conflict_do_update(
+            index_elements=[model.trial_id, model.key],
+            set_={"value_json": statement.excluded.value_json},
+        )
+
 
 make_patient(StudyDatabase, _REPEATABLE)
 
@@ -159,7 +271,8 @@ make_patient(StudyDatabase, _REPEATABLE)
 class ServerDatabase(StudyDatabase):
     """A PostgreSQL or MariaDB server.
 
-    A worker holds no connection during its minutes of training, so hundreds fit a server.
+    A worker holds no connection during its minutes of training, so hundreds fit a server. It keeps
+    one while it writes: to connect takes longer than a transaction.
 
     Args:
         url:
@@ -169,11 +282,12 @@ class ServerDatabase(StudyDatabase):
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        super().__init__(url, engine_kwargs={"poolclass": NullPool}, **options)
+        super().__init__(url, engine_kwargs={}, **options)
 
     def _install_hooks(self) -> None:
         make_tls_settings_once(self.engine)  # before the hook that connects
         super()._install_hooks()
+        close_when_idle(self.engine)
 
 
 class SqliteFile(StudyDatabase):

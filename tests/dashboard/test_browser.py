@@ -141,7 +141,7 @@ def test_the_note_shows_the_result_and_every_plot_loads(browser, address):
         "times smaller than float32",
         "It held on fresh seeds.",
         "89.70 %",
-        "sgquant export least-memory --out model.sgq",
+        "sgquant export least-memory --attach --out model.sgq",
     )
 
     def widths():

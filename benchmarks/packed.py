@@ -1,6 +1,6 @@
 """Packed features against float32 MKL: stored bytes, packing speed, time ratios, peak memory.
 
-    python benchmarks/packed.py [--quick]
+    python benchmarks/packed.py [--quick] [--linear]
 
 Random features of Reddit's size (232,965 x 602, 535 MiB of float32) are packed at several widths.
 ``linear`` multiplies them to 32 columns; ``aggregate`` sums the neighbours of a quarter of the
@@ -8,6 +8,7 @@ nodes, with Reddit's mean degree of 492. A ratio is the time of float32 MKL over
 interleaved runs in one process: above 1 we are faster. Peaks are the kernel's high-water mark of a
 process of its own in MiB beyond inputs and output, measured after everything was touched once.
 ``difference`` is the largest one between the compiled and the plain way, over the largest value.
+``--linear`` measures ``linear`` alone, both ways.
 """
 
 from __future__ import annotations
@@ -165,12 +166,30 @@ def wide_table(num_nodes: int, rows: int, degree: int, repeats: int) -> Table:
             "equal" if features.stored_nbytes == formula(features) else "DIFFERS",
             speed(x, widths, 1, fast=has_kernels()),
             speed(x, widths, 1, fast=False),
-            ratio(lambda: x @ weight.t(), lambda f=features: linear(f, weight), repeats),
+            # Short, so repeated more: a moment of other work would tell.
+            ratio(lambda: x @ weight.t(), lambda f=features: linear(f, weight), 5 * repeats),
             ratio(lambda: matrix @ x, lambda f=features: aggregate(crow, col, value, f), repeats),
             peak(features, "linear", rows, degree),
             peak(features, "aggregate", rows, degree),
             difference(features, weight, (crow, col, value)),
         )
+    return table
+
+
+def linear_table(num_nodes: int, repeats: int) -> Table:
+    x, weight = torch.randn(num_nodes, 602), torch.randn(OUT_COLUMNS, 602)
+    table = Table(title=f"linear, {num_nodes:,} x 602 to 32, {torch.get_num_threads()} threads")
+    for column in ("bits", "compiled", "plain torch"):
+        table.add_column(column, justify="right")
+    for name, widths in MIXES.items():
+        features = packed(x, widths)
+        ways = [
+            ratio(
+                lambda: x @ weight.t(), lambda f=features, w=w: linear(f, weight, fast=w), repeats
+            )
+            for w in (has_kernels(), False)
+        ]
+        table.add_row(name, *ways)
     return table
 
 
@@ -200,6 +219,7 @@ def narrow_table(num_nodes: int, degree: int, repeats: int) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the size")
+    parser.add_argument("--linear", action="store_true", help="only that")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
@@ -209,6 +229,9 @@ def main() -> None:
         return
     num_nodes, rows, repeats = (23_000, 1_000, 2) if options.quick else (232_965, 58_241, 3)
     console = Console(width=170)
+    if options.linear:
+        console.print(linear_table(num_nodes, 5 * repeats))
+        return
     console.print(wide_table(num_nodes, rows, 492, repeats))
     if has_kernels():
         console.print(narrow_table(5_000 if options.quick else 20_000, 50, repeats))

@@ -98,7 +98,7 @@ def work(url: str, journal: Path, n_trials: int) -> None:
     warnings.simplefilter("ignore", ExperimentalWarning)
     study = optuna.load_study(
         study_name=STUDY,
-        storage=open_storage(url, **BEATS),
+        storage=open_storage(url, wait=60.0, **BEATS),  # a worker nobody watches waits
         sampler=SGQuantSampler(
             SPACE, acquisition="paper", n_measure=20, n_sample=200, seed=os.getpid()
         ),

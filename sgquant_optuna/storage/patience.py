@@ -183,12 +183,14 @@ def outage(error: BaseException) -> str | None:
 
 
 def is_server_away(error: BaseException) -> bool:
-    """Tell whether a database server could not be connected to, and may be there later."""
+    """Tell whether a database server did not answer, or no longer, and may be there later."""
     return any(
         isinstance(cause, sa.exc.OperationalError)
-        and cause.statement is None
         and not type(cause.orig).__module__.startswith("sqlite3")
-        and _may_come_back(cause.orig)
+        and (
+            cause.connection_invalidated
+            or (cause.statement is None and _may_come_back(cause.orig))
+        )
         for cause in _chain(error)
     )
 

@@ -69,7 +69,9 @@ class Adjacency:
         return csr(crow, self.col[part], values, shape)
 
 
-def row_blocks(crow: Tensor, limit: int) -> Iterator[tuple[slice, slice]]:
+def row_blocks(
+    crow: Tensor, limit: int, most_rows: int | None = None
+) -> Iterator[tuple[slice, slice]]:
     """Cut a CSR matrix into runs of whole rows with at most ``limit`` entries.
 
     A row that alone has more, a hub, is a run of its own: :func:`parts_of` cuts it further.
@@ -81,7 +83,7 @@ def row_blocks(crow: Tensor, limit: int) -> Iterator[tuple[slice, slice]]:
     while row < last:
         low = int(crow[row])
         stop = int(torch.searchsorted(crow, low + limit, right=True)) - 1
-        stop = min(max(stop, row + 1), last)
+        stop = min(max(stop, row + 1), last, row + (most_rows or last))
         yield slice(row, stop), slice(low, int(crow[stop]))
         row = stop
 

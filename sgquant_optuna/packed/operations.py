@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sgquant_optuna.bit_widths import FULL_PRECISION
+from sgquant_optuna.packed.adjacency import row_blocks
 from sgquant_optuna.packed.fast import has_kernels, plane_table
 from sgquant_optuna.packed.features import PackedFeatures
 from sgquant_optuna.quantization.affine import dequantize
@@ -183,20 +184,14 @@ def _aggregate_unpacked(crow: Tensor, col: Tensor, weight: Tensor, x: PackedFeat
     for start in range(0, x.num_columns, step):
         stop = min(start + step, x.num_columns)
         dense = _columns(x, start, stop)
-        first = 0
-        while first < num_rows:
-            low = int(crow[first])
-            last = int(torch.searchsorted(crow, low + BLOCK_EDGES, right=True)) - 1
-            last = min(max(last, first + 1), first + max(1, BLOCK_VALUES // step), num_rows)
-            high = int(crow[last])
+        for rows, entries in row_blocks(crow, BLOCK_EDGES, max(1, BLOCK_VALUES // step)):
             part = csr(
-                crow[first : last + 1] - low,
-                col[low:high],
-                weight[low:high],
-                (last - first, num_nodes),
+                crow[rows.start : rows.stop + 1] - entries.start,
+                col[entries],
+                weight[entries],
+                (rows.stop - rows.start, num_nodes),
             )
-            out[first:last, start:stop] = part @ dense
-            first = last
+            out[rows, start:stop] = part @ dense
     return out
 
 

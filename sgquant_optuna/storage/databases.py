@@ -21,6 +21,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sgquant_optuna.storage.heartbeat import beats_from_birth
 from sgquant_optuna.storage.idle import close_when_idle
 from sgquant_optuna.storage.patience import (
+    REPEATABLE,
     connect_patiently,
     make_patient,
     repeat_patiently,
@@ -34,28 +35,15 @@ from sgquant_optuna.worker_name import process_mark
 BIRTH_ATTR = "sgquant:birth"
 _MOST_IDS = 1000  # in one statement
 _SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
-# What may happen twice: reading, and writing the same under a key.
 _REPEATABLE = (
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "get_all_studies",
-    "get_trial",
+    *REPEATABLE,
     "get_trial_param",
     "get_trial_user_attrs",
     "get_trial_system_attrs",
-    "get_trial_id_from_study_id_trial_number",
     "_get_best_trial_id",
     "_get_trials",
     "_get_stale_trial_ids",
     "record_heartbeat",
-    "set_study_user_attr",
-    "set_study_system_attr",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-    "set_trial_intermediate_value",
     "_set_trial_param",
     "write_batch",
 )
@@ -183,14 +171,11 @@ class StudyDatabase(RDBStorage):
             older = [i for i in included_trial_ids if i <= trial_id_greater_than]
             # Older ones are unfinished: from the first of them on there are few, and a database
             # takes only so many numbers in a statement.
-            newer = model.trial_id > trial_id_greater_than
-            wanted = wanted.where(
-                newer
-                if not older
-                else sa.or_(newer, model.trial_id.in_(older))
-                if len(older) <= _MOST_IDS
-                else model.trial_id >= min(older)
-            )
+            if len(older) > _MOST_IDS:
+                wanted = wanted.where(model.trial_id >= min(older))
+            else:
+                newer = model.trial_id > trial_id_greater_than
+                wanted = wanted.where(sa.or_(newer, model.trial_id.in_(older)))
         with _create_scoped_session(self.scoped_session) as session:
             query = session.query(model).filter(model.trial_id.in_(wanted))
             found = query.order_by(model.trial_id).all()

@@ -21,6 +21,22 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 PATIENCE = 300.0  # seconds
+REPEATABLE = (
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "get_trial",
+    "get_trial_id_from_study_id_trial_number",
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "set_trial_intermediate_value",
+)
+"""What may happen twice in any storage: reading, and writing the same under a key."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds
 # Words of PostgreSQL's refusals that waiting does not mend; its drivers give no code here.
 _REFUSED = (

@@ -17,6 +17,7 @@ from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.storage.databases import BIRTH_ATTR
 from sgquant_optuna.storage.heartbeat import BEAT_ATTR, AttributeHeartbeat, beats_from_birth
 from sgquant_optuna.storage.patience import (
+    REPEATABLE,
     Patience,
     make_patient,
     repeat_patiently,
@@ -33,24 +34,7 @@ ASKED_ATTR = "sgquant:asked"
 MARK_ATTRS = frozenset({BIRTH_ATTR, ASKED_ATTR, BEAT_ATTR})
 """System attributes that a trial may have before anything was chosen."""
 _PROXY_TIMEOUT = 10.0  # seconds
-# What may happen twice: reading, and writing the same under a key.
-_REPEATABLE = (
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "get_all_studies",
-    "get_all_trials",
-    "get_trial",
-    "get_trial_id_from_study_id_trial_number",
-    "set_study_user_attr",
-    "set_study_system_attr",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-    "set_trial_intermediate_value",
-    "set_trial_param",
-)
+_REPEATABLE = (*REPEATABLE, "get_all_trials", "set_trial_param")
 
 
 class BeatingProxy(AttributeHeartbeat, GrpcStorageProxy):

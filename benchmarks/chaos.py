@@ -30,8 +30,8 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sgquant_optuna.budget import optimize_within_budget
 from sgquant_optuna.sampler import SGQuantSampler
+from sgquant_optuna.search.workers.budget import optimize_within_budget
 from sgquant_optuna.storage import open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -21,15 +21,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.model import attach, bind, calibrate, set_bit_widths
-from sgquant_optuna.bit_widths import BitWidths
-from sgquant_optuna.degree_buckets import AddDegreeBuckets
-from sgquant_optuna.fixed_graph import FixedGraph
-from sgquant_optuna.forward_pass import forward
-from sgquant_optuna.graphs import load_graph, random_split
-from sgquant_optuna.models import GCN
+from sgquant_optuna.attachment.quantized_model import attach, bind, calibrate, set_bit_widths
+from sgquant_optuna.graph.datasets import load_graph, random_split
+from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
+from sgquant_optuna.graph.fixed_graph import FixedGraph
+from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.paper_models import GCN
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
-from sgquant_optuna.quantization.config import QuantizerConfig
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.quantization.sites import BitWidths
 
 COMPARED_EPOCHS = 10
 
@@ -74,7 +74,7 @@ def prepare(data: Data, dropout: float):
         copy.deepcopy(plain), config=QuantizerConfig(range_estimator="minmax"), num_buckets=4
     )
     with fixed.speed_up(ours) as graph:
-        layout = calibrate(ours, graph, bit_widths=widths, forward=forward)
+        layout = calibrate(ours, graph, candidates=widths, forward=forward)
     bind(ours, fixed.data)
     set_bit_widths(ours, BitWidths({site: widths[3 - site.bucket] for site in layout.sizes}))
 

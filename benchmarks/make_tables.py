@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 from measured_table import make_table
 
-from sgquant_optuna.graphs import load_graph
-from sgquant_optuna.memory import honest_memory
-from sgquant_optuna.models import MODELS, make_model
-from sgquant_optuna.objective import QuantizationObjective
-from sgquant_optuna.quantization.config import QuantizerConfig
-from sgquant_optuna.training import FINETUNING, fit
+from sgquant_optuna.graph.datasets import load_graph
+from sgquant_optuna.graph.paper_models import MODELS, make_model
+from sgquant_optuna.graph.training import fit
+from sgquant_optuna.graph.training_config import FINETUNING
+from sgquant_optuna.quantization.memory import honest_memory
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.search.objective import QuantizationObjective
 
 FOLDER = Path(__file__).parent / "data"
 NUM_BUCKETS = 3
@@ -59,7 +60,7 @@ def main() -> None:
             data,
             max_drop=options.max_drop,
             granularity="lwq+taq",
-            bit_widths=options.widths,
+            candidates=options.widths,
             degree_edges=NUM_BUCKETS,
             quantizer=QUANTIZERS[options.quantizer],
             finetuning=FINETUNING.with_epochs(options.epochs),

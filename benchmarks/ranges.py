@@ -16,12 +16,12 @@ import warnings
 from rich.console import Console
 from rich.table import Table
 
-from sgquant_optuna.bit_widths import BitWidths
-from sgquant_optuna.graphs import load_graph
-from sgquant_optuna.models import MODELS, make_model
-from sgquant_optuna.objective import QuantizationObjective
-from sgquant_optuna.quantization.config import QuantizerConfig
-from sgquant_optuna.training import fit
+from sgquant_optuna.graph.datasets import load_graph
+from sgquant_optuna.graph.paper_models import MODELS, make_model
+from sgquant_optuna.graph.training import fit
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.quantization.sites import BitWidths
+from sgquant_optuna.search.objective import QuantizationObjective
 
 INPUT_WIDTHS = (1, 2, 3, 4)
 HIDDEN_WIDTH = 4
@@ -58,7 +58,7 @@ def main() -> None:
                 model,
                 data,
                 granularity="lwq",
-                bit_widths=INPUT_WIDTHS,
+                candidates=INPUT_WIDTHS,
                 quantizer=config,
                 seed=seed,
             )

@@ -6,55 +6,68 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sgquant_optuna.assignment import Assignment, load_assignment
     from sgquant_optuna.attachment.attention import quantize_attention, register_attention
-    from sgquant_optuna.attachment.model import attach, bind, calibrate, detach, set_bit_widths
-    from sgquant_optuna.bit_widths import BitWidths, Site
-    from sgquant_optuna.degree_buckets import AddDegreeBuckets
+    from sgquant_optuna.attachment.quantized_model import (
+        attach,
+        bind,
+        calibrate,
+        detach,
+        set_bit_widths,
+    )
     from sgquant_optuna.exceptions import SgquantError
-    from sgquant_optuna.final_measurement import final_report
-    from sgquant_optuna.graphs import load_graph
-    from sgquant_optuna.memory import FeatureLayout, Memory, honest_memory, paper_memory
-    from sgquant_optuna.models import AGNN, GAT, GCN, make_model
-    from sgquant_optuna.objective import QuantizationObjective
+    from sgquant_optuna.graph.datasets import load_graph
+    from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
+    from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN, MODELS, make_model
+    from sgquant_optuna.graph.training import accuracy, fit
+    from sgquant_optuna.graph.training_config import TrainingConfig
     from sgquant_optuna.packed.export import export_packed, load_packed
-    from sgquant_optuna.quantization.config import QuantizerConfig
-    from sgquant_optuna.sampler import SGQuantSampler
-    from sgquant_optuna.search_plan import SearchPlan
-    from sgquant_optuna.search_space import BitWidthSearchSpace
+    from sgquant_optuna.quantization.memory import (
+        FeatureLayout,
+        Memory,
+        honest_memory,
+        paper_memory,
+    )
+    from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+    from sgquant_optuna.quantization.sites import BitWidths, Site
+    from sgquant_optuna.sampler import SGQuantSampler, best_for
+    from sgquant_optuna.search.final_report import final_report
+    from sgquant_optuna.search.objective import QuantizationObjective
+    from sgquant_optuna.search.study_creation import create_study, default_sampler
+    from sgquant_optuna.search.trial_export import export_assignment, export_study
     from sgquant_optuna.storage import open_storage
-    from sgquant_optuna.study import create_study, default_sampler
-    from sgquant_optuna.study_export import export_assignment, export_study
-    from sgquant_optuna.study_loading import load_study
-    from sgquant_optuna.study_report import report
-    from sgquant_optuna.training import TrainingConfig, accuracy, fit
+    from sgquant_optuna.study.assignment import Assignment, load_assignment
+    from sgquant_optuna.study.loading import load_study
+    from sgquant_optuna.study.plan import SearchPlan
+    from sgquant_optuna.study.report import StudyReport, report
+    from sgquant_optuna.study.search_space import BitWidthSearchSpace
 
 __version__ = "0.1.0"
 
 # Resolved at first use (PEP 562), so that the sampler and the storage work without torch.
 _MODULES = {
-    "assignment": ("Assignment", "load_assignment"),
     "attachment.attention": ("quantize_attention", "register_attention"),
-    "attachment.model": ("attach", "bind", "calibrate", "detach", "set_bit_widths"),
-    "bit_widths": ("BitWidths", "Site"),
-    "degree_buckets": ("AddDegreeBuckets",),
+    "attachment.quantized_model": ("attach", "bind", "calibrate", "detach", "set_bit_widths"),
     "exceptions": ("SgquantError",),
-    "final_measurement": ("final_report",),
-    "graphs": ("load_graph",),
-    "memory": ("FeatureLayout", "Memory", "honest_memory", "paper_memory"),
-    "models": ("AGNN", "GAT", "GCN", "make_model"),
-    "objective": ("QuantizationObjective",),
+    "graph.datasets": ("load_graph",),
+    "graph.degree_buckets": ("AddDegreeBuckets",),
+    "graph.paper_models": ("AGNN", "GAT", "GCN", "MODELS", "make_model"),
+    "graph.training": ("accuracy", "fit"),
+    "graph.training_config": ("TrainingConfig",),
     "packed.export": ("export_packed", "load_packed"),
-    "quantization.config": ("QuantizerConfig",),
-    "study_export": ("export_assignment", "export_study"),
-    "study_report": ("report",),
-    "sampler": ("SGQuantSampler",),
-    "search_plan": ("SearchPlan",),
-    "search_space": ("BitWidthSearchSpace",),
+    "quantization.memory": ("FeatureLayout", "Memory", "honest_memory", "paper_memory"),
+    "quantization.quantizer_config": ("QuantizerConfig",),
+    "quantization.sites": ("BitWidths", "Site"),
+    "sampler": ("SGQuantSampler", "best_for"),
+    "search.final_report": ("final_report",),
+    "search.objective": ("QuantizationObjective",),
+    "search.study_creation": ("create_study", "default_sampler"),
+    "search.trial_export": ("export_assignment", "export_study"),
     "storage": ("open_storage",),
-    "study": ("create_study", "default_sampler"),
-    "study_loading": ("load_study",),
-    "training": ("TrainingConfig", "accuracy", "fit"),
+    "study.assignment": ("Assignment", "load_assignment"),
+    "study.loading": ("load_study",),
+    "study.plan": ("SearchPlan",),
+    "study.report": ("StudyReport", "report"),
+    "study.search_space": ("BitWidthSearchSpace",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -67,6 +80,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "FeatureLayout",
     "GAT",
     "GCN",
+    "MODELS",
     "Memory",
     "QuantizationObjective",
     "QuantizerConfig",
@@ -74,9 +88,11 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "SearchPlan",
     "SgquantError",
     "Site",
+    "StudyReport",
     "TrainingConfig",
     "accuracy",
     "attach",
+    "best_for",
     "bind",
     "calibrate",
     "create_study",

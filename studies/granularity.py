@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sgquant_optuna as sgq
-from sgquant_optuna.models import MODELS
+from sgquant_optuna.graph.paper_models import MODELS
 
 GRANULARITIES = ("uniform", "lwq", "cwq", "taq", "lwq+cwq", "lwq+taq", "cwq+taq", "lwq+cwq+taq")
 
@@ -32,7 +32,7 @@ def main() -> None:
         name = f"granularity-{options.model}-{options.dataset}-{granularity}"
         study = sgq.create_study(objective, storage=options.storage, study_name=name, seed=0)
         # A small space is measured whole: more trials would repeat it.
-        size = len(objective.search_space.bit_widths) ** len(objective.search_space.names)
+        size = len(objective.search_space.candidates) ** len(objective.search_space.names)
         budget = min(options.n_trials, size) - len(study.trials)
         study.optimize(objective, n_trials=max(budget, 0))
         found = sgq.report(study)

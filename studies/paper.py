@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import sgquant_optuna as sgq
-from sgquant_optuna.models import MODELS
+from sgquant_optuna.graph.paper_models import MODELS
 
 PAIRS = (("gcn", "Cora"), ("agnn", "CiteSeer"), ("gat", "PubMed"), ("gcn", "Computers"))
 

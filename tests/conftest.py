@@ -15,10 +15,11 @@ import torch
 from torch import nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.models import GCN
-from sgquant_optuna.objective import QuantizationObjective
-from sgquant_optuna.preparation import prepare_search
-from sgquant_optuna.training import TrainingConfig, fit
+from sgquant_optuna.graph.paper_models import GCN
+from sgquant_optuna.graph.training import fit
+from sgquant_optuna.graph.training_config import TrainingConfig
+from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.search.preparation import prepare_search
 from tests.small_search import a_plan
 
 

@@ -11,10 +11,10 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sgquant_optuna.bit_widths import BitWidths, Site
-from sgquant_optuna.memory import FeatureLayout, SiteSize, honest_memory, paper_memory
-from sgquant_optuna.search_space import BitWidthSearchSpace
-from sgquant_optuna.study_record import StudyRecord
+from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize, honest_memory, paper_memory
+from sgquant_optuna.quantization.sites import BitWidths, Site
+from sgquant_optuna.study.record import StudyRecord
+from sgquant_optuna.study.search_space import BitWidthSearchSpace
 
 WIDTHS = (1, 2, 4, 8)
 LIMIT = 0.5
@@ -48,7 +48,7 @@ def new_study(
         storage=storage, study_name=name, directions=["minimize"] * len(names)
     )
     study.set_metric_names(names)
-    space = BitWidthSearchSpace(made.sizes, bit_widths=WIDTHS)
+    space = BitWidthSearchSpace(made.sizes, candidates=WIDTHS)
     StudyRecord(
         fingerprint={"space": {**space.to_dict(), "degree_edges": [4]}},
         layout=made,
@@ -79,7 +79,7 @@ def measured(
     value = honest.memory_bytes
     if mode == "constrained" and drop > LIMIT:
         value = honest.full_precision_bytes * (1 + drop - LIMIT)
-    params = BitWidthSearchSpace(made.sizes, bit_widths=WIDTHS).params_of(bits)
+    params = BitWidthSearchSpace(made.sizes, candidates=WIDTHS).params_of(bits)
     trial = create_trial(
         state=TrialState.COMPLETE,
         values=[value, drop] if mode == "pareto" else [value],

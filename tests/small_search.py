@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgquant_optuna.search_plan import SearchPlan
-from sgquant_optuna.training import FINETUNING, TrainingConfig
+from sgquant_optuna.graph.training_config import FINETUNING, TrainingConfig
+from sgquant_optuna.study.plan import SearchPlan
 
 
 def a_plan(**changes: Any) -> SearchPlan:
@@ -16,7 +16,7 @@ def a_plan(**changes: Any) -> SearchPlan:
         "max_drop": 5.0,
         "mode": "constrained",
         "granularity": "lwq",
-        "bit_widths": (1, 2, 4, 8),
+        "candidates": (1, 2, 4, 8),
         "exact_inputs": False,  # of the digits, that would leave one layer and four choices
         "degree_edges": 4,
         "models": 2,

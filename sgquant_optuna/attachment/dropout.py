@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from sgquant_optuna.sparse_features import SparseFeatures
+from sgquant_optuna.graph.sparse_features import SparseFeatures
 
 Mask = Callable[[Tensor], Tensor]
 _RECORD = "_sgquant_before_dropout"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgquant_optuna.input_stores import MAX_VALUES, InputContent
+from sgquant_optuna.graph.sparse_features import SparseFeatures
+from sgquant_optuna.quantization.input_stores import MAX_VALUES, InputContent
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
-from sgquant_optuna.sparse_features import SparseFeatures
 
 _GLANCE = 1 << 20
 """Values that are looked at first: most real features show more than 256 values there."""

@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
-from sgquant_optuna.cli.dashboard import dashboard
-from sgquant_optuna.cli.evaluate import evaluate
-from sgquant_optuna.cli.export import export
-from sgquant_optuna.cli.init import init
-from sgquant_optuna.cli.list import list_studies
-from sgquant_optuna.cli.report import report
-from sgquant_optuna.cli.search import search
-from sgquant_optuna.cli.serve import serve
-from sgquant_optuna.cli.status import status
-from sgquant_optuna.cli.worker import worker
+from sgquant_optuna.cli.dashboard_command import dashboard
+from sgquant_optuna.cli.evaluate_command import evaluate
+from sgquant_optuna.cli.export_command import export
+from sgquant_optuna.cli.init_command import init
+from sgquant_optuna.cli.list_command import list_studies
+from sgquant_optuna.cli.report_command import report
+from sgquant_optuna.cli.search_command import search
+from sgquant_optuna.cli.serve_command import serve
+from sgquant_optuna.cli.status_command import status
+from sgquant_optuna.cli.worker_command import worker
 from sgquant_optuna.exceptions import SgquantError, WorkerError
 
 FAILED = 1

@@ -1,12 +1,11 @@
-"""What a worker says: one line an event on the standard error, with study and worker."""
+"""What a command logs: a worker one line an event, the others nothing of Optuna's."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from enum import StrEnum
-
-from sgquant_optuna.worker_name import worker_name
 
 
 class LogLevel(StrEnum):
@@ -27,6 +26,8 @@ def start_logging(study: str, level: LogLevel) -> None:
         level:
             The least important lines that are shown.
     """
+    from sgquant_optuna.storage.processes import worker_name
+
     handler = logging.StreamHandler(sys.stderr)
     shown = study.replace("%", "%%")
     text = f"%(asctime)s {shown} {worker_name()} %(levelname)s %(message)s"
@@ -35,3 +36,12 @@ def start_logging(study: str, level: LogLevel) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.value.upper())
+
+
+def quiet_optuna() -> None:
+    """Keep Optuna's log, and warnings that a user cannot act on, out of the terminal."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")

@@ -42,7 +42,7 @@ def _complete_study_name(context: typer.Context, incomplete: str) -> list[str]:
     """Offer the studies of the storage that the line names; nothing if it cannot be read."""
     import optuna
 
-    from sgquant_optuna.cli.quiet import quiet_optuna
+    from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.storage import open_storage
 
     quiet_optuna()

@@ -13,7 +13,7 @@ import typer
 from sgquant_optuna.cli.options import assignments, integers
 
 if TYPE_CHECKING:
-    from sgquant_optuna.search_plan import SearchPlan
+    from sgquant_optuna.study.plan import SearchPlan
 
 
 class ModelName(StrEnum):
@@ -103,16 +103,15 @@ def plan_of_options(
             If an option is out of range.
     """
     # Imported here, so that --help and mistakes on the line answer at once.
-    from sgquant_optuna.degree_buckets import check_degree_edges
-    from sgquant_optuna.models import MODELS
-    from sgquant_optuna.quantization.config import QuantizerConfig
-    from sgquant_optuna.search_plan import SearchPlan
-    from sgquant_optuna.training import FINETUNING
+    from sgquant_optuna.graph.degree_edges import check_degree_edges
+    from sgquant_optuna.graph.training_config import FINETUNING, PAPER_TRAINING
+    from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+    from sgquant_optuna.study.plan import SearchPlan
 
     edges: tuple[int, ...] | int = degree_buckets
     if degree_edges is not None:
         edges = check_degree_edges(integers(degree_edges, what="--degree-edges"))
-    training = MODELS[model.value].training
+    training = PAPER_TRAINING[model.value]
     return SearchPlan(
         model=model.value,
         dataset=dataset,
@@ -120,7 +119,7 @@ def plan_of_options(
         max_drop=max_drop,
         mode=mode.value,
         granularity=granularity,
-        bit_widths=integers(widths, what="--widths"),
+        candidates=integers(widths, what="--widths"),
         degree_edges=edges,
         frozen=assignments(freeze or [], what="--freeze"),
         exact_inputs=exact_inputs,

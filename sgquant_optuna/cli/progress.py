@@ -14,7 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sgquant_optuna.selection import measured_trials
+from sgquant_optuna.study.rows import row_of
+from sgquant_optuna.study.trial_result import TrialScore
 
 
 class SearchProgress:
@@ -65,14 +66,13 @@ class SearchProgress:
 
     def update(self) -> None:
         """Read from the study what all its workers have finished."""
-        trials = measured_trials(self._study)
-        savings = [
-            float(trial.user_attrs["saving"])
-            for trial in trials
-            if trial.user_attrs["accuracy_drop"] <= self._max_drop
-        ]
+        # Optuna has read finished trials before; rows of a database would be read anew each time.
+        trials = self._study.get_trials(deepcopy=False)
+        rows = [row_of(trial, TrialScore) for trial in trials]
+        results = [row.result for row in rows if row.result is not None]
+        savings = [one.saving for one in results if one.is_feasible(self._max_drop)]
         best = f"{max(savings):.1f}x" if savings else "none yet"
-        self._progress.update(self._task, completed=len(trials), best=best)
+        self._progress.update(self._task, completed=len(results), best=best)
 
     def print(self, line: str) -> None:
         """Write a line above the bar."""

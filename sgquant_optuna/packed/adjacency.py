@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgquant_optuna.sparse_products import csr
+from sgquant_optuna.graph.sparse_products import csr
 
 
 class Adjacency:

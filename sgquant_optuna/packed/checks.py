@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from sgquant_optuna.bit_widths import FULL_PRECISION, check_bit_width
 from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.quantization.sites import FULL_PRECISION, check_bit_width
 
 MAX_COUNT = 2**31 - 1
 """Most nodes, columns or edges: places are int32."""

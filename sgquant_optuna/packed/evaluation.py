@@ -14,9 +14,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError, PackingError
-from sgquant_optuna.fixed_graph import FixedGraph
-from sgquant_optuna.forward_pass import forward
-from sgquant_optuna.graphs import load_graph
+from sgquant_optuna.graph.datasets import load_graph
+from sgquant_optuna.graph.fixed_graph import FixedGraph
+from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.packed.export import KIND, load_packed
 from sgquant_optuna.packed.file import read_store
 from sgquant_optuna.packed.model_reading import plain_model

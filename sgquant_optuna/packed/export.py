@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from torch import nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.model import bind, detach
+from sgquant_optuna.attachment.quantized_model import bind, detach
 from sgquant_optuna.exceptions import PackingError, SgquantError
-from sgquant_optuna.fixed_graph import FixedGraph
-from sgquant_optuna.forward_pass import Forward, forward
-from sgquant_optuna.memory import FeatureLayout
+from sgquant_optuna.graph.fixed_graph import FixedGraph
+from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.packed.file import read_store, write_store
 from sgquant_optuna.packed.model import PackedModel
 from sgquant_optuna.packed.model_contents import pack_contents
+from sgquant_optuna.quantization.memory import FeatureLayout
 
 KIND = "packed_model"
 TOLERANCE = 1e-5

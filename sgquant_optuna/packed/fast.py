@@ -8,8 +8,8 @@ from importlib.util import find_spec
 import numpy
 import torch
 
-from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.quantization.layout import planes
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 PlaneTable = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.int64]]
 

@@ -8,7 +8,6 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.packed.checks import (
     MAX_COUNT,
@@ -20,6 +19,7 @@ from sgquant_optuna.packed.checks import (
     top_codes,
 )
 from sgquant_optuna.quantization.layout import row_bytes
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 
 def check_features(

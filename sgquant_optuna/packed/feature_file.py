@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.packed.bit_array import pack_integers, read_integers
 from sgquant_optuna.packed.checks import check_finite, check_flag, check_shape, check_widths
 from sgquant_optuna.packed.feature_checks import check_declared_size
 from sgquant_optuna.packed.file import read_store, stored_checksum, write_store
 from sgquant_optuna.quantization.layout import bits_for
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 if TYPE_CHECKING:
     from sgquant_optuna.packed.features import PackedFeatures

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.packed.fast import plane_table
-from sgquant_optuna.quantization.affine import Rounding, quantize
+from sgquant_optuna.quantization.affine import quantize
 from sgquant_optuna.quantization.packing import pack
+from sgquant_optuna.quantization.quantizer_config import Rounding
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 if TYPE_CHECKING:
     from sgquant_optuna.packed.features import PackedFeatures

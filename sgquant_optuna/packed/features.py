@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.packed.checks import check_widths
 from sgquant_optuna.packed.fast import has_kernels
 from sgquant_optuna.packed.feature_checks import bucket_order, check_features, stored_row_bytes
 from sgquant_optuna.packed.feature_file import open_features, reopen_features, save_features
 from sgquant_optuna.packed.feature_packing import pack_bucket
 from sgquant_optuna.packed.file import stored_checksum
-from sgquant_optuna.quantization.affine import Rounding, dequantize
+from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes
 from sgquant_optuna.quantization.packing import unpack
+from sgquant_optuna.quantization.quantizer_config import Rounding
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 BLOCK_ROWS = 1024
 """Rows that are float32 at one time."""

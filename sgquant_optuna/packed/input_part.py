@@ -1,6 +1,6 @@
 """The rows of one degree bucket of the graph's own features, in the store that was counted.
 
-The bytes of each store are those of :func:`sgquant_optuna.input_stores.input_stores`.
+The bytes of each store are those of :func:`sgquant_optuna.quantization.input_stores.input_stores`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.input_stores import MAX_VALUES
+from sgquant_optuna.graph.sparse_products import csr
 from sgquant_optuna.packed.bit_array import read_integers
 from sgquant_optuna.packed.checks import (
     check_count,
@@ -27,9 +26,10 @@ from sgquant_optuna.packed.checks import (
 from sgquant_optuna.packed.input_checks import check_codes, check_places
 from sgquant_optuna.packed.integer_runs import read_run
 from sgquant_optuna.quantization.affine import dequantize
+from sgquant_optuna.quantization.input_stores import MAX_VALUES
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
 from sgquant_optuna.quantization.packing import unpack
-from sgquant_optuna.sparse_products import csr
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 _MOST_BITS = 31  # of a count: it is at most the number of columns
 STORES = ("rows", "codebook", "sparse", "sparse codebook")

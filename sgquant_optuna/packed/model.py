@@ -12,17 +12,14 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.attention import quantized_class, switch_class
-from sgquant_optuna.attachment.features import map_input
-from sgquant_optuna.bit_widths import FULL_PRECISION, BitWidths
+from sgquant_optuna.attachment.layer_inputs import map_input
 from sgquant_optuna.exceptions import (
     GraphError,
     ModelError,
     QuantizerBypassedError,
 )
-from sgquant_optuna.fingerprint import edges_fingerprint
-from sgquant_optuna.forward_pass import Forward, forward
-from sgquant_optuna.input_stores import RANGE_BYTES
-from sgquant_optuna.memory import FeatureLayout, Memory, honest_memory
+from sgquant_optuna.graph.fingerprint import edges_fingerprint
+from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.packed.absent_input import AbsentInput
 from sgquant_optuna.packed.features import PackedFeatures
 from sgquant_optuna.packed.model_checks import check_header, site_ranges
@@ -37,8 +34,11 @@ from sgquant_optuna.packed.model_reading import (
 )
 from sgquant_optuna.packed.packed_tensor import HiddenRows, PackedTensor
 from sgquant_optuna.quantization.affine import fake_quantize
-from sgquant_optuna.quantization.config import QuantizerConfig
+from sgquant_optuna.quantization.input_stores import RANGE_BYTES
 from sgquant_optuna.quantization.layout import packed_nbytes
+from sgquant_optuna.quantization.memory import FeatureLayout, Memory, honest_memory
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
 
 
 class PackedModel(nn.Module):

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgquant_optuna.bit_widths import BitWidths, Site
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.memory import FeatureLayout, SiteSize
 from sgquant_optuna.packed.checks import (
     MAX_BUCKETS,
     check_count,
@@ -21,7 +19,9 @@ from sgquant_optuna.packed.checks import (
     top_codes,
 )
 from sgquant_optuna.packed.model_contents import stored_lines
-from sgquant_optuna.quantization.config import QuantizerConfig
+from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.quantization.sites import BitWidths, Site
 
 _MOST_VALUES = 2**62
 

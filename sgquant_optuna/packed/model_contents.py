@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.model import detach, quantizers
-from sgquant_optuna.bit_widths import FULL_PRECISION, BitWidths, Site
+from sgquant_optuna.attachment.quantized_model import detach, quantizers
 from sgquant_optuna.exceptions import CalibrationError, GraphError, ModelError
-from sgquant_optuna.fingerprint import edges_fingerprint, model_fingerprint
-from sgquant_optuna.memory import FeatureLayout, site_store
-from sgquant_optuna.models import architecture
+from sgquant_optuna.graph.fingerprint import edges_fingerprint, model_fingerprint
+from sgquant_optuna.graph.paper_models import architecture
+from sgquant_optuna.graph.sparse_features import SparseFeatures, as_sparse_features
 from sgquant_optuna.packed.bit_array import pack_integers
 from sgquant_optuna.packed.input_build import build_input_part
 from sgquant_optuna.packed.input_part import InputPart
 from sgquant_optuna.quantization.layout import bits_for
+from sgquant_optuna.quantization.memory import FeatureLayout, site_store
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
-from sgquant_optuna.sparse_features import SparseFeatures, as_sparse_features
+from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site
 
 Contents = tuple[dict[str, Any], dict[str, Tensor]]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, GCNConv, GINConv, MessagePassing
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from sgquant_optuna.fixed_graph import is_sparse_product
+from sgquant_optuna.graph.fixed_graph import is_sparse_product
 from sgquant_optuna.packed.adjacency import Adjacency, add_rows
 from sgquant_optuna.packed.attention import (
     EdgeInputs,

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgquant_optuna.bit_widths import Site
 from sgquant_optuna.exceptions import ModelError, PackingError
-from sgquant_optuna.fingerprint import model_fingerprint
-from sgquant_optuna.memory import FeatureLayout, site_store
-from sgquant_optuna.models import MODELS
+from sgquant_optuna.graph.fingerprint import model_fingerprint
+from sgquant_optuna.graph.paper_models import MODELS
 from sgquant_optuna.packed.bit_array import read_integers
 from sgquant_optuna.packed.checks import check_count
 from sgquant_optuna.packed.input_part import InputPart
@@ -21,6 +19,8 @@ from sgquant_optuna.packed.model_checks import check_weights, site_ranges
 from sgquant_optuna.packed.model_contents import stored_lines
 from sgquant_optuna.packed.model_input import PackedInput
 from sgquant_optuna.quantization.layout import bits_for
+from sgquant_optuna.quantization.memory import FeatureLayout, site_store
+from sgquant_optuna.quantization.sites import Site
 
 
 def plain_model(

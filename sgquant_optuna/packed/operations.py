@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgquant_optuna.bit_widths import FULL_PRECISION
+from sgquant_optuna.graph.sparse_products import csr
 from sgquant_optuna.packed.adjacency import row_blocks
 from sgquant_optuna.packed.fast import has_kernels, plane_table
 from sgquant_optuna.packed.features import PackedFeatures
 from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.packing import unpack
-from sgquant_optuna.sparse_products import csr
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 NARROW_COLUMNS = 128
 """Below this, unpacking and MKL's product beat the kernel, which unpacks a row for each edge."""

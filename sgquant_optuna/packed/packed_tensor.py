@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from sgquant_optuna.bit_widths import FULL_PRECISION
+from sgquant_optuna.graph.sparse_products import csr
 from sgquant_optuna.packed.absent_input import METADATA
 from sgquant_optuna.packed.adjacency import add_rows, parts_of, row_blocks
 from sgquant_optuna.packed.features import PackedFeatures
 from sgquant_optuna.packed.row_selection import split_index
 from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.packing import unpack
-from sgquant_optuna.sparse_products import csr
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 BLOCK_VALUES = 1 << 20
 """Float32 values of neighbours that exist at one time: 4 MiB."""

@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.model import attach, calibrate, set_bit_widths
-from sgquant_optuna.bit_widths import BitWidths
-from sgquant_optuna.forward_pass import forward
-from sgquant_optuna.models import AGNN, GAT, GCN
+from sgquant_optuna.attachment.quantized_model import attach, calibrate, set_bit_widths
+from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN
 from sgquant_optuna.packed.file import read_store
 from sgquant_optuna.packed.model import PackedModel
 from sgquant_optuna.packed.model_contents import pack_contents
 from sgquant_optuna.packed.model_reading import plain_model
+from sgquant_optuna.quantization.sites import BitWidths
 
 Kind = Literal["packed", "float32"]
 _EDGES = ("edge_index", "edge_attr", "edge_weight")
@@ -81,7 +81,7 @@ def _warm_up() -> None:
     data = Data(x=torch.rand(8, 4).round(), edge_index=torch.arange(8).view(2, 4), num_nodes=8)
     for build in (GCN, AGNN, GAT):
         model = attach(build(4, 2))
-        layout = calibrate(model, data, bit_widths=(1, 4), forward=forward)
+        layout = calibrate(model, data, candidates=(1, 4), forward=forward)
         set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 4)))
         forward(model.eval(), data)
         PackedModel(*pack_contents(model, data, layout))(data)

@@ -11,12 +11,10 @@ Nearest rounding represents both ends of the range exactly and has half the erro
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Rounding = Literal["nearest", "floor"]
+from sgquant_optuna.quantization.quantizer_config import Rounding
 
 
 def affine_parameters(

@@ -6,7 +6,7 @@ of 2 and a plane of 1. In a plane of ``b`` bits, a row of F codes takes ``ceil(F
 
 from __future__ import annotations
 
-from sgquant_optuna.bit_widths import PACKED_WIDTHS
+from sgquant_optuna.quantization.sites import PACKED_WIDTHS
 
 _PLANES = {16: (8, 8)} | {
     width: tuple(plane for plane in (8, 4, 2, 1) if width & plane) for width in range(1, 9)

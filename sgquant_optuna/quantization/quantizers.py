@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sgquant_optuna.bit_widths import FULL_PRECISION
 from sgquant_optuna.exceptions import CalibrationError
+from sgquant_optuna.graph.sparse_features import SparseFeatures
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
-from sgquant_optuna.quantization.config import QuantizerConfig
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.ranges import estimate_ranges
-from sgquant_optuna.sparse_features import SparseFeatures
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class FeatureQuantizer(nn.Module):
     def calibrate(
         self,
         x: Tensor,
-        bit_widths: Sequence[int],
+        candidates: Sequence[int],
         *,
         bucket: Tensor | None = None,
         num_buckets: int = 1,
@@ -106,8 +106,8 @@ class FeatureQuantizer(nn.Module):
         Args:
             x:
                 Features, ``[N, F]``.
-            bit_widths:
-                Candidate widths; 32 needs no range.
+            candidates:
+                Bit widths to measure ranges for; 32 needs none.
             bucket:
                 Degree bucket of each row, ``[N]`` int64, or ``None`` for one bucket.
             num_buckets:
@@ -119,7 +119,7 @@ class FeatureQuantizer(nn.Module):
         """
         if not x.numel():
             raise CalibrationError(f"{self.name}: expected values to calibrate on, got none")
-        candidates = tuple(sorted(set(bit_widths) - {FULL_PRECISION}))
+        candidates = tuple(sorted(set(candidates) - {FULL_PRECISION}))
         dense = x.dense() if isinstance(x, SparseFeatures) else x
         self.num_buckets = 1 if bucket is None else num_buckets
         groups, num_groups = self._groups(dense, bucket)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sgquant_optuna.exceptions import CalibrationError
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
-from sgquant_optuna.quantization.config import QuantizerConfig
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 
 _BLOCK = 1 << 22  # elements in flight, so that calibration never copies a large matrix
 _FRACTIONS = torch.logspace(-2, 0, 48, dtype=torch.float64)  # 10 % apart: finer changed nothing
@@ -21,7 +21,7 @@ def estimate_ranges(
     x: Tensor,
     groups: Tensor | None,
     num_groups: int,
-    bit_widths: Sequence[int],
+    candidates: Sequence[int],
     config: QuantizerConfig,
 ) -> tuple[Tensor, Tensor]:
     """Measure the range of every group of values, for every bit width.
@@ -36,8 +36,8 @@ def estimate_ranges(
             Group of each value, int64, broadcasts against ``x``; ``None`` for one group.
         num_groups:
             Number of groups G.
-        bit_widths:
-            The W widths to choose a range for.
+        candidates:
+            Bit widths to choose a range for, W of them.
         config:
             Which estimator, and its settings.
 
@@ -59,14 +59,14 @@ def estimate_ranges(
     if config.range_estimator == "percentile":
         lower, upper = _percentiles(x, index, lower, upper, config.percentile)
     if config.range_estimator != "least_squares":
-        return lower.expand(len(bit_widths), -1), upper.expand(len(bit_widths), -1)
+        return lower.expand(len(candidates), -1), upper.expand(len(candidates), -1)
 
     centers, counts = _histogram(x, index, lower, upper)
     ends = [
         _least_squares(centers, counts, lower, upper, width, config)
         if width <= _LEAST_SQUARES_WIDTHS
         else (lower, upper)
-        for width in bit_widths
+        for width in candidates
     ]
     return torch.stack([low for low, _ in ends]), torch.stack([high for _, high in ends])
 

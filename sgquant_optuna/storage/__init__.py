@@ -1,12 +1,12 @@
 """One door to study databases: a URL or a file becomes an Optuna storage, or a clear error."""
 
+from sgquant_optuna.storage.batching import write_together
 from sgquant_optuna.storage.databases import BIRTH_ATTR
 from sgquant_optuna.storage.heartbeat import every_trial_beats
 from sgquant_optuna.storage.opening import DEFAULT_FILE, STORAGE_VARIABLE, open_storage
-from sgquant_optuna.storage.patience import PATIENCE, outage
 from sgquant_optuna.storage.proxied import MARK_ATTRS
+from sgquant_optuna.storage.retries import PATIENCE, outage
 from sgquant_optuna.storage.serving import serve_storage
-from sgquant_optuna.storage.together import write_together
 
 __all__ = [
     "BIRTH_ATTR",

@@ -18,19 +18,19 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from sgquant_optuna.storage.batching import Batch, open_batch
+from sgquant_optuna.storage.connections import close_when_idle
 from sgquant_optuna.storage.heartbeat import beats_from_birth
-from sgquant_optuna.storage.idle import close_when_idle
-from sgquant_optuna.storage.patience import (
+from sgquant_optuna.storage.processes import process_mark
+from sgquant_optuna.storage.reading import with_details
+from sgquant_optuna.storage.retries import (
     REPEATABLE,
     connect_patiently,
     make_patient,
     repeat_patiently,
     write_state_once,
 )
-from sgquant_optuna.storage.reading import with_details
 from sgquant_optuna.storage.tls import make_tls_settings_once
-from sgquant_optuna.storage.together import Batch, open_batch
-from sgquant_optuna.worker_name import process_mark
 
 BIRTH_ATTR = "sgquant:birth"
 _MOST_IDS = 1000  # in one statement

@@ -16,8 +16,8 @@ from sqlalchemy.engine import URL
 from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.storage.databases import ServerDatabase, SqliteFile, StudyDatabase
 from sgquant_optuna.storage.heartbeat import MAX_RETRIES
-from sgquant_optuna.storage.patience import PATIENCE, Patience, is_server_away
 from sgquant_optuna.storage.proxied import open_journal, open_proxy
+from sgquant_optuna.storage.retries import PATIENCE, Patience, is_server_away
 from sgquant_optuna.storage.tables import check_tables
 from sgquant_optuna.storage.urls import JOURNAL, PROXY, missing_driver, parse_url, shown_url
 

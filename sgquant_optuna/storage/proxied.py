@@ -16,7 +16,8 @@ from sqlalchemy.engine import URL
 from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.storage.databases import BIRTH_ATTR
 from sgquant_optuna.storage.heartbeat import BEAT_ATTR, AttributeHeartbeat, beats_from_birth
-from sgquant_optuna.storage.patience import (
+from sgquant_optuna.storage.processes import process_mark
+from sgquant_optuna.storage.retries import (
     REPEATABLE,
     Patience,
     make_patient,
@@ -24,7 +25,6 @@ from sgquant_optuna.storage.patience import (
     write_state_once,
 )
 from sgquant_optuna.storage.urls import missing_driver, shown_url
-from sgquant_optuna.worker_name import process_mark
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

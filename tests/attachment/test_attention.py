@@ -11,10 +11,10 @@ from sgquant_optuna.attachment.attention import (
     quantized_class,
     register_attention,
 )
-from sgquant_optuna.attachment.model import attach, calibrate, set_bit_widths
-from sgquant_optuna.bit_widths import BitWidths
+from sgquant_optuna.attachment.quantized_model import attach, calibrate, set_bit_widths
 from sgquant_optuna.exceptions import UnsupportedConvError
-from sgquant_optuna.forward_pass import forward
+from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.quantization.sites import BitWidths
 
 
 class One(nn.Module):
@@ -53,7 +53,7 @@ def registry(monkeypatch):
 def test_dropped_attention_stays_zero(graph):
     model = One(GATConv(12, 3, heads=2, dropout=0.5))
     attach(model)
-    layout = calibrate(model, graph, bit_widths=(2,), forward=forward)
+    layout = calibrate(model, graph, candidates=(2,), forward=forward)
     set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 2)))
     seen = []
     model.conv.register_message_forward_pre_hook(lambda conv, args: seen.append(args[0]["alpha"]))
@@ -70,7 +70,7 @@ def test_a_subclass_that_changes_nothing_is_quantized_too(graph):
 
     model = One(Named(12, 3))
     attach(model)
-    layout = calibrate(model, graph, bit_widths=(2,), forward=forward)
+    layout = calibrate(model, graph, candidates=(2,), forward=forward)
     assert len(layout.sizes) == 2
     assert isinstance(model.conv, Named)
 
@@ -92,7 +92,7 @@ def test_attention_that_cannot_be_reached_is_refused_when_asked_for(conv):
 
 def test_without_asking_only_features_of_unknown_convolutions_are_quantized(graph):
     model = attach(One(OwnConv()))
-    layout = calibrate(model, graph, bit_widths=(2,), forward=forward)
+    layout = calibrate(model, graph, candidates=(2,), forward=forward)
     assert [str(site) for site in layout.sizes] == ["conv/embedding"]
 
 
@@ -102,7 +102,7 @@ def test_a_users_convolution_can_be_registered(graph):
     model = One(OwnConv()).eval()
     expected = model(graph.x, graph.edge_index)
     attach(model)
-    layout = calibrate(model, graph, bit_widths=(1,), forward=forward)
+    layout = calibrate(model, graph, candidates=(1,), forward=forward)
     assert [str(site) for site in layout.sizes] == ["conv/embedding", "conv/attention"]
     assert model(graph.x, graph.edge_index).equal(expected)
     widths = {site: 1 if site.component == "attention" else 32 for site in layout.sizes}
@@ -123,7 +123,7 @@ def test_a_convolution_without_attention_has_no_class():
 def test_attention_gradients_pass_the_quantizer_unchanged(graph):
     model = One(GATConv(12, 3)).eval()
     attach(model, layers=[])
-    layout = calibrate(model, graph, bit_widths=(1,), forward=forward)
+    layout = calibrate(model, graph, candidates=(1,), forward=forward)
     set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 1)))
     F.cross_entropy(model(graph.x, graph.edge_index), graph.y).backward()
     assert torch.count_nonzero(model.conv.att_src.grad) > 0

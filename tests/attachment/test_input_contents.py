@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from sgquant_optuna.attachment.input_contents import input_contents
-from sgquant_optuna.input_stores import InputContent
-from sgquant_optuna.quantization.config import QuantizerConfig
+from sgquant_optuna.graph.sparse_features import SparseFeatures
+from sgquant_optuna.quantization.input_stores import InputContent
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
-from sgquant_optuna.sparse_features import SparseFeatures
 
 BINARY = torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
 

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from sgquant_optuna.cli import main
 from sgquant_optuna.cli.options import shown_storage
-from sgquant_optuna.dashboard.notes import Place
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.study.dashboard.notes import Place
 from tests.hand_made import new_study
 
 
@@ -103,7 +103,7 @@ def test_a_mistake_of_this_program_keeps_its_traceback(monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr("sgquant_optuna.study_loading.load_study", broken)
+    monkeypatch.setattr("sgquant_optuna.study.loading.load_study", broken)
     with pytest.raises(RuntimeError, match="a mistake"):
         main(["status", "--storage", "s.db"])
 
@@ -128,7 +128,7 @@ def test_the_dashboard_tells_its_notes_where_storage_and_files_are(tmp_path, mon
     open_storage("s.db")
     served = {}
     monkeypatch.setattr(
-        "sgquant_optuna.dashboard.server.serve", lambda *_, **kw: served.update(kw)
+        "sgquant_optuna.study.dashboard.server.serve", lambda *_, **kw: served.update(kw)
     )
     with pytest.raises(SystemExit):
         main(["dashboard", "--storage", "s.db", "--artifacts", "files"])
@@ -204,7 +204,7 @@ def test_a_study_of_another_space_is_refused(capsys):
     assert run(capsys, *QUICK)[0] == 0
     code, _, err = run(capsys, *QUICK, "--widths", "1,2")
     assert code == 2
-    assert "search space (bit_widths: was [1, 2, 4, 8], is [1, 2])" in err
+    assert "search space (candidates: was [1, 2, 4, 8], is [1, 2])" in err
 
 
 def test_an_unknown_study_is_told(capsys):

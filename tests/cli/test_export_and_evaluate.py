@@ -10,20 +10,20 @@ import torch
 from optuna.artifacts import get_all_artifact_meta
 from torch_geometric.data import Data
 
-from sgquant_optuna.assignment import load_assignment
-from sgquant_optuna.attachment.model import attach, calibrate, set_bit_widths
+from sgquant_optuna.attachment.calibrated_model import CalibratedModel
+from sgquant_optuna.attachment.quantized_model import attach, calibrate, set_bit_widths
 from sgquant_optuna.cli import main
-from sgquant_optuna.cli.export import file_stem
-from sgquant_optuna.dashboard.study_files import MODEL_FILE
-from sgquant_optuna.degree_buckets import AddDegreeBuckets
-from sgquant_optuna.forward_pass import forward
-from sgquant_optuna.graphs import load_graph
-from sgquant_optuna.models import make_model
-from sgquant_optuna.objective import QuantizationObjective
+from sgquant_optuna.cli.export_command import file_stem
+from sgquant_optuna.graph.datasets import load_graph
+from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
+from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.paper_models import make_model
 from sgquant_optuna.packed.export import load_packed
-from sgquant_optuna.search_plan import SearchPlan
+from sgquant_optuna.search import trained_models
 from sgquant_optuna.storage import open_storage
-from sgquant_optuna.study_record import RECORD_ATTR
+from sgquant_optuna.study.assignment import load_assignment
+from sgquant_optuna.study.dashboard.study_files import MODEL_FILE
+from sgquant_optuna.study.record import RECORD_ATTR
 from tests.cli.test_commands import run
 from tests.cli.test_studies import NASTY
 
@@ -89,7 +89,7 @@ def test_an_attached_model_is_a_file_of_its_study(folder, tmp_path):
 
 
 def test_export_takes_the_models_that_the_search_trained(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(SearchPlan, "train", None)  # a second training would fail
+    monkeypatch.setattr(trained_models, "train_model", None)  # a second training would fail
     main_ends_well("export", "--out", str(tmp_path / "m"), "--storage", str(folder / "s.db"))
     best = load_packed(folder / "best.safetensors")
     assert load_packed(tmp_path / "m").bit_widths == best.bit_widths
@@ -128,7 +128,7 @@ def test_an_assignment_quantizes_a_model(folder, capsys):
     model = attach(
         make_model("gcn", 64, 10), config=found.quantizer, num_buckets=found.num_buckets
     )
-    calibrate(model, data, bit_widths=found.candidates, forward=forward)
+    calibrate(model, data, candidates=found.candidates, forward=forward)
     set_bit_widths(model, found.bit_widths)
     assert model(data.x, data.edge_index).shape == (1797, 10)
 
@@ -150,7 +150,7 @@ def test_an_assignment_quantizes_a_model(folder, capsys):
 def test_a_bad_export_is_one_line_and_exit_code_2_before_any_training(
     arguments, message, folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(SearchPlan, "load_graph", None)
+    monkeypatch.setattr(trained_models, "load_graph", None)
     for name in ("folder.safetensors", "folder.json"):
         (tmp_path / name).mkdir()
     code, _, err = run(capsys, "export", "--storage", str(folder / "s.db"), *arguments)
@@ -197,14 +197,16 @@ def test_search_attaches_the_model_of_its_report_without_training_again(
     folder, tmp_path, monkeypatch, capsys
 ):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    monkeypatch.setattr(SearchPlan, "train", None)  # models of full precision are at hand
-    finetune, tuned = QuantizationObjective.finetune, []
+    monkeypatch.setattr(
+        trained_models, "train_model", None
+    )  # models of full precision are at hand
+    finetune, tuned = CalibratedModel.finetune, []
 
-    def counted(self, bits, *, seed):
+    def counted(self, bits, config, *, seed):
         tuned.append(bits)
-        return finetune(self, bits, seed=seed)
+        return finetune(self, bits, config, seed=seed)
 
-    monkeypatch.setattr(QuantizationObjective, "finetune", counted)
+    monkeypatch.setattr(CalibratedModel, "finetune", counted)
     code, out, err = run(
         capsys,
         *("search", "--n-trials", "3", "--models", "2", "--final-seeds", "2", "--attach"),

@@ -48,7 +48,7 @@ def plan_for(folder: Path, **changes) -> None:
     study = study_of(folder)
     record = study.user_attrs["sgquant:record"]
     epochs = study.user_attrs["sgquant:plan"]["finetuning"]["epochs"]
-    record["fingerprint"]["protocol"]["finetuning epochs"] = epochs
+    record["fingerprint"]["finetuning"]["epochs"] = epochs
     study.set_user_attr("sgquant:record", record)
 
 
@@ -186,7 +186,7 @@ def test_who_sits_at_a_terminal_is_told_at_once_that_no_server_answers(
     def refuse(name, *, storage, wait):
         raise SgquantError(f"refused after {wait} s")
 
-    monkeypatch.setattr("sgquant_optuna.study.load_study", refuse)
+    monkeypatch.setattr("sgquant_optuna.search.study_creation.load_study", refuse)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: at_terminal))
     told = run(capsys, "worker", "--storage", "postgresql://127.0.0.1:1/db", *options)
     assert told == (2, f"error: refused after {expected} s\n")
@@ -198,8 +198,8 @@ def test_a_worker_whose_trials_fail_says_why_in_one_line_and_exits_with_1(
     def fail(objective, bits):
         raise MemoryError("no space")
 
-    monkeypatch.setattr("sgquant_optuna.worker._PAUSE", 0.0)
-    monkeypatch.setattr("sgquant_optuna.objective.QuantizationObjective.measure", fail)
+    monkeypatch.setattr("sgquant_optuna.search.workers.worker._PAUSE", 0.0)
+    monkeypatch.setattr("sgquant_optuna.search.objective.QuantizationObjective.measure", fail)
     code, err = run(capsys, "worker", "--storage", str(folder / "s.db"), "--quiet")
     assert code == 1
     assert err == "error: 3 trials failed in a row, the last by MemoryError: no space\n"
@@ -209,16 +209,16 @@ def test_a_worker_whose_trials_fail_says_why_in_one_line_and_exits_with_1(
 
 
 def test_another_graph_under_the_data_root_is_refused(folder, capsys, monkeypatch):
-    import sgquant_optuna.search_plan as search_plan
+    import sgquant_optuna.search.trained_models as trained_models
 
-    load_graph = search_plan.load_graph
+    load_graph = trained_models.load_graph
 
     def other(*arguments, **options):
         data = load_graph(*arguments, **options)
         data.x[0, 0] += 1
         return data
 
-    monkeypatch.setattr(search_plan, "load_graph", other)
+    monkeypatch.setattr(trained_models, "load_graph", other)
     code, err = run(capsys, "worker", "--storage", str(folder / "s.db"))
     assert code == 2
     assert "was made with another graph (hash: was" in err

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv
 
-from sgquant_optuna.models import AGNN, GAT
+from sgquant_optuna.graph.paper_models import AGNN, GAT
 from sgquant_optuna.packed import model_graph, packed_tensor
 from sgquant_optuna.packed.adjacency import Adjacency, parts_of, row_blocks
 from sgquant_optuna.packed.export import export_packed, load_packed

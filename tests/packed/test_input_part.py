@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.input_stores import InputContent, input_stores
 from sgquant_optuna.packed.bit_array import pack_integers, read_integers
 from sgquant_optuna.packed.input_build import build_input_part
 from sgquant_optuna.packed.input_part import InputPart
 from sgquant_optuna.packed.integer_runs import read_run
 from sgquant_optuna.packed.model_input import PackedInput
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
+from sgquant_optuna.quantization.input_stores import InputContent, input_stores
 
 ONE = torch.ones(1, 1)
 

@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 from torch import nn
 from torch_geometric.nn import GIN, GATv2Conv, GCNConv, GraphSAGE, TransformerConv
 
-from sgquant_optuna.attachment.model import attach, calibrate, set_bit_widths
-from sgquant_optuna.bit_widths import BitWidths
-from sgquant_optuna.degree_buckets import AddDegreeBuckets
+from sgquant_optuna.attachment.quantized_model import attach, calibrate, set_bit_widths
 from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
-from sgquant_optuna.fixed_graph import FixedGraph
-from sgquant_optuna.forward_pass import forward
-from sgquant_optuna.memory import honest_memory
-from sgquant_optuna.models import AGNN, GAT, GCN
+from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
+from sgquant_optuna.graph.fixed_graph import FixedGraph
+from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN
 from sgquant_optuna.packed import model_graph, packed_tensor
 from sgquant_optuna.packed.export import export_packed, load_packed
-from sgquant_optuna.quantization.config import QuantizerConfig
-from sgquant_optuna.search_space import BitWidthSearchSpace
+from sgquant_optuna.quantization.memory import honest_memory
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.quantization.sites import BitWidths
+from sgquant_optuna.study.search_space import BitWidthSearchSpace
 from tests.conftest import make_graph
 
 WIDTHS = (1, 3, 4, 8, 16, 32)
@@ -63,8 +63,8 @@ def quantized(name, graph, *, granularity="lwq+cwq+taq", axis="tensor", widths=W
     model = attach(MODELS[name](), config=QuantizerConfig(axis=axis), num_buckets=len(edges) + 1)
     fixed = FixedGraph(graph)
     with fixed.speed_up(model) as fast:
-        layout = calibrate(model, fast, bit_widths=widths, forward=forward)
-        space = BitWidthSearchSpace(layout.sizes, granularity=granularity, bit_widths=widths)
+        layout = calibrate(model, fast, candidates=widths, forward=forward)
+        space = BitWidthSearchSpace(layout.sizes, granularity=granularity, candidates=widths)
         choice = itertools.cycle(widths)
         bits = space.from_params({parameter: next(choice) for parameter in space.names})
         set_bit_widths(model, bits)
@@ -170,7 +170,7 @@ def test_a_model_that_needs_its_input_elsewhere_is_refused(tmp_path):
 
     data = make_graph()
     model = attach(Skip())
-    layout = calibrate(model, data, bit_widths=(4,), forward=forward)
+    layout = calibrate(model, data, candidates=(4,), forward=forward)
     set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 4)))
     with pytest.raises(ModelError, match="outside its quantized layers"):
         export_packed(model, data, tmp_path / "m", layout=layout)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sgquant_optuna.exceptions import CalibrationError
-from sgquant_optuna.quantization.config import QuantizerConfig
+from sgquant_optuna.graph.sparse_features import SparseFeatures
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
-from sgquant_optuna.sparse_features import SparseFeatures
 
 MINMAX = QuantizerConfig(range_estimator="minmax")
 BUCKET = torch.tensor([0, 1, 1])

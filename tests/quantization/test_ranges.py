@@ -3,7 +3,7 @@ import torch
 
 from sgquant_optuna.exceptions import CalibrationError
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
-from sgquant_optuna.quantization.config import QuantizerConfig
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.ranges import estimate_ranges
 
 MINMAX = QuantizerConfig(range_estimator="minmax")

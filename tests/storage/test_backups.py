@@ -12,13 +12,13 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from sgquant_optuna.budget import optimize_within_budget
+from sgquant_optuna.search.workers.budget import optimize_within_budget
 from sgquant_optuna.storage import open_storage
 from tests.databases import BACKENDS, fresh_database
 
 ENDLESS = """
 import sys, optuna
-from sgquant_optuna.budget import optimize_within_budget
+from sgquant_optuna.search.workers.budget import optimize_within_budget
 from sgquant_optuna.storage import open_storage
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = optuna.load_study(storage=open_storage(sys.argv[1]), study_name="s")

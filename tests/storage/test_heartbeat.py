@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from sgquant_optuna.budget import optimize_within_budget
+from sgquant_optuna.search.workers.budget import optimize_within_budget
 from sgquant_optuna.storage import every_trial_beats, open_storage
 from tests.databases import BACKENDS, fresh_database
 

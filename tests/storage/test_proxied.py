@@ -7,10 +7,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from sgquant_optuna.budget import optimize_within_budget
 from sgquant_optuna.exceptions import StorageError
+from sgquant_optuna.search.workers.budget import optimize_within_budget
 from sgquant_optuna.storage import every_trial_beats, open_storage, serve_storage
-from sgquant_optuna.worker_name import process_mark
+from sgquant_optuna.storage.processes import process_mark
 from tests.databases import Proxy
 
 FAST = {"heartbeat_interval": 1, "grace_period": 2}

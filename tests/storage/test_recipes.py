@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from sgquant_optuna.artifacts import open_artifacts
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.storage.artifacts import open_artifacts
 from tests.databases import BACKENDS, fresh_database
 
 FOLDER = Path(__file__).parents[2] / "storage"

@@ -1,0 +1,40 @@
+"""``sgquant dashboard``: watch studies in the browser."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sgquant_optuna.cli.options import Artifacts, Storage, shown_artifacts, shown_storage
+
+
+def dashboard(
+    storage: Storage = None,
+    artifacts: Artifacts = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)
+    ] = 8080,
+) -> None:
+    """Open the Optuna dashboard on the study database. It has no login: keep it local.
+
+    While it runs, it writes a note and plots for each study and renews them as trials finish.
+    """
+    from sgquant_optuna.cli.logs import quiet_optuna
+    from sgquant_optuna.storage import open_storage
+    from sgquant_optuna.storage.artifacts import open_artifacts
+    from sgquant_optuna.study.dashboard.notes import Place
+    from sgquant_optuna.study.dashboard.server import serve
+
+    quiet_optuna()
+    opened = open_storage(storage, create=False)
+    store = open_artifacts(artifacts, storage_url=storage)
+    serve(
+        opened,
+        store,
+        host=host,
+        port=port,
+        place=Place(shown_storage(storage), shown_artifacts(artifacts)),
+        ready=lambda found: typer.echo(f"Dashboard on http://{host}:{found}/ (stop with Ctrl+C)"),
+    )

@@ -1,0 +1,102 @@
+"""``sgquant evaluate``: what a packed model takes and reaches, measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sgquant_optuna.cli.options import Quiet
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sgquant_optuna.packed.evaluation import Evaluation
+
+
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="File of `sgquant export`.")],
+    root: Annotated[
+        Path | None,
+        typer.Option(envvar="SGQUANT_DATA", show_default="data", help="Folder of data sets."),
+    ] = None,
+    test: Annotated[
+        bool,
+        typer.Option("--test", help="Look at the test nodes too: once more than the report did."),
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved timed runs.")] = 7,
+    quiet: Quiet = False,
+) -> None:
+    """Measure accuracy, bytes, peak memory and time of a packed model against float32."""
+    from rich.console import Console
+
+    from sgquant_optuna.cli.logs import quiet_optuna
+    from sgquant_optuna.packed.evaluation import evaluate_packed
+
+    quiet_optuna()
+    if not file.is_file():
+        raise ValueError(f"packed model: expected a file at {file}, found none")
+    with Console(stderr=True, quiet=quiet).status("measuring"):
+        found = evaluate_packed(file, root, test=test, repeats=repeats)
+    Console().print(_table(file, found))
+
+
+def _table(file: Path, found: Evaluation) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    origin = found.provenance
+    # Names of studies, files and sites may look like markup.
+    title = f"{file.name}: trial {origin['trial']} of {origin['study']}"
+    table = Table(title=Text(title))
+    for column in ("", "float32", "packed", ""):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row(
+        "validation accuracy",
+        f"{origin['full_precision_accuracy']:.2f} %",
+        f"{found.validation_accuracy:.2f} %",
+        f"at export {origin['accuracy']:.2f} %, trial's mean {origin['trial_accuracy']:.2f} %",
+    )
+    final = origin["final"]
+    if final is not None:
+        full, quantized = final["full_precision_test"], final["quantized_test"]
+        table.add_row(
+            "test, of the final report",
+            f"{sum(full) / len(full):.2f} %",
+            f"{sum(quantized) / len(quantized):.2f} %",
+            f"mean of {final['seeds']} fresh trainings, not of this one",
+        )
+    if found.test_accuracy is not None:
+        table.add_row("test, opened now", "", f"{found.test_accuracy:.2f} %", "by --test")
+    stored = sum(found.stored_nbytes.values())
+    equal = "equal to" if stored == found.honest_nbytes else f"not the {found.honest_nbytes:,} of"
+    table.add_row(
+        "features stored",
+        _megabytes(found.full_precision_nbytes),
+        _megabytes(stored),
+        f"{found.full_precision_nbytes / stored:.1f}x smaller, {equal} the honest accounting",
+    )
+    for name, nbytes in found.stored_nbytes.items():
+        table.add_row(Text(f"  {name}"), "", _megabytes(nbytes), "")
+    parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in found.file_parts.items())
+    table.add_row("file", "", _megabytes(found.file_nbytes), Text(parts))
+    if found.peaks is not None:
+        full, packed = found.peaks["float32"], found.peaks["packed"]
+        table.add_row(
+            "peak memory of a pass",
+            _megabytes(full),
+            _megabytes(packed),
+            f"{full / packed:.1f}x smaller, each in a process of its own",
+        )
+    table.add_row(
+        "time of a pass",
+        "1",
+        f"{found.time_pyg:.2f}",
+        f"{found.time_sparse:.2f} of float32 with sparse products; median of {found.repeats}",
+    )
+    return table
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.3f} MB"

@@ -1,0 +1,74 @@
+"""``sgquant export``: the packed model of a trial as one file, or its bit widths as JSON."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgquant_optuna.cli.options import Artifacts, Quiet, Root, Storage, StudyArgument
+
+_LONGEST_STEM = 200  # bytes; a name of a file has 255 at most
+
+
+def export(
+    study: StudyArgument = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(show_default="STUDY.safetensors", help="File to write; .json for widths."),
+    ] = None,
+    trial: Annotated[
+        int | None,
+        typer.Option(show_default="the final report's, else the best", help="Which trial."),
+    ] = None,
+    assignment_only: Annotated[
+        bool, typer.Option("--assignment-only", help="Write the bit widths alone, as JSON.")
+    ] = False,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="Offer the file on the dashboard's page, too.")
+    ] = False,
+    root: Root = None,
+    storage: Storage = None,
+    artifacts: Artifacts = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a trial as one file: weights, bit widths, ranges and the packed features."""
+    from rich.console import Console
+
+    from sgquant_optuna.cli.logs import quiet_optuna
+    from sgquant_optuna.search.trial_export import export_assignment, export_study
+    from sgquant_optuna.storage.artifacts import open_artifacts
+    from sgquant_optuna.study.dashboard.study_files import attach_best_model
+    from sgquant_optuna.study.loading import load_study
+
+    quiet_optuna()
+    opened = load_study(study, storage=storage)
+    assignment_only = assignment_only or (out is not None and out.suffix == ".json")
+    ending = ".json" if assignment_only else ".safetensors"
+    path = out or Path(file_stem(opened.study_name) + ending)
+    # Names of studies and files may look like markup, so nothing here is printed by rich.
+    if assignment_only:
+        written = export_assignment(opened, path, trial=trial)
+        typer.echo(f"trial {written.source['trial']} of {opened.study_name}: {path}")
+        return
+    store = open_artifacts(artifacts, storage_url=storage)
+    with Console(stderr=True, quiet=quiet).status("finetuning as the trial did"):
+        done = export_study(opened, path, trial=trial, root=root, artifact_store=store)
+    if attach:
+        attach_best_model(opened, store, path)
+    typer.echo(
+        f"trial {done.trial} of {opened.study_name}: {path}, "
+        f"{done.model.file_nbytes / 1e6:,.3f} MB\n"
+        f"validation accuracy: trial {done.trial_accuracy:.2f} %, measured again "
+        f"{done.reproduced_accuracy:.2f} %, of the packed training {done.accuracy:.2f} %\n"
+        f"features stored: {done.model.stored_nbytes / 1e6:,.3f} MB, equal to the accounting; "
+        f"scores differ by {done.model.score_difference:.1g} of the largest at most"
+    )
+
+
+def file_stem(study_name: str) -> str:
+    """Return the name of a study as that of a file in this folder, whatever is in it."""
+    plain = re.sub(r"[^\w.+=-]+", "_", study_name).lstrip(".-")
+    return plain.encode()[:_LONGEST_STEM].decode(errors="ignore") or "study"

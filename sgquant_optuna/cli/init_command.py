@@ -1,0 +1,69 @@
+"""``sgquant init``: all of a search but its trials."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from sgquant_optuna.cli.options import (
+    Artifacts,
+    Device,
+    Quiet,
+    Root,
+    Storage,
+    StudyName,
+    shown_storage,
+)
+from sgquant_optuna.cli.plan_options import takes_plan
+
+if TYPE_CHECKING:
+    from sgquant_optuna.study.plan import SearchPlan
+
+
+@takes_plan
+def init(
+    plan: SearchPlan,
+    root: Root = None,
+    device: Device = "cpu",
+    storage: Storage = None,
+    artifacts: Artifacts = None,
+    study: StudyName = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a study, train its full-precision models once and share them, for workers to join.
+
+    Safe to start several times at once: one trains, the others wait for it.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from sgquant_optuna.cli.logs import quiet_optuna
+    from sgquant_optuna.search.preparation import prepare_search
+
+    quiet_optuna()
+    training = Text(f"training {plan.model} on {plan.dataset}")  # which may look like markup
+    with Console(stderr=True, quiet=quiet).status(training):
+        prepared = prepare_search(
+            plan,
+            storage=storage,
+            study_name=study,
+            artifacts=artifacts,
+            root=root,
+            device=device,
+        )
+    typer.echo(f"Study {prepared.study.study_name} is ready for {plan.n_trials} trials. Join it:")
+    typer.echo(worker_line(prepared.study.study_name, storage=storage, root=root))
+
+
+def worker_line(study: str, *, storage: str | None, root: Path | None) -> str:
+    """Return the command that joins a study, from any folder.
+
+    A password of the URL is shown as ``***``: it would stay in the history of a shell.
+    """
+    words = ["sgquant", "worker", study, "--storage", shown_storage(storage)]
+    if root is not None:
+        words += ["--root", str(root.absolute())]
+    return shlex.join(words)

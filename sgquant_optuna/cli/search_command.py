@@ -1,0 +1,154 @@
+"""``sgquant search``: train, search, report; the same command again resumes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sgquant_optuna.cli.options import Artifacts, Device, Quiet, Root, Storage, StudyName
+from sgquant_optuna.cli.plan_options import takes_plan
+
+if TYPE_CHECKING:
+    from sgquant_optuna.search.preparation import PreparedSearch
+    from sgquant_optuna.search.trial_export import ExportedTrial
+    from sgquant_optuna.study.plan import SearchPlan
+
+_RESUME = "stopped; the same command resumes"
+
+
+@takes_plan
+def search(
+    plan: SearchPlan,
+    n_jobs: Annotated[
+        int, typer.Option(min=1, help="Worker processes; the cores are divided among them.")
+    ] = 1,
+    root: Root = None,
+    device: Device = "cpu",
+    storage: Storage = None,
+    artifacts: Artifacts = None,
+    study: StudyName = None,
+    attach: Annotated[
+        bool,
+        typer.Option("--attach", help="Offer the packed best model on the dashboard's page."),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model, search its bit widths, and show what was saved at what accuracy.
+
+    The same command again resumes a search that was stopped.
+    """
+    # Imported here, so that --help and mistakes on the line answer at once.
+    from rich.console import Console
+    from rich.text import Text
+
+    from sgquant_optuna.cli.logs import quiet_optuna
+    from sgquant_optuna.cli.progress import SearchProgress
+    from sgquant_optuna.search.final_report import final_report
+    from sgquant_optuna.search.preparation import prepare_search
+    from sgquant_optuna.search.trained_models import train_model
+    from sgquant_optuna.search.workers.engines import run_processes
+    from sgquant_optuna.search.workers.stopping import Stopped, Stopper
+    from sgquant_optuna.search.workers.worker import run_worker
+    from sgquant_optuna.storage.lease import exclusive
+    from sgquant_optuna.study.report import report
+    from sgquant_optuna.study.rows import trial_rows
+    from sgquant_optuna.study.trial_result import TrialScore
+
+    quiet_optuna()
+    # The standard output holds the report alone. Dataset and study may look like markup.
+    console = Console(stderr=True, quiet=quiet)
+    training = Text(f"training {plan.model} on {plan.dataset} at full precision")
+    stopper = Stopper(grace=0.0)
+    try:
+        with stopper.installed():
+            with console.status(training):
+                prepared = prepare_search(
+                    plan,
+                    storage=storage,
+                    study_name=study,
+                    artifacts=artifacts,
+                    root=root,
+                    device=device,
+                )
+            rows = trial_rows(prepared.study, TrialScore)
+            if sum(row.result is not None for row in rows) < plan.n_trials:
+                progress = SearchProgress(
+                    prepared.study, plan.max_drop, total=plan.n_trials, console=console
+                )
+                with progress:
+                    if n_jobs == 1:
+                        with stopper.protected():
+                            run_worker(prepared, stopper=stopper, callbacks=[progress])
+                    else:
+                        code = run_processes(
+                            prepared.study.study_name,
+                            n_jobs,
+                            storage=storage,
+                            root=root,
+                            artifacts=artifacts,
+                            device=device,
+                            grace=stopper.grace,
+                            log_level="error" if quiet else "warning",
+                            # A quiet console would swallow the errors, too.
+                            show=None if quiet else progress.print,
+                            on_tick=progress.update,
+                        )
+                        if code:
+                            if code > 128:
+                                typer.echo(_RESUME, err=True)
+                            raise typer.Exit(code)
+            if stopper.requested:
+                raise Stopped
+            if "test_mask" in prepared.data:
+                with (
+                    console.status("measuring the best trials again on fresh trainings"),
+                    # Two searches of one study that end together open the test nodes once.
+                    exclusive(prepared.study, "final report", unless=lambda: False),
+                ):
+                    final_report(
+                        prepared.study,
+                        prepared.objective,
+                        prepared.data,
+                        seeds=plan.final_seeds,
+                        retrain=lambda fresh: train_model(plan, prepared.data, fresh),
+                    )
+            Console().print(report(prepared.study))
+            if attach:
+                with console.status("packing the model of the report"):
+                    done = _attach(prepared, storage, artifacts, root, device)
+                typer.echo(
+                    f"attached: trial {done.trial}, {done.model.file_nbytes / 1e6:,.3f} MB, "
+                    f"validation accuracy {done.accuracy:.2f} %"
+                )
+    except Stopped:
+        typer.echo(_RESUME, err=True)
+        raise typer.Exit(stopper.exit_code) from None
+
+
+def _attach(
+    prepared: PreparedSearch,
+    storage: str | None,
+    artifacts: str | None,
+    root: Path | None,
+    device: str,
+) -> ExportedTrial:
+    from sgquant_optuna.search.trial_export import export_study
+    from sgquant_optuna.storage.artifacts import open_artifacts
+    from sgquant_optuna.study.dashboard.study_files import MODEL_FILE, attach_best_model
+
+    store = open_artifacts(artifacts, storage_url=storage)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL_FILE
+        done = export_study(
+            prepared.study,
+            path,
+            root=root,
+            artifact_store=store,
+            # Only the trial is finetuned again; models of another device are loaded anew.
+            objective=prepared.objective if device == "cpu" else None,
+        )
+        attach_best_model(prepared.study, store, path)
+    return done

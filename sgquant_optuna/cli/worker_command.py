@@ -1,0 +1,113 @@
+"""``sgquant worker``: join a study from any machine."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from sgquant_optuna.cli.logs import LogLevel, start_logging
+from sgquant_optuna.cli.options import Artifacts, Device, Root, Storage, StudyArgument
+
+
+class Engine(StrEnum):
+    """What runs the worker processes."""
+
+    LOCAL = "local"
+    DASK = "dask"
+
+
+def worker(
+    study: StudyArgument = None,
+    storage: Storage = None,
+    root: Root = None,
+    artifacts: Artifacts = None,
+    n_jobs: Annotated[
+        int, typer.Option(min=1, help="Processes; the cores are divided among them.")
+    ] = 1,
+    n_trials: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="no limit", help="Trials of each process at most."),
+    ] = None,
+    total: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default="as planned", help="Raise the trials of the study to this number."
+        ),
+    ] = None,
+    device: Device = "cpu",
+    grace: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds that a trial gets to finish after SIGTERM or Ctrl+C."),
+    ] = 5.0,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            show_default="300, at a terminal 0",
+            help="Seconds that the start waits for a database server that does not answer.",
+        ),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Run the processes here, or on a Dask cluster.")
+    ] = Engine.LOCAL,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of the Dask scheduler: tcp://HOST:8786.")
+    ] = None,
+    log_level: Annotated[LogLevel, typer.Option(help="How much is told.")] = LogLevel.INFO,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show errors only.")] = False,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Measure trials of a study until it has all that its plan asks for.
+
+    The study tells what is measured; only its database and the data sets are needed. SIGTERM or
+    Ctrl+C lets the trial finish within --grace or gives it back; a second signal does so at once.
+    """
+    from dataclasses import replace
+
+    from sgquant_optuna.cli.logs import quiet_optuna
+    from sgquant_optuna.search.study_creation import load_study
+    from sgquant_optuna.search.workers.engines import run_here, run_processes
+    from sgquant_optuna.storage import PATIENCE
+    from sgquant_optuna.study.plan import SearchPlan
+
+    if (engine is Engine.DASK) != (scheduler is not None):
+        raise ValueError("--scheduler: expected together with --engine dask, and only then")
+    quiet_optuna()
+    if wait is None:  # a typing mistake is told at once to who is there to correct it
+        wait = 0.0 if sys.stdin is not None and sys.stdin.isatty() else PATIENCE
+    opened = load_study(study, storage=storage, wait=wait)
+    start_logging(opened.study_name, LogLevel.ERROR if quiet else log_level)
+    plan = SearchPlan.load(opened)
+    if total is not None:
+        if total < plan.n_trials:
+            raise ValueError(f"--total: expected at least the plan's {plan.n_trials}, got {total}")
+        replace(plan, n_trials=total).save(opened)
+    if n_jobs == 1 and engine is Engine.LOCAL:
+        code = run_here(
+            opened.study_name,
+            storage=storage,
+            root=root,
+            artifacts=artifacts,
+            device=device,
+            n_trials=n_trials,
+            grace=grace,
+            wait=wait,
+            parent=parent,
+        )
+    else:
+        code = run_processes(
+            opened.study_name,
+            n_jobs,
+            storage=storage,
+            root=root,
+            artifacts=artifacts,
+            device=device,
+            n_trials=n_trials,
+            grace=grace,
+            log_level=(LogLevel.ERROR if quiet else log_level).value,
+            scheduler=scheduler,
+        )
+    raise typer.Exit(code)

@@ -1,0 +1,1 @@
+"""Graphs, models and their full-precision training: PyTorch Geometric alone, no quantizer."""

@@ -1,0 +1,75 @@
+"""A PyG transform that tells every node's degree bucket (the paper's topology-aware groups)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.transforms import BaseTransform
+from torch_geometric.utils import degree
+
+from sgquant_optuna.graph.degree_edges import DEFAULT_DEGREE_EDGES, check_degree_edges
+
+
+def quantile_degree_edges(data: Data, num_buckets: int) -> tuple[int, ...]:
+    """Choose edges so that every bucket holds about the same number of nodes.
+
+    Fewer buckets come out where many nodes share one degree.
+
+    Raises:
+        ValueError:
+            If ``num_buckets`` is below 1.
+    """
+    if num_buckets < 1:
+        raise ValueError(f"number of degree buckets: expected at least 1, got {num_buckets}")
+    ranked = in_degree(data).sort().values
+    cuts = [len(ranked) * part // num_buckets for part in range(1, num_buckets)]
+    lowest = int(ranked[0]) if len(ranked) else 0
+    edges = {int(ranked[cut]) for cut in cuts}
+    return tuple(sorted(edge for edge in edges if edge > max(lowest, 0)))
+
+
+def in_degree(data: Data) -> Tensor:
+    """Count the edges that end in each node, ``[N]`` int64; an isolated node has 0."""
+    edge_index = data.edge_index
+    assert edge_index is not None
+    degrees: Tensor = degree(edge_index[1], data.num_nodes, dtype=torch.long)
+    return degrees
+
+
+@functional_transform("add_degree_buckets")
+class AddDegreeBuckets(BaseTransform):
+    """Write ``data.degree_bucket``: ``[N]`` int64, the bucket of every node's in-degree.
+
+    Bucket ``b`` holds the nodes with ``edges[b - 1] <= degree < edges[b]``, so isolated nodes
+    are in bucket 0. As a node attribute it follows ``subgraph`` and mini-batch loaders, which
+    keep the bucket that a node has in the whole graph.
+
+    Args:
+        edges:
+            Lower degrees of the buckets above the first, in rising order.
+
+    Raises:
+        ValueError:
+            If the edges do not rise or are not positive.
+
+    Reference:
+        SGQuant, "Topology-Aware Quantization".
+    """
+
+    def __init__(self, edges: Sequence[int] = DEFAULT_DEGREE_EDGES) -> None:
+        self.edges = check_degree_edges(edges)
+
+    def forward(self, data: Data) -> Data:
+        """Write the attribute into ``data`` and return it."""
+        boundaries = torch.tensor(self.edges, dtype=torch.long)
+        degrees = in_degree(data)
+        data.degree_bucket = torch.bucketize(degrees, boundaries.to(degrees.device), right=True)
+        return data
+
+    def __repr__(self) -> str:
+        """Return the constructor call."""
+        return f"{self.__class__.__name__}(edges={self.edges})"

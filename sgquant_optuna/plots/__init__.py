@@ -1,1 +1,0 @@
-"""Plots of a study: numbers without a plotting library, then figures."""

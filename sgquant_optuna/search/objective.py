@@ -1,0 +1,276 @@
+"""One trial: quantize a copy of the trained model as the trial says, finetune it, score it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+import torch
+from optuna.study import Study, StudyDirection
+from optuna.trial import Trial
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from sgquant_optuna.attachment.calibrated_model import CalibratedModel
+from sgquant_optuna.graph.datasets import check_graph
+from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets, quantile_degree_edges
+from sgquant_optuna.graph.degree_edges import check_degree_edges
+from sgquant_optuna.graph.fingerprint import graph_fingerprint, model_fingerprint, weights_sketch
+from sgquant_optuna.graph.fixed_graph import FixedGraph
+from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.training import TrainingResult
+from sgquant_optuna.quantization.memory import (
+    FeatureLayout,
+    exact_inputs,
+    honest_memory,
+    paper_memory,
+)
+from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
+from sgquant_optuna.storage import write_together
+from sgquant_optuna.study.plan import ObjectiveConfig
+from sgquant_optuna.study.record import Fingerprint, StudyRecord
+from sgquant_optuna.study.search_space import BitWidthSearchSpace, parse_granularity
+from sgquant_optuna.study.trial_result import TrialResult
+
+
+class QuantizationObjective:
+    """Measures what a choice of bit widths saves and what it costs in accuracy.
+
+    Give it to ``study.optimize``, or call it with an asked trial. It sees the training and
+    validation nodes only: test mask and test labels are dropped when it is made.
+
+    In mode ``"constrained"`` the value is the memory in bytes, to be minimised. A trial whose
+    accuracy drops by more than ``max_drop`` records that as a constraint and is penalised to
+    ``full_precision_bytes * (1 + violation)``, so that no infeasible trial ever looks best, not
+    even where constraints are ignored. In mode ``"pareto"`` the values are memory in bytes and
+    accuracy drop in percentage points, both minimised.
+
+    Args:
+        model:
+            Trained full-precision model, or several of one architecture that were trained from
+            different seeds: each trial is then measured on all of them, so that the search cannot
+            adapt to the luck of one. They are copied and stay as they are.
+        data:
+            Graph with ``x``, ``edge_index``, ``y``, ``train_mask`` and ``val_mask``.
+        config:
+            Options of the search; the defaults of :class:`ObjectiveConfig` if ``None``.
+        forward:
+            Function that calls the model with the graph, where the parameters of the model are
+            not named as the graph's columns.
+        options:
+            Options of :class:`ObjectiveConfig` by name, in the place of those of ``config``.
+
+    Raises:
+        GraphError:
+            If the graph lacks a column, or a mask is empty or overlaps another.
+        ModelError:
+            If the model cannot be quantized.
+        TypeError:
+            If an option has no such name.
+        ValueError:
+            If an option is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        data: Data,
+        config: ObjectiveConfig | None = None,
+        *,
+        forward: Forward = forward,
+        **options: Any,
+    ) -> None:
+        self.config = config = replace(config or ObjectiveConfig(), **options)
+        check_graph(data)
+        models = [model] if isinstance(model, nn.Module) else list(model)
+        self._forward = forward
+
+        data = without_test_nodes(data)
+        graph_print = graph_fingerprint(data)
+        self.degree_edges = _degree_edges(data, config)
+        if self.degree_edges:
+            data = AddDegreeBuckets(self.degree_edges)(data)
+        self.graph = FixedGraph(data)
+
+        self.models = [self.calibrated(one) for one in models]
+        self.layout = self.models[0].layout
+        exact = _exact_inputs(self.layout, config)
+        self.search_space = BitWidthSearchSpace(
+            self.layout.sizes,
+            granularity=config.granularity,
+            candidates=config.candidates,
+            frozen={**exact, **config.frozen},  # what the user says comes last and counts
+            encoding=config.encoding,
+        )
+        self.fingerprint: Fingerprint = {
+            "graph": graph_print,
+            "model": model_fingerprint(models[0]),
+            "weights": weights_sketch(nn.ModuleList(models)),
+            "space": {
+                **self.search_space.to_dict(),
+                "degree_edges": list(self.degree_edges),
+            },
+            "quantizer": config.quantizer.to_dict(),
+            "finetuning": config.finetuning.to_dict(),
+            "protocol": {
+                "mode": config.mode,
+                "max_drop": config.max_drop,
+                "models": len(models),
+                "repeats": config.repeats,
+                "seed": config.seed,
+            },
+        }
+        self._checked_studies: set[str] = set()
+
+    def calibrated(self, model: nn.Module) -> CalibratedModel:
+        """Return a model of the same architecture, ready to be finetuned on the same graph."""
+        return CalibratedModel(
+            model,
+            self.graph,
+            candidates=sorted({*self.config.candidates, *self.config.frozen.values()}),
+            quantizer=self.config.quantizer,
+            num_buckets=len(self.degree_edges) + 1,
+            layers=self.config.layers,
+            attention=self.config.attention,
+            forward=self._forward,
+        )
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        """Directions of the values, for ``optuna.create_study``."""
+        return [StudyDirection.MINIMIZE] * len(self.metric_names)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the values, for ``study.set_metric_names``."""
+        return self.config.metric_names
+
+    @cached_property
+    def full_precision_accuracy(self) -> float:
+        """Validation accuracy at 32 bits after the same finetuning, in percent."""
+        return self.measure(self.full_precision)
+
+    @property
+    def full_precision(self) -> BitWidths:
+        """The assignment that quantizes nothing."""
+        return BitWidths(dict.fromkeys(self.layout.sizes, FULL_PRECISION))
+
+    def memory_bytes(self, params: Mapping[str, Any]) -> float:
+        """Return the honest bytes of a choice of parameters, without any training."""
+        bits = self.search_space.from_params(params)
+        return honest_memory(self.layout, bits).memory_bytes
+
+    def measure(self, bits: BitWidths) -> float:
+        """Finetune with these widths; return the mean validation accuracy in percent."""
+        return fmean(result.accuracy for _, result in self.finetuned(bits))
+
+    def finetuned(self, bits: BitWidths) -> Iterator[tuple[nn.Module, TrainingResult]]:
+        """Yield the models that a trial with these widths is measured on, one by one."""
+        for model in self.models:
+            for repeat in range(self.config.repeats):
+                seed = self.config.seed + repeat
+                yield model.finetune(bits, self.config.finetuning, seed=seed)
+
+    def finetune(self, bits: BitWidths, *, seed: int) -> tuple[nn.Module, TrainingResult]:
+        """Return a finetuned copy of the (first) model, and how its training went."""
+        return self.models[0].finetune(bits, self.config.finetuning, seed=seed)
+
+    def record(self) -> StudyRecord:
+        """Return what a study of this objective says of itself."""
+        return StudyRecord(
+            fingerprint=self.fingerprint,
+            layout=self.layout,
+            degree_edges=self.degree_edges,
+            full_precision_accuracy=self.full_precision_accuracy,
+            max_drop=self.config.max_drop,
+            mode=self.config.mode,
+        )
+
+    def __call__(self, trial: Trial) -> float | tuple[float, float]:
+        """Measure one trial.
+
+        Returns:
+            The memory in bytes (penalised if infeasible), or memory and accuracy drop.
+
+        Raises:
+            StudyMismatchError:
+                If the study was measured on another graph, model, space or protocol.
+        """
+        if trial.study.study_name not in self._checked_studies:
+            self.sign(trial.study)
+        started = time.perf_counter()
+        with write_together():
+            bits = self.search_space.suggest(trial)
+        accuracy = self.measure(bits)
+        honest, paper = honest_memory(self.layout, bits), paper_memory(self.layout, bits)
+        result = TrialResult(
+            accuracy=accuracy,
+            accuracy_drop=self.full_precision_accuracy - accuracy,
+            memory_bytes=honest.memory_bytes,
+            saving=honest.saving,
+            paper_memory_bytes=paper.memory_bytes,
+            paper_saving=paper.saving,
+            average_bits=paper.average_bits,
+            bit_widths=bits,
+            seconds=time.perf_counter() - started,
+        )
+        with write_together():
+            for name, value in result.to_attrs().items():
+                trial.set_user_attr(name, value)
+        if self.config.mode == "pareto":
+            return result.memory_bytes, result.accuracy_drop
+        violation = result.violation(self.config.max_drop)
+        # The list form is the one that both Optuna and its dashboard read.
+        trial.storage.set_trial_system_attr(trial._trial_id, "constraints", [violation])
+        if result.is_feasible(self.config.max_drop):
+            return result.memory_bytes
+        return honest.full_precision_bytes * (1 + violation)
+
+    def sign(self, study: Study) -> None:
+        """Check that a study is of this objective, or mark a new one as such.
+
+        Raises:
+            StudyMismatchError:
+                If it was measured on another graph, model, space or protocol.
+        """
+        known = StudyRecord.load(study)
+        if known is None:
+            self.record().save(study)
+        else:
+            known.check(study, self.fingerprint)
+            # What is compared with must not differ between workers by rounding.
+            self.__dict__["full_precision_accuracy"] = known.full_precision_accuracy
+        self._checked_studies.add(study.study_name)
+
+
+def _degree_edges(data: Data, config: ObjectiveConfig) -> tuple[int, ...]:
+    if "bucket" not in parse_granularity(config.granularity) and config.quantizer.axis != "bucket":
+        return ()
+    if isinstance(config.degree_edges, int):
+        return quantile_degree_edges(data, config.degree_edges)
+    return check_degree_edges(config.degree_edges)
+
+
+def _exact_inputs(layout: FeatureLayout, config: ObjectiveConfig) -> dict[str, int]:
+    sites = exact_inputs(layout, config.candidates) if config.exact_inputs else {}
+    if len(sites) == len(layout.sizes):
+        return {}  # nothing would be left to search
+    return {str(site): width for site, width in sites.items()}
+
+
+def without_test_nodes(data: Data) -> Data:
+    """Return a copy that no search can read test labels from.
+
+    The test mask is gone, and labels outside training and validation nodes are -1.
+    """
+    stripped = copy.copy(data)
+    del stripped.test_mask
+    assert isinstance(data.y, Tensor)
+    seen = data.train_mask | data.val_mask
+    stripped.y = torch.where(seen, data.y, torch.full_like(data.y, -1))
+    return stripped

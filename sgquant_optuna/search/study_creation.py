@@ -1,0 +1,72 @@
+"""Makes or resumes the Optuna study of an objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+
+from sgquant_optuna.sampler import SGQuantSampler
+from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.storage import open_storage
+from sgquant_optuna.study.loading import load_study
+
+__all__ = ["create_study", "default_sampler", "load_study"]
+
+
+def create_study(
+    objective: QuantizationObjective,
+    *,
+    storage: str | Path | BaseStorage | None = None,
+    study_name: str | None = None,
+    sampler: BaseSampler | None = None,
+    seed: int | None = None,
+) -> optuna.Study:
+    """Make the study of an objective, or resume it if the storage holds it already.
+
+    A study made by ``optuna.create_study`` serves as well; this function sets directions, names
+    of the values and the sampler.
+
+    Args:
+        objective:
+            What will be measured.
+        storage:
+            A URL, a file of SQLite, or an Optuna storage; the local default if ``None``.
+        study_name:
+            Name under which it is resumed; a new one by default.
+        sampler:
+            Any Optuna sampler; :class:`SGQuantSampler` by default.
+        seed:
+            Of the default sampler.
+
+    Raises:
+        StorageError:
+            If the storage cannot be opened.
+        StudyMismatchError:
+            If the study was measured on another graph, model, space or protocol.
+    """
+    study = optuna.create_study(
+        storage=storage if isinstance(storage, BaseStorage) else open_storage(storage),
+        study_name=study_name,
+        sampler=sampler or default_sampler(objective, seed=seed),
+        directions=objective.directions,
+        load_if_exists=True,
+    )
+    objective.sign(study)
+    if study.metric_names != objective.metric_names:
+        study.set_metric_names(objective.metric_names)
+    return study
+
+
+def default_sampler(
+    objective: QuantizationObjective, *, seed: int | None = None, n_measure: int = 10
+) -> SGQuantSampler:
+    """Return the sampler that knows the objective's space and its memory formula."""
+    return SGQuantSampler(
+        objective.search_space.distributions,
+        known_objective=objective.memory_bytes,
+        n_measure=n_measure,
+        seed=seed,
+    )

@@ -1,0 +1,208 @@
+"""From a study to files: the packed model of a trial, or its assignment of bit widths alone."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from sgquant_optuna.packed.export import ExportedModel, export_packed
+from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.search.trained_models import load_plan_graph, shared_models, train_models
+from sgquant_optuna.study.assignment import Assignment
+from sgquant_optuna.study.final_result import FinalResult
+from sgquant_optuna.study.plan import SearchPlan
+from sgquant_optuna.study.record import StudyRecord
+from sgquant_optuna.study.rows import trial_rows
+from sgquant_optuna.study.selection import Ranked, choose
+from sgquant_optuna.study.trial_result import TrialResult
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+
+@dataclass(frozen=True)
+class ExportedTrial:
+    """A trial that was measured again and written. Accuracies are on validation nodes, in percent.
+
+    Args:
+        trial:
+            Number of the trial.
+        model:
+            Description of what was written.
+        trial_accuracy:
+            Accuracy that the trial saw: the mean over its trainings.
+        reproduced_accuracy:
+            The same mean, measured again now.
+        accuracy:
+            Accuracy of the packed model, the first of those trainings.
+    """
+
+    trial: int
+    model: ExportedModel
+    trial_accuracy: float
+    reproduced_accuracy: float
+    accuracy: float
+
+
+def export_study(
+    study: optuna.Study,
+    path: str | Path,
+    *,
+    trial: int | None = None,
+    root: str | Path | None = None,
+    artifact_store: ArtifactStore | None = None,
+    objective: QuantizationObjective | None = None,
+) -> ExportedTrial:
+    """Finetune as a trial did, and write its first model packed.
+
+    Args:
+        study:
+            Study of ``sgquant search``.
+        path:
+            File to write.
+        trial:
+            Number of the trial; by default that of the final report, else the best.
+        root:
+            Folder of data sets.
+        artifact_store:
+            Store of the study's trained models; without it, or if they are not there, they are
+            trained again from the same seeds.
+        objective:
+            Objective of the study, on the CPU, if it is at hand: nothing is loaded or trained
+            again.
+
+    Raises:
+        ArtifactError:
+            If the trained models were altered.
+        PackingError:
+            If the packed model does not do what the fake-quantized one does.
+        StudyMismatchError:
+            If the study has no settings, or graph, model or weights are not those it was made of.
+        StudyNotFoundError:
+            If the study is not of our objective, or has no such finished trial.
+        ValueError:
+            If the file cannot be written.
+    """
+    _check_out_file(path)
+    record = StudyRecord.of(study)
+    chosen, final = _choose(study, record, trial)
+    plan = SearchPlan.load(study)
+    if objective is None:
+        objective = _objective(plan, study, root, artifact_store)
+    record.check(study, objective.fingerprint)
+    trainings = objective.finetuned(chosen.result.bit_widths)
+    model, result = next(trainings)
+    reproduced = fmean([result.accuracy, *(other.accuracy for _, other in trainings)])
+    exported = export_packed(
+        model,
+        objective.graph.data,
+        path,
+        layout=objective.layout,
+        provenance={
+            **_source(study, chosen, record, final),
+            "dataset": plan.dataset,
+            "seed": plan.seed,
+            "plan": asdict(plan),
+            "degree_edges": list(objective.degree_edges),
+            "fingerprint": objective.fingerprint,
+            "reproduced_accuracy": reproduced,
+            "accuracy": result.accuracy,
+        },
+    )
+    return ExportedTrial(
+        chosen.number, exported, chosen.result.accuracy, reproduced, result.accuracy
+    )
+
+
+def export_assignment(
+    study: optuna.Study, path: str | Path, *, trial: int | None = None
+) -> Assignment:
+    """Write the bit widths of a trial as JSON, from the study alone.
+
+    Args:
+        study:
+            Study of ``QuantizationObjective``.
+        path:
+            File to write.
+        trial:
+            Number of the trial; by default that of the final report, else the best.
+
+    Raises:
+        StudyNotFoundError:
+            If the study is not of our objective, or has no such finished trial.
+        ValueError:
+            If the file cannot be written.
+    """
+    record = StudyRecord.of(study)
+    chosen, final = _choose(study, record, trial)
+    assignment = Assignment(
+        chosen.result.bit_widths,
+        record.quantizer,
+        record.degree_edges,
+        record.granularity,
+        record.fingerprint,
+        _source(study, chosen, record, final),
+    )
+    assignment.save(path)
+    return assignment
+
+
+def _choose(
+    study: optuna.Study, record: StudyRecord, number: int | None
+) -> tuple[Ranked[TrialResult], FinalResult | None]:
+    return choose(study, trial_rows(study, TrialResult), record.max_drop, number=number)
+
+
+def _objective(
+    plan: SearchPlan,
+    study: optuna.Study,
+    root: str | Path | None,
+    artifact_store: ArtifactStore | None,
+) -> QuantizationObjective:
+    data = load_plan_graph(plan, root)
+    models = None
+    if artifact_store is not None:
+        models = shared_models(plan, data, study, artifact_store)
+    return QuantizationObjective(models or train_models(plan, data), data, plan)
+
+
+def _source(
+    study: optuna.Study,
+    trial: Ranked[TrialResult],
+    record: StudyRecord,
+    final: FinalResult | None,
+) -> dict[str, Any]:
+    return {
+        "study": study.study_name,
+        "trial": trial.number,
+        "full_precision_accuracy": record.full_precision_accuracy,
+        "trial_accuracy": trial.result.accuracy,
+        "accuracy_drop": trial.result.accuracy_drop,
+        "max_drop": record.max_drop,
+        "final": None if final is None else asdict(final),
+    }
+
+
+def _check_out_file(path: str | Path) -> None:
+    """Check, before its content is computed, that a file can be written; nothing is left there.
+
+    Raises:
+        ValueError:
+            If the path is a folder, or its own folder is missing or takes no files.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise ValueError(f"{path}: expected a file to write, got a folder")
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: expected a file in an existing folder, got {path.parent}")
+        # Permissions do not tell: some file systems take no file from anyone.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write it ({error.strerror})") from error

@@ -1,0 +1,1 @@
+"""Processes that measure the trials of one study together."""

@@ -1,0 +1,166 @@
+"""An exact number of trials for a study, shared by all its workers without a lock."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from sgquant_optuna.storage import BIRTH_ATTR, MARK_ATTRS, every_trial_beats
+from sgquant_optuna.storage.processes import is_gone, process_mark
+
+Values = float | Sequence[float]
+Callback = Callable[[optuna.Study, FrozenTrial], None]
+
+_logger = logging.getLogger(__name__)
+_LIVE = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+_POLL = 0.5  # seconds between two looks while other workers run the last trials
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ExperimentalWarning)
+    _retry = RetryHeartbeatStaleTrialCallback(max_retry=2)
+_EMPTY_PATIENCE = 30.0  # seconds; a trial that begins is empty for some milliseconds
+SURPLUS_ATTR = "sgquant:surplus"
+PROCESS_ATTR = "sgquant:process"
+
+
+class _SurplusError(Exception):
+    """A trial that was begun when the budget was given out already."""
+
+
+def optimize_within_budget(
+    study: optuna.Study,
+    objective: Callable[[Trial], Values],
+    n_trials: Callable[[], int],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    callbacks: Iterable[Callback] = (),
+) -> None:
+    """Run trials until the study has its budget of complete ones, whoever ran them.
+
+    Trials are numbered by the storage, one by one. A trial counts against the budget by how many
+    living trials (complete, running or waiting) have a lower number, so of two workers that begin
+    the last one together, the later one gives up before it measures anything. A worker that finds
+    the budget given out waits until all is complete, for the trials of killed workers come back.
+
+    Args:
+        study:
+            With its sampler.
+        objective:
+            Measures a trial.
+        n_trials:
+            Returns the budget; asked before each trial, for it may grow.
+        should_stop:
+            Whether to end after the trial that runs.
+        callbacks:
+            Called with study and trial after each trial of this worker.
+
+    Raises:
+        Exception:
+            Whatever the objective raises.
+    """
+
+    def measure(trial: Trial) -> Values:
+        # With the number, for a retried copy inherits the attributes.
+        mark = [trial.number, process_mark()]
+        study._storage.set_trial_system_attr(trial._trial_id, PROCESS_ATTR, mark)
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False, states=_LIVE)
+        if sum(other.number < trial.number for other in trials) >= n_trials():
+            trial.set_user_attr(SURPLUS_ATTR, True)
+            raise _SurplusError
+        return objective(trial)
+
+    notes = [_without_surplus(callback) for callback in callbacks]
+    empty: dict[int, float] = {}
+    while not should_stop():
+        counts = {state: 0 for state in _LIVE}
+        for trial in study._storage.get_all_trials(study._study_id, deepcopy=False, states=_LIVE):
+            counts[trial.state] += 1
+        budget = n_trials()
+        if counts[TrialState.COMPLETE] >= budget:
+            return
+        if not counts[TrialState.WAITING] and sum(counts.values()) >= budget:
+            optuna.storages.fail_stale_trials(study)
+            take_over(study, empty)
+            time.sleep(_POLL)
+            continue
+        try:
+            with every_trial_beats():  # killed before its first beat, it would run for ever
+                study.optimize(measure, n_trials=1, catch=(_SurplusError,), callbacks=notes)
+        except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
+            if not _says_stale(error):
+                raise
+            # Another worker took us for dead and has put the trial back.
+            _logger.warning("a trial was declared stale while it ran; its result is dropped")
+
+
+def _says_stale(error: BaseException | None) -> bool:
+    """Tell whether Optuna refused a result because the trial is over, in one of its three ways."""
+    if isinstance(error, UpdateFinishedTrialError):
+        return True
+    if isinstance(error, AssertionError):  # of its log, while the refusal was on its way up
+        return str(error) == "Should not reach." and _says_stale(error.__context__)
+    return isinstance(error, ValueError) and "Cannot tell a" in str(error)
+
+
+def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
+    """Put back what killed workers ran and the heartbeat does not tell, or not yet.
+
+    Args:
+        study:
+            Its running trials are looked at.
+        empty:
+            When each trial that holds nothing at all was first seen; kept from call to call.
+            Its worker was killed as it began, before the first heartbeat.
+    """
+    now = time.monotonic()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        number, mark = trial.system_attrs.get(PROCESS_ATTR) or (None, None)
+        if number != trial.number:  # killed before it signed: who made it?
+            _, mark = trial.system_attrs.get(BIRTH_ATTR) or (None, None)
+        chosen = set(trial.system_attrs) - MARK_ATTRS
+        if mark is not None:
+            gone = is_gone(mark)
+        else:
+            holds_nothing = not (trial.params or trial.user_attrs or chosen)
+            gone = holds_nothing and now - empty.setdefault(trial._trial_id, now) > _EMPTY_PATIENCE
+        if not gone:
+            continue
+        try:  # of several workers that see it, one fails it and queues its copy
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            continue
+        _logger.warning("trial %d: its process is gone", trial.number)
+        if chosen:  # else there is no configuration to repeat
+            _retry(study, study._storage.get_trial(trial._trial_id))
+
+
+def release(study: optuna.Study, trial: Trial | FrozenTrial) -> None:
+    """Give a running trial of this process back, so that any worker runs the same again."""
+    try:
+        study._storage.set_trial_system_attr(trial._trial_id, PROCESS_ATTR, None)
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    except UpdateFinishedTrialError:  # declared stale before, so it was put back already
+        return
+    _logger.warning("trial %d: released, any worker may run it again", trial.number)
+
+
+def release_own(study: optuna.Study) -> None:
+    """Give back what this process, which runs no trial now, left running in the database."""
+    own = process_mark()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if own is not None and trial.system_attrs.get(PROCESS_ATTR) == [trial.number, own]:
+            release(study, trial)
+
+
+def _without_surplus(callback: Callback) -> Callback:
+    def call(study: optuna.Study, trial: FrozenTrial) -> None:
+        if SURPLUS_ATTR not in trial.user_attrs:
+            callback(study, trial)
+
+    return call

@@ -1,0 +1,117 @@
+"""Where worker processes run: in this process, beside it, or on a Dask cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sgquant_optuna.search.preparation import join_search
+from sgquant_optuna.search.workers.stopping import Stopped, Stopper, stop_with_parent
+from sgquant_optuna.search.workers.worker import run_worker
+from sgquant_optuna.search.workers.worker_processes import WorkerProcesses
+
+_logger = logging.getLogger(__name__)
+_POLL = 0.25  # seconds between two looks at the processes
+
+
+def run_here(
+    study: str,
+    *,
+    storage: str | None,
+    root: Path | None,
+    artifacts: str | None,
+    device: str,
+    n_trials: int | None,
+    grace: float,
+    wait: float,
+    parent: int | None,
+) -> int:
+    """Be one worker; return the exit code."""
+    if parent is not None:
+        stop_with_parent(parent)
+    stopper = Stopper(grace)
+    with stopper.installed():
+        try:
+            prepared = join_search(
+                study, storage=storage, artifacts=artifacts, root=root, device=device, wait=wait
+            )
+            with stopper.protected():
+                finished = run_worker(prepared, n_trials=n_trials, stopper=stopper)
+        except Stopped:
+            _logger.warning("stopped")
+        else:
+            _logger.info("done after %d trials of this worker", finished)
+    return stopper.exit_code
+
+
+def run_processes(
+    study: str,
+    count: int,
+    *,
+    storage: str | None,
+    root: Path | None,
+    artifacts: str | None,
+    device: str,
+    n_trials: int | None = None,
+    grace: float = 5.0,
+    log_level: str = "info",
+    scheduler: str | None = None,
+    show: Callable[[str], None] | None = None,
+    on_tick: Callable[[], None] | None = None,
+) -> int:
+    """Run several worker processes until all have ended; return the exit code.
+
+    Args:
+        study:
+            Its name.
+        count:
+            How many processes.
+        storage:
+            Study database.
+        root:
+            Folder of data sets.
+        artifacts:
+            Where the trained models are.
+        device:
+            Where tensors live.
+        n_trials:
+            Trials of each process at most.
+        grace:
+            Seconds that a running trial gets to finish after a signal.
+        log_level:
+            Of the processes.
+        scheduler:
+            Address of a Dask scheduler whose cluster runs them instead of this machine.
+        show:
+            Takes the lines that the processes write.
+        on_tick:
+            Called several times a second.
+    """
+    arguments = ["--device", device, "--grace", str(grace), "--log-level", log_level]
+    if n_trials is not None:
+        arguments += ["--n-trials", str(n_trials)]
+    arguments += ["--", study]
+    environment = {
+        name: str(value)
+        for name, value in {
+            "SGQUANT_STORAGE": storage,
+            "SGQUANT_DATA": root,
+            "SGQUANT_ARTIFACTS": artifacts,
+        }.items()
+        if value is not None
+    }
+    if scheduler is not None:
+        from sgquant_optuna.search.workers.dask_cluster import run_on_dask
+
+        return run_on_dask(scheduler, arguments, count, environment=environment, show=show)
+    workers = WorkerProcesses(arguments, count, environment=environment, show=show)
+    with workers.forwarding_signals():
+        with contextlib.suppress(KeyboardInterrupt):
+            while workers.watch():
+                time.sleep(_POLL)
+                if on_tick is not None:
+                    on_tick()
+    return workers.exit_code

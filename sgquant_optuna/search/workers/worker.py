@@ -1,0 +1,170 @@
+"""One process that measures trials of a study until its budget is used up."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from sgquant_optuna.exceptions import SgquantError, WorkerError
+from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.search.preparation import PreparedSearch
+from sgquant_optuna.search.workers.budget import (
+    Callback,
+    optimize_within_budget,
+    release,
+    release_own,
+)
+from sgquant_optuna.search.workers.stopping import Stopped, Stopper
+from sgquant_optuna.storage import outage
+from sgquant_optuna.storage.processes import worker_name
+from sgquant_optuna.study.plan import SearchPlan
+from sgquant_optuna.study.trial_result import TrialResult
+
+WORKER_ATTR = "worker"
+_MAX_FAILURES = 3
+_PAUSE = 1.0  # seconds after the first failure
+_MAX_PAUSE = 30.0
+_OUTAGE_TRIES = 12
+
+_logger = logging.getLogger(__name__)
+
+
+def run_worker(
+    prepared: PreparedSearch,
+    *,
+    n_trials: int | None = None,
+    stopper: Stopper | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> int:
+    """Measure trials until the study has the number that its plan asks for.
+
+    A trial that a signal interrupts goes back to the study as waiting, with the configuration
+    that it claimed, and any worker runs it again. A trial that fails is recorded as such and
+    replaced by another.
+
+    Args:
+        prepared:
+            The study and its objective.
+        n_trials:
+            Trials of this worker at most.
+        stopper:
+            Ends the worker on a signal; its caller installs it.
+        callbacks:
+            Called with study and trial after each trial of this worker.
+
+    Returns:
+        How many trials this worker finished.
+
+    Raises:
+        Stopped:
+            If a signal interrupted a trial or the wait for the last ones.
+        StudyMismatchError:
+            If the study is not of this objective.
+        WorkerError:
+            If trials failed three times in a row, or the database stays away for some four
+            minutes; its cause is the last error.
+    """
+    study, stopper = prepared.study, stopper or Stopper(0.0)
+    tally = _Tally(n_trials)
+    objective = _Signed(prepared.objective, stopper)
+    while True:
+        try:
+            optimize_within_budget(
+                study,
+                objective,
+                lambda: SearchPlan.load(study).n_trials,
+                should_stop=lambda: stopper.requested or tally.is_full,
+                callbacks=[tally, *callbacks],
+            )
+        except SgquantError:
+            raise  # another try would end the same
+        except Exception as error:
+            if outage(error) is not None:
+                _wait_for(study, error, tally)
+                continue
+            tally.failures, tally.outages = tally.failures + 1, 0
+            _logger.info("the traceback of the trial that failed:", exc_info=error)
+            said = f"{type(error).__name__}: {error}"
+            if tally.failures >= _MAX_FAILURES:
+                raise WorkerError(
+                    f"{tally.failures} trials failed in a row, the last by {said}"
+                ) from error
+            _logger.warning("a trial failed (%s); going on with another", said)
+            time.sleep(_PAUSE * tally.failures)
+        else:
+            return tally.finished
+
+
+def _wait_for(study: optuna.Study, error: Exception, tally: _Tally) -> None:
+    """Wait until the database answers again, and give back the trial that it cut off.
+
+    It may answer and yet refuse to write, as on a full disk. So the pauses grow until a trial
+    succeeds, not just until something is read.
+
+    Raises:
+        WorkerError:
+            If the database stays away for some four minutes.
+    """
+    while True:
+        tally.outages += 1
+        if tally.outages > _OUTAGE_TRIES:
+            raise WorkerError(f"the database stays away ({outage(error)})") from error
+        pause = min(_PAUSE * 2 ** (tally.outages - 1), _MAX_PAUSE)
+        _logger.warning(
+            "the database does not answer (%s); next try in %g s", outage(error), pause
+        )
+        time.sleep(pause)
+        try:
+            release_own(study)
+        except Exception as again:
+            if outage(again) is None:
+                raise
+            error = again
+        else:
+            return
+
+
+@dataclass
+class _Tally:
+    """An Optuna callback that counts and logs the trials of this worker."""
+
+    limit: int | None
+    finished: int = 0
+    failures: int = 0
+    outages: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.limit is not None and self.finished >= self.limit
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        if trial.state == TrialState.COMPLETE:
+            self.finished, self.failures, self.outages = self.finished + 1, 0, 0
+            result = TrialResult.of(trial.user_attrs)
+            assert result is not None  # our objective finished it
+            _logger.info(
+                "trial %d: saving %.1fx, drop %.2f points, %.1f s",
+                *(trial.number, result.saving, result.accuracy_drop, result.seconds),
+            )
+
+
+@dataclass
+class _Signed:
+    """The objective, with the worker's name in each trial, that gives back what it cannot end."""
+
+    objective: QuantizationObjective
+    stopper: Stopper
+
+    def __call__(self, trial: Trial) -> float | tuple[float, float]:
+        try:
+            with self.stopper.trial():
+                trial.set_user_attr(WORKER_ATTR, worker_name())
+                return self.objective(trial)
+        except Stopped:
+            release(trial.study, trial)
+            raise

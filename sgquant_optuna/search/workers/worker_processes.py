@@ -1,0 +1,179 @@
+"""Several worker processes on one machine: started, watched, restarted, stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sgquant_optuna.search.workers.stopping import on_signals
+
+_logger = logging.getLogger(__name__)
+
+BAD_INPUT = 2
+_FIRST_PAUSE = 1.0  # seconds before the first restart; doubled for each further one
+
+
+@dataclass
+class _Slot:
+    """One of the processes, and what became of those in its place before it."""
+
+    process: subprocess.Popen[str] | None = None
+    restarts: int = 0
+    start_at: float = 0.0
+    exit_code: int | None = None
+    readers: list[threading.Thread] = field(default_factory=list)
+
+
+class WorkerProcesses:
+    """Runs ``sgquant worker`` several times with the cores of the machine divided among them.
+
+    Args:
+        arguments:
+            Arguments of ``sgquant worker``.
+        count:
+            How many processes.
+        environment:
+            Variables besides those of this process; a database URL goes here, for the command
+            line of a process is there for all to read.
+        max_restarts:
+            How often a process that died is replaced.
+        show:
+            Takes the lines that the processes write; the standard error by default.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        count: int,
+        *,
+        environment: Mapping[str, str],
+        max_restarts: int = 3,
+        show: Callable[[str], None] | None = None,
+    ) -> None:
+        if count < 1:
+            raise ValueError(f"worker processes: expected at least 1, got {count}")
+        self.errors: list[str] = []
+        self._command = [
+            *(sys.executable, "-m", "sgquant_optuna", "worker", "--parent", str(os.getpid())),
+            *arguments,
+        ]
+        self._environment = {
+            **os.environ,
+            **({"OMP_NUM_THREADS": str(threads_for(count))} if count > 1 else {}),
+            **environment,
+        }
+        self._max_restarts = max_restarts
+        self._show = show or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._slots = [_Slot() for _ in range(count)]
+        self._stopping: int | None = None
+        for slot in self._slots:
+            self._start(slot)
+
+    def watch(self) -> bool:
+        """Restart what died; return whether any process runs still. Call it again and again."""
+        for slot in self._slots:
+            if slot.exit_code is not None:
+                continue
+            if slot.process is None:
+                if self._stopping is not None:
+                    slot.exit_code = 128 + self._stopping
+                elif time.monotonic() >= slot.start_at:
+                    self._start(slot)
+            elif slot.process.poll() is not None:
+                self._ended(slot, slot.process.returncode)
+        return any(slot.exit_code is None for slot in self._slots)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Pass a signal on to all processes; those that end are not restarted any more."""
+        self._stopping = number
+        for slot in self._slots:
+            if slot.process is not None and slot.process.poll() is None:
+                slot.process.send_signal(number)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all ended well, 2 on bad input, 128 + signal after a stop, otherwise 1."""
+        codes = {slot.exit_code or 0 for slot in self._slots}
+        if codes == {0}:
+            return 0
+        if BAD_INPUT in codes:
+            return BAD_INPUT
+        return 1 if self._stopping is None else 128 + self._stopping
+
+    @contextmanager
+    def forwarding_signals(self) -> Iterator[None]:
+        """Pass SIGINT and SIGTERM on to the processes inside the block."""
+        with on_signals(self.stop):
+            yield
+
+    def _start(self, slot: _Slot) -> None:
+        # A group of its own: Ctrl+C in the terminal reaches this process alone, which passes it
+        # on once. Twice would mean "at once" to a worker.
+        slot.process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+        slot.readers.append(threading.Thread(target=self._read, args=(slot.process,), daemon=True))
+        slot.readers[-1].start()
+
+    def _ended(self, slot: _Slot, code: int) -> None:
+        for reader in slot.readers:
+            reader.join(timeout=1.0)
+        assert slot.process is not None
+        process, slot.process = slot.process, None
+        if code == 0 or self._stopping is not None:
+            slot.exit_code = code if code >= 0 else 128 - code
+            return
+        # The others have the same input. Not so what a replacement stumbles over: the one before
+        # it had taken the input, so something happened since, and may pass.
+        if code == BAD_INPUT and not slot.restarts:
+            slot.exit_code = code
+            self.stop()
+            return
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if slot.restarts == self._max_restarts:
+            _logger.error("worker process %d ended by %s; giving it up", process.pid, how)
+            slot.exit_code = 1
+            return
+        slot.start_at = time.monotonic() + _FIRST_PAUSE * 2**slot.restarts
+        slot.restarts += 1
+        _logger.warning(
+            "worker process %d ended by %s; restart %d of %d",
+            *(process.pid, how, slot.restarts, self._max_restarts),
+        )
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        with process.stderr as lines:
+            for line in lines:
+                line = line.rstrip("\n")
+                if line.startswith("error: "):
+                    if line in self.errors:  # all processes make the same mistake: told once
+                        continue
+                    self.errors.append(line)
+                self._show(line)
+
+
+def threads_for(count: int) -> int:
+    """Return the threads of each of several processes: their share of the cores.
+
+    An ``OMP_NUM_THREADS`` that the user set stays.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // count)

@@ -1,0 +1,1 @@
+"""What a study holds and says: plan, record, trials, report. It never imports torch."""

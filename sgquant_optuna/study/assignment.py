@@ -1,0 +1,124 @@
+"""An assignment of bit widths as a JSON file, for those who want the configuration alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.graph.degree_edges import check_degree_edges
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.quantization.sites import BitWidths
+
+SCHEMA = "sgquant_optuna/assignment"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """How a model is to be quantized.
+
+    Args:
+        bit_widths:
+            Width of every site.
+        quantizer:
+            Rounding, range estimator and axis.
+        degree_edges:
+            Lower degrees of the buckets above the first; empty without buckets.
+        granularity:
+            Which sites share a width, as it was searched.
+        fingerprint:
+            Of graph, model, weights, space and protocol that it was found on.
+        source:
+            Study, trial and what was measured.
+
+    Example:
+        ::
+
+            found = load_assignment("widths.json")
+            model = attach(model, config=found.quantizer, num_buckets=found.num_buckets)
+            calibrate(model, data, candidates=found.candidates, forward=forward)
+            set_bit_widths(model, found.bit_widths)
+    """
+
+    bit_widths: BitWidths
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    degree_edges: tuple[int, ...] = ()
+    granularity: str = ""
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_buckets(self) -> int:
+        """Degree buckets, for ``attach``."""
+        return len(self.degree_edges) + 1
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """Widths to calibrate for."""
+        return tuple(sorted(set(self.bit_widths.values())))
+
+    def save(self, path: str | Path) -> None:
+        """Write to a JSON file.
+
+        Raises:
+            ValueError:
+                If it cannot be written.
+        """
+        content = {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "granularity": self.granularity,
+            "degree_edges": list(self.degree_edges),
+            "bit_widths": self.bit_widths.to_dict(),
+            "quantizer": self.quantizer.to_dict(),
+            "fingerprint": dict(self.fingerprint),
+            "source": dict(self.source),
+        }
+        try:
+            Path(path).write_text(json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise ValueError(f"{path}: cannot write it ({error.strerror})") from error
+
+
+def load_assignment(path: str | Path) -> Assignment:
+    """Read a file of :meth:`Assignment.save` or ``sgquant export --out FILE.json``.
+
+    Raises:
+        FileNotFoundError:
+            If there is no such file.
+        PackingError:
+            If it is no assignment, of another version, or a part is not valid.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"assignment: expected a file at {path}, found none")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # also what is not UTF-8
+        raise PackingError(
+            f"{path}: expected JSON of an assignment, got something else"
+        ) from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise PackingError(f"{path}: expected schema {SCHEMA}, got another file")
+    if content.get("version") != VERSION:
+        raise PackingError(
+            f"{path}: expected version {VERSION}, got {content.get('version')!r}; use the version "
+            f"of sgquant_optuna that made it"
+        )
+    try:
+        return Assignment(
+            BitWidths.from_dict(content["bit_widths"]),
+            QuantizerConfig(**content["quantizer"]),
+            check_degree_edges(content["degree_edges"]),
+            str(content["granularity"]),
+            dict(content["fingerprint"]),
+            dict(content["source"]),
+        )
+    except KeyError as error:
+        raise PackingError(f"{path}: expected a field {error}, got none") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise PackingError(f"{path}: {error}") from error

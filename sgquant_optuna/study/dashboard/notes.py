@@ -1,0 +1,137 @@
+"""The notes of a study and of its trials, in Markdown."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sgquant_optuna.study.formats import PlainTable, markdown_table, markdown_text
+from sgquant_optuna.study.record import StudyRecord
+from sgquant_optuna.study.report import StudyReport
+from sgquant_optuna.study.trial_result import TrialResult
+
+PREDICTED_DROP = ("constraint 0", "objective 1")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study and its files are, as a reader may give it to another command.
+
+    Args:
+        storage:
+            A URL or a file; a password is shown as ``***``.
+        artifacts:
+            A folder or a bucket, if it is not the storage's own.
+    """
+
+    storage: str
+    artifacts: str | None = None
+
+
+def export_command(study_name: str, place: Place | None) -> str:
+    """Return the lines that pack the model of a study and attach it to the study's page."""
+    name = " ".join(study_name.split())  # a line break would end the block of the note
+    words = ["sgquant", "export", name, "--attach", "--out", "model.sgq"]
+    lines = []
+    if place is not None and "***" in place.storage:
+        # With its password, the URL would stay in the history of a shell.
+        lines.append(f"# SGQUANT_STORAGE holds the URL: {place.storage}")
+    elif place is not None:
+        words += ["--storage", place.storage]
+    if place is not None and place.artifacts is not None:
+        words += ["--artifacts", place.artifacts]
+    return "\n".join([*lines, shlex.join(words)])
+
+
+def study_note(
+    report: StudyReport,
+    images: Mapping[str, str],
+    *,
+    place: Place | None = None,
+    hint: str = "",
+) -> str:
+    """Tell the result of a study: assignment, accuracy, memory, and how to get the model.
+
+    Args:
+        report:
+            What it found.
+        images:
+            Title and address of each plot.
+        place:
+            What the note tells of storage and files.
+        hint:
+            A sentence in the place of missing plots.
+    """
+    held = ""
+    if report.final is not None:
+        held = " It **held** on fresh seeds." if report.final.holds else ""
+        held = held or " It did **not** hold on fresh seeds."
+    full = report.record.full_precision_accuracy
+    if report.is_feasible:
+        headline = (
+            f"**{report.honest.saving:.1f} times smaller** than float32 at a validation accuracy "
+            f"of {report.accuracy:.2f} % (full precision {full:.2f} %): trial "
+            f"{report.trial}.{held}"
+        )
+    else:
+        headline = (
+            f"**No trial is feasible yet.** The nearest is trial {report.trial}, "
+            f"{report.accuracy_drop:.2f} points below full precision where "
+            f"{report.record.max_drop:g} are allowed."
+        )
+    parts = [
+        f"# {markdown_text(report.study_name)}",
+        headline,
+        "## Bits",
+        markdown_table(PlainTable.of(report.bits_table())),
+        "## Accuracy and memory",
+        markdown_table(PlainTable.of(report.summary_table())),
+        "## The packed model",
+        textwrap.indent(export_command(report.study_name, place), "    "),
+        "writes it to a file and offers it here, below the attributes of the study (`--attach`).",
+    ]
+    if images or hint:
+        parts.append("## Plots")
+    parts += [f"![{markdown_text(title)}]({address})" for title, address in images.items()]
+    return "\n\n".join([*parts, *([hint] if hint else [])]) + "\n"
+
+
+def trial_note(
+    record: StudyRecord, result: TrialResult, predicted: Mapping[str, float] | None
+) -> str:
+    """Tell what one finished trial measured.
+
+    Args:
+        record:
+            Record of its study.
+        result:
+            What it measured.
+        predicted:
+            What the cost model of the sampler predicted, if it did.
+    """
+    limit = record.max_drop
+    verdict = "feasible" if result.is_feasible(limit) else "**not feasible**"
+    rows = [
+        ("accuracy drop", f"{result.accuracy_drop:.2f} points, limit {limit:g}: {verdict}"),
+        (
+            "validation accuracy",
+            f"{result.accuracy:.2f} % of {record.full_precision_accuracy:.2f} %",
+        ),
+        (
+            "memory, honest",
+            f"{result.memory_bytes / 1e6:,.3f} MB, {result.saving:.1f}x smaller",
+        ),
+        (
+            "memory, paper",
+            f"{result.paper_memory_bytes / 1e6:,.3f} MB, {result.paper_saving:.1f}x smaller",
+        ),
+    ]
+    for key, offset in zip(PREDICTED_DROP, (limit, 0.0), strict=True):
+        if predicted and key in predicted:
+            rows.append(("predicted drop", f"{predicted[key] + offset:.2f} points"))
+            break
+    # Built by hand: the table of rich is too slow for thousands of trials.
+    lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"| measured | |\n| --- | --- |\n{lines}\n"

@@ -1,0 +1,98 @@
+"""What the end of a search found, as the study keeps it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import optuna
+
+from sgquant_optuna.study.stored_values import reading
+
+FINAL_ATTR = "sgquant:final"
+
+
+@dataclass(frozen=True)
+class FinalResult:
+    """The chosen trial, measured again from fresh seeds. Accuracies are in percent.
+
+    Args:
+        trial:
+            Number of the chosen trial.
+        holds:
+            Whether its mean drop on validation nodes is feasible with fresh seeds too.
+        seeds:
+            Number of fresh seeds.
+        retrained:
+            Whether the full-precision model was trained anew from each seed, too.
+        validation_drop:
+            Mean drop on validation nodes, in percentage points.
+        full_precision_test:
+            Test accuracy of the full-precision model, for each seed.
+        quantized_test:
+            Test accuracy of the quantized model, for each seed.
+        others:
+            Other trials that were measured again: smaller ones that did not hold, or larger ones.
+        times_opened:
+            How often this study has looked at the test nodes.
+    """
+
+    trial: int
+    holds: bool
+    seeds: int
+    retrained: bool
+    validation_drop: float
+    full_precision_test: tuple[float, ...]
+    quantized_test: tuple[float, ...]
+    others: tuple[int, ...] = ()
+    times_opened: int = 1
+
+    def knows(self, trial: int) -> bool:
+        """Tell whether a trial, by its number, was measured again for this report."""
+        return trial in (self.trial, *self.others)
+
+    @property
+    def test_drop(self) -> float:
+        """Mean paired drop on test nodes, in percentage points."""
+        return fmean(self._drops)
+
+    @property
+    def test_drop_interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of the paired drop, by Student's t over the seeds.
+
+        ``None`` where all seeds gave the same, as finetuning without dropout does: that one value
+        tells nothing of how it varies.
+        """
+        from scipy.special import stdtrit  # scipy.stats takes a second to import
+
+        if len(set(self._drops)) == 1:
+            return None
+        half = float(stdtrit(len(self._drops) - 1, 0.975)) * stdev(self._drops)
+        half /= math.sqrt(len(self._drops))
+        return self.test_drop - half, self.test_drop + half
+
+    @property
+    def _drops(self) -> list[float]:
+        pairs = zip(self.full_precision_test, self.quantized_test, strict=True)
+        return [full - quantized for full, quantized in pairs]
+
+    def save(self, study: optuna.Study) -> None:
+        """Write the result into the study's user attributes."""
+        study.set_user_attr(FINAL_ATTR, asdict(self))
+
+    @classmethod
+    def load(cls, study: optuna.Study) -> FinalResult | None:
+        """Read the report that a study holds, or return ``None``.
+
+        Raises:
+            StudyMismatchError:
+                If another version of this package wrote it.
+        """
+        stored: dict[str, Any] | None = study.user_attrs.get(FINAL_ATTR)
+        if stored is None:
+            return None
+        with reading("a final report", study):
+            lists = {name: tuple(v) for name, v in stored.items() if isinstance(v, list)}
+            return cls(**{**stored, **lists})

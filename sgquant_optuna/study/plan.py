@@ -1,0 +1,220 @@
+"""The options of a search, in plain values, so that any machine can rebuild it from the study.
+
+Each option stands here once: the command line reads a :class:`SearchPlan`, the study keeps it, and
+the objective takes it as its :class:`ObjectiveConfig`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal, get_args
+
+import optuna
+
+from sgquant_optuna.exceptions import StudyMismatchError
+from sgquant_optuna.graph.degree_edges import DEFAULT_NUM_BUCKETS
+from sgquant_optuna.graph.training_config import FINETUNING, PAPER_TRAINING, TrainingConfig
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.study.search_space import (
+    DEFAULT_CANDIDATES,
+    Encoding,
+    check_candidates,
+    parse_granularity,
+)
+from sgquant_optuna.study.stored_values import reading
+
+Mode = Literal["constrained", "pareto"]
+
+PLAN_ATTR = "sgquant:plan"
+_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is searched, and how each trial of it is measured.
+
+    Args:
+        max_drop:
+            Largest drop of validation accuracy that is feasible, in percentage points.
+        mode:
+            ``"constrained"`` (least memory within ``max_drop``) or ``"pareto"`` (memory against
+            accuracy drop).
+        granularity:
+            Parts of a site that get a width of their own: ``"uniform"`` for none, or any of
+            ``lwq`` (layer), ``cwq`` (component) and ``taq`` (degree bucket) joined by ``+``.
+        candidates:
+            Bit widths to choose from, of 1-8, 16 and 32.
+        degree_edges:
+            Number of degree buckets of about equal size, or the lower degrees of the buckets
+            above the first (the paper's way, for instance ``(4, 8, 16)``).
+        frozen:
+            Width of sites that are not searched, by name or by the start of it.
+        exact_inputs:
+            Whether to keep the graph's own features out of the search where a lossless store is
+            as small as any candidate width, as for binary bags of words.
+        encoding:
+            ``"categorical"`` or ``"ordinal"`` parameters.
+        quantizer:
+            Rounding, range estimator and axis of every quantizer.
+        finetuning:
+            Training of each quantized copy. The full-precision model gets the same.
+        layers:
+            Paths of the layers whose inputs are quantized; all by default.
+        attention:
+            Paths of the convolutions whose attention is quantized; all known ones by default.
+        repeats:
+            Finetunings of each model in each trial, from different seeds; their mean accuracy
+            counts.
+        seed:
+            Seed of the finetunings. All trials share it, so that luck is the same for all.
+
+    Raises:
+        ValueError:
+            If an option is out of range.
+    """
+
+    max_drop: float = 0.5
+    mode: Mode = "constrained"
+    granularity: str = "lwq+cwq+taq"
+    candidates: Sequence[int] = DEFAULT_CANDIDATES
+    degree_edges: Sequence[int] | int = DEFAULT_NUM_BUCKETS
+    frozen: Mapping[str, int] = field(default_factory=dict)
+    exact_inputs: bool = True
+    encoding: Encoding = "categorical"
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    finetuning: TrainingConfig = FINETUNING
+    layers: Sequence[str] | None = None
+    attention: Sequence[str] | None = None
+    repeats: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what needs no graph, so that a mistake shows before anything slow."""
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode: expected one of {get_args(Mode)}, got {self.mode!r}")
+        if self.max_drop < 0:
+            raise ValueError(f"max_drop: expected percentage points >= 0, got {self.max_drop}")
+        if self.repeats < 1:
+            raise ValueError(f"repeats: expected at least 1, got {self.repeats}")
+        parse_granularity(self.granularity)
+        # JSON knows lists only: a plan that was read equals the one that was saved.
+        object.__setattr__(self, "candidates", check_candidates(self.candidates))
+        for name in ("degree_edges", "layers", "attention"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                object.__setattr__(self, name, tuple(value))
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the values of a trial, all of them minimised."""
+        if self.mode == "constrained":
+            return ["memory (bytes)"]
+        return ["memory (bytes)", "accuracy drop (points)"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan(ObjectiveConfig):
+    """What ``sgquant search`` was asked for: an objective's options and what comes before it.
+
+    ``seed`` is that of split, first weights and sampler, too.
+
+    Args:
+        model:
+            Model of the paper: ``"gcn"``, ``"agnn"`` or ``"gat"``.
+        dataset:
+            Name of the graph.
+        n_trials:
+            Trials of the study.
+        training:
+            Training of the full-precision models.
+        models:
+            Trainings that each trial is measured on, from different seeds.
+        final_seeds:
+            Fresh trainings of the final report.
+
+    Raises:
+        ValueError:
+            If an option is out of range.
+    """
+
+    model: str
+    dataset: str
+    n_trials: int
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    models: int = 3
+    final_seeds: int = 5
+
+    def __post_init__(self) -> None:
+        """Check what needs no graph, so that a mistake shows before anything slow."""
+        super().__post_init__()
+        if self.model not in PAPER_TRAINING:
+            known = ", ".join(PAPER_TRAINING)
+            raise ValueError(f"model: expected one of {known}, got {self.model!r}")
+
+    @property
+    def study_name(self) -> str:
+        """Name of the study where none is given."""
+        return f"{self.model}-{self.dataset}-{self.granularity}"
+
+    @property
+    def training_seeds(self) -> range:
+        """Seeds of the models that each trial is measured on."""
+        return range(self.seed, self.seed + self.models)
+
+    def trains_otherwise(self, other: SearchPlan) -> str:
+        """Tell where another plan trains other full-precision models; empty if it does not."""
+        mine, others = (
+            {
+                **{name: getattr(plan, name) for name in ("model", "dataset", "seed", "models")},
+                **{f"training {key}": value for key, value in plan.training.to_dict().items()},
+            }
+            for plan in (self, other)
+        )
+        return ", ".join(
+            f"{key}: was {others[key]}, is {value}"
+            for key, value in mine.items()
+            if value != others[key]
+        )
+
+    def save(self, study: optuna.Study) -> None:
+        """Write the plan into the study's user attributes, unless it is there already."""
+        plan = json.loads(json.dumps({"version": _VERSION, **asdict(self)}))
+        if study.user_attrs.get(PLAN_ATTR) != plan:
+            study.set_user_attr(PLAN_ATTR, plan)
+
+    @staticmethod
+    def planned_trials(study: optuna.Study) -> int | None:
+        """Return the trials that a study was planned with; ``None`` if it does not say."""
+        return (study.user_attrs.get(PLAN_ATTR) or {}).get("n_trials")
+
+    @classmethod
+    def load(cls, study: optuna.Study) -> SearchPlan:
+        """Read the plan of a study.
+
+        Raises:
+            StudyMismatchError:
+                If the study was made by other means, or by another version of this package.
+        """
+        plan = study.user_attrs.get(PLAN_ATTR)
+        if plan is None:
+            raise StudyMismatchError(
+                f"study {study.study_name!r}: expected one made by `sgquant search` or `init`, "
+                f"got one without their settings; rebuild its objective in Python instead"
+            )
+        if plan.get("version") != _VERSION:
+            raise StudyMismatchError(
+                f"study {study.study_name!r}: expected settings of version {_VERSION}, got "
+                f"{plan.get('version')}; use the version of sgquant_optuna that made it"
+            )
+        values = {key: value for key, value in plan.items() if key != "version"}
+        with reading("settings", study):
+            return cls(
+                **{
+                    **values,
+                    "quantizer": QuantizerConfig(**values["quantizer"]),
+                    "training": TrainingConfig(**values["training"]),
+                    "finetuning": TrainingConfig(**values["finetuning"]),
+                }
+            )

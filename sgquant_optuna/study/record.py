@@ -1,0 +1,166 @@
+"""What a study says of itself: enough to report on it without graph, model or torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from sgquant_optuna.exceptions import StudyMismatchError, StudyNotFoundError
+from sgquant_optuna.quantization.memory import FeatureLayout
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.study.search_space import BitWidthSearchSpace
+from sgquant_optuna.study.stored_values import reading
+
+Fingerprint = dict[str, Any]
+"""What a study was measured on, by the parts that :data:`_PARTS` names."""
+
+RECORD_ATTR = "sgquant:record"
+_VERSION = 2
+_PARTS = {
+    "graph": "graph",
+    "model": "model",
+    "weights": "model weights",
+    "space": "search space",
+    "quantizer": "quantizer",
+    "finetuning": "finetuning",
+    "protocol": "protocol",
+}
+_LEAST_SIMILARITY = 0.95  # cosine of two sketches of the same weights, rounded elsewhere
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """The unchanging facts of one study.
+
+    Args:
+        fingerprint:
+            What it was measured on: graph, model, weights, space, quantizer and protocol.
+        layout:
+            Every site with its size.
+        degree_edges:
+            Lower degrees of the buckets above the first; empty without buckets.
+        full_precision_accuracy:
+            Validation accuracy of the float32 model after the same finetuning, in percent.
+        max_drop:
+            Largest drop of validation accuracy that is feasible, in percentage points.
+        mode:
+            ``"constrained"`` or ``"pareto"``.
+    """
+
+    fingerprint: Fingerprint
+    layout: FeatureLayout
+    degree_edges: tuple[int, ...]
+    full_precision_accuracy: float
+    max_drop: float
+    mode: str
+
+    @property
+    def granularity(self) -> str:
+        """Which sites share a width."""
+        return str(self.fingerprint["space"]["granularity"])
+
+    @property
+    def quantizer(self) -> QuantizerConfig:
+        """Settings of every quantizer."""
+        return QuantizerConfig(**self.fingerprint["quantizer"])
+
+    @property
+    def search_space(self) -> BitWidthSearchSpace:
+        """The parameters of the trials."""
+        return BitWidthSearchSpace.from_dict(self.layout.sizes, self.fingerprint["space"])
+
+    def check(self, study: optuna.Study, now: Fingerprint) -> None:
+        """Refuse to go on with a study that was measured on something else.
+
+        Raises:
+            StudyMismatchError:
+                It names every part that differs, and how.
+        """
+        differences = []
+        for part, label in _PARTS.items():
+            made_with, is_now = self.fingerprint[part], now[part]
+            if part == "weights":
+                if _similarity(made_with, is_now) < _LEAST_SIMILARITY:
+                    differences.append(f"{label} (trained otherwise, or from another seed)")
+            elif made_with != is_now:
+                differences.append(f"{label} ({_differences(made_with, is_now)})")
+        if differences:
+            raise StudyMismatchError(
+                f"study {study.study_name!r} was made with another "
+                f"{'; another '.join(differences)}. Repeat its settings to resume it, or choose "
+                f"another study name"
+            )
+
+    def save(self, study: optuna.Study) -> None:
+        """Write the record into the study's user attributes."""
+        study.set_user_attr(
+            RECORD_ATTR,
+            {
+                "version": _VERSION,
+                "fingerprint": self.fingerprint,
+                "layout": self.layout.to_dict(),
+                "degree_edges": list(self.degree_edges),
+                "full_precision_accuracy": self.full_precision_accuracy,
+                "max_drop": self.max_drop,
+                "mode": self.mode,
+            },
+        )
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> StudyRecord:
+        """Read the record of a study of our objective.
+
+        Raises:
+            StudyNotFoundError:
+                If the study is not of our objective.
+            StudyMismatchError:
+                If another version of this package wrote it.
+        """
+        record = cls.load(study)
+        if record is None:
+            raise StudyNotFoundError(
+                f"study {study.study_name!r}: expected a study of QuantizationObjective, got "
+                f"another"
+            )
+        return record
+
+    @classmethod
+    def load(cls, study: optuna.Study) -> StudyRecord | None:
+        """Read the record of a study, or return ``None`` if it has none.
+
+        Raises:
+            StudyMismatchError:
+                If another version of this package wrote it.
+        """
+        record: Mapping[str, Any] | None = study.user_attrs.get(RECORD_ATTR)
+        if record is None:
+            return None
+        if record.get("version") != _VERSION:
+            raise StudyMismatchError(
+                f"study {study.study_name!r}: expected a record of version {_VERSION}, got "
+                f"{record.get('version')}; use the version of sgquant_optuna that made it"
+            )
+        with reading("a record", study):
+            return cls(
+                fingerprint=dict(record["fingerprint"]),
+                layout=FeatureLayout.from_dict(record["layout"]),
+                degree_edges=tuple(record["degree_edges"]),
+                full_precision_accuracy=record["full_precision_accuracy"],
+                max_drop=record["max_drop"],
+                mode=record["mode"],
+            )
+
+
+def _similarity(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True)) if any(one) else 1.0
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key}: was {old.get(key)}, is {new.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    )

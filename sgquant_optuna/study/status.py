@@ -1,0 +1,196 @@
+"""How a study is going: its trials by state, its workers, how fast it is and when it ends."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+import optuna
+from optuna.trial import TrialState
+
+from sgquant_optuna.exceptions import StudyNotFoundError
+from sgquant_optuna.study.plan import SearchPlan
+from sgquant_optuna.study.record import StudyRecord
+from sgquant_optuna.study.rows import TrialRow, grace_seconds, silent_seconds, trial_rows
+from sgquant_optuna.study.selection import choose
+from sgquant_optuna.study.trial_result import TrialScore
+
+WORKER_ATTR = "worker"
+UNNAMED = "(unnamed)"
+_HOUR = timedelta(hours=1)
+_Row = TrialRow[TrialScore]
+
+
+class StudyState(StrEnum):
+    """What a study is doing."""
+
+    NEW = "new"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """What one worker did.
+
+    Args:
+        name:
+            As it signs its trials; ``"(unnamed)"`` for trials without a signature.
+        finished:
+            Trials that it finished.
+        running:
+            Trials that it runs, stale ones included.
+        last_seen:
+            When it last began or finished a trial, in UTC.
+    """
+
+    name: str
+    finished: int
+    running: int
+    last_seen: datetime
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """How a study is going.
+
+    Args:
+        study_name:
+            Name of the study.
+        planned:
+            Trials that were asked for, or ``None`` if the study does not say.
+        finished:
+            Complete trials; pruned ones count too.
+        running:
+            Trials that run and give signs of life.
+        stale:
+            Running trials whose worker is silent for longer than the storage's grace period. The
+            next worker that starts a trial fails and repeats them.
+        failed:
+            Failed trials, those of killed workers included.
+        waiting:
+            Trials that any worker will take next: enqueued, given back, or repeated.
+        per_hour_lately:
+            Trials finished in the last hour, per hour that the study ran in it.
+        per_hour:
+            Trials finished per hour since the first one began.
+        seconds_left:
+            Until all planned trials are finished at the late speed; ``None`` if nothing runs or
+            nothing is planned.
+        best_saving:
+            Of the trial to take, against dense float32; ``None`` if none is feasible.
+        workers:
+            Those that signed trials, most finished trials first.
+    """
+
+    study_name: str
+    planned: int | None
+    finished: int
+    running: int
+    stale: int
+    failed: int
+    waiting: int
+    per_hour_lately: float
+    per_hour: float
+    seconds_left: float | None
+    best_saving: float | None
+    workers: tuple[WorkerStatus, ...]
+
+    @property
+    def state(self) -> StudyState:
+        """What the study is doing."""
+        if self.planned is not None and self.finished >= self.planned:
+            return StudyState.DONE
+        if self.running:
+            return StudyState.RUNNING
+        return StudyState.STOPPED if self.finished or self.stale else StudyState.NEW
+
+
+def study_status(study: optuna.Study, *, now: datetime | None = None) -> StudyStatus:
+    """Tell how a study is going. Any study has a status, also one of another objective.
+
+    Args:
+        study:
+            The study.
+        now:
+            The time, with its zone; the clock's by default.
+
+    Raises:
+        StudyMismatchError:
+            If another version of this package wrote its record.
+    """
+    now = now or datetime.now(UTC)
+    rows = trial_rows(study, TrialScore, [WORKER_ATTR])
+    counts = Counter(row.state for row in rows)
+    grace, silent = grace_seconds(study), silent_seconds(study)
+    stale = sum(grace is not None and seconds > grace for seconds in silent.values())
+    finished = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED]
+    running = counts[TrialState.RUNNING] - stale
+    lately, overall = _speeds(rows, now, is_running=running > 0)
+    planned = SearchPlan.planned_trials(study)
+    left = None
+    if planned is not None and running and lately:
+        left = max(planned - finished, 0) / lately * 3600
+    return StudyStatus(
+        study_name=study.study_name,
+        planned=planned,
+        finished=finished,
+        running=running,
+        stale=stale,
+        failed=counts[TrialState.FAIL],
+        waiting=counts[TrialState.WAITING],
+        per_hour_lately=lately,
+        per_hour=overall,
+        seconds_left=left,
+        best_saving=_best_saving(study, rows),
+        workers=_workers(rows),
+    )
+
+
+def _speeds(rows: Sequence[_Row], now: datetime, *, is_running: bool) -> tuple[float, float]:
+    """Return trials per hour in the last hour, and since the first trial began."""
+    ends = [
+        row.finished
+        for row in rows
+        if row.finished is not None and row.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    ]
+    starts = [row.started for row in rows if row.started is not None]
+    if not ends or not starts:
+        return 0.0, 0.0
+    first = min(starts)
+    last = now if is_running else max(ends)
+    # A study that began ten minutes ago is judged by those, not by an hour mostly before it.
+    recent = max(now - max(now - _HOUR, first), timedelta(seconds=1))
+    lately = sum(end > now - _HOUR for end in ends)
+    return lately * (_HOUR / recent), len(ends) * (_HOUR / max(last - first, timedelta(seconds=1)))
+
+
+def _best_saving(study: optuna.Study, rows: Sequence[_Row]) -> float | None:
+    record = StudyRecord.load(study)
+    if record is None:
+        return None
+    try:
+        chosen, _ = choose(study, rows, record.max_drop)
+    except StudyNotFoundError:
+        return None
+    return chosen.result.saving if chosen.result.is_feasible(record.max_drop) else None
+
+
+def _workers(rows: Sequence[_Row]) -> tuple[WorkerStatus, ...]:
+    by_worker: defaultdict[str, list[_Row]] = defaultdict(list)
+    for row in rows:
+        if row.state != TrialState.WAITING:
+            by_worker[str(row.extras.get(WORKER_ATTR, UNNAMED))].append(row)
+    workers = []
+    for name, mine in by_worker.items():
+        moments = [m for row in mine for m in (row.started, row.finished) if m is not None]
+        if not moments:
+            continue
+        states = Counter(row.state for row in mine)
+        finished = states[TrialState.COMPLETE] + states[TrialState.PRUNED]
+        workers.append(WorkerStatus(name, finished, states[TrialState.RUNNING], max(moments)))
+    return tuple(sorted(workers, key=lambda worker: (-worker.finished, worker.name)))

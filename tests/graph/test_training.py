@@ -1,0 +1,133 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn import GATConv, GCNConv, SAGEConv
+
+from sgquant_optuna.exceptions import ModelError
+from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN, MODELS, make_model
+from sgquant_optuna.graph.training import accuracy, fit
+from sgquant_optuna.graph.training_config import TrainingConfig
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_papers_models_learn(name, graph):
+    model = make_model(name, 12, 3)
+    result = fit(model, graph, MODELS[name].training, seed=0)
+    assert result.accuracy > 80
+    assert accuracy(model, graph, graph.test_mask) > 70
+    assert not model.training
+
+
+def test_the_models_are_those_of_the_paper():
+    gcn, agnn, gat = GCN(100, 7), AGNN(100, 7), GAT(100, 7)
+    assert gcn.conv1.out_channels == 32
+    assert [agnn.lin1.out_features, len(agnn.props), agnn.lin2.in_features] == [16, 2, 16]
+    assert gat.conv1.heads * gat.conv1.out_channels == 256
+
+
+def test_the_model_keeps_its_best_validation_weights(graph):
+    model = GCN(12, 3, 8)
+    result = fit(model, graph, TrainingConfig(epochs=15), seed=0)
+    assert accuracy(model, graph, graph.val_mask) == pytest.approx(result.accuracy)
+
+
+def test_training_never_ends_worse_than_it_began(graph):
+    model = GCN(12, 3, 8)
+    fit(model, graph, TrainingConfig(epochs=40), seed=0)
+    before = accuracy(model, graph, graph.val_mask)
+    config = TrainingConfig(epochs=5, learning_rate=50.0)  # ruins the weights
+    assert fit(model, graph, config, seed=0).accuracy == pytest.approx(before)
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state(graph):
+    model = GCN(12, 3, 8)
+    copies = [copy.deepcopy(model) for _ in range(3)]
+    state = torch.random.get_rng_state()
+    results = [
+        fit(one, graph, TrainingConfig(epochs=5), seed=seed)
+        for one, seed in zip(copies, (1, 1, 2), strict=True)
+    ]
+    assert torch.random.get_rng_state().equal(state)
+    assert results[0].losses == results[1].losses != results[2].losses
+
+
+def test_it_stops_when_nothing_gets_better(graph):
+    model = GCN(12, 3, 8)
+    fit(model, graph, TrainingConfig(epochs=100), seed=0)
+    result = fit(model, graph, TrainingConfig(epochs=100, patience=4), seed=0)
+    assert result.epochs < 100
+
+
+def test_a_loss_that_is_not_finite_ends_training_with_the_best_until_then(graph):
+    class Broken(GCN):
+        def forward(self, x, edge_index):
+            scores = super().forward(x, edge_index)
+            return scores * torch.nan if self.training else scores
+
+    model = Broken(12, 3, 8)
+    weights = copy.deepcopy(model.state_dict())
+    result = fit(model, graph, TrainingConfig(epochs=10), seed=0)
+    assert result.epochs == 1
+    assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
+
+
+def test_test_nodes_are_never_looked_at(graph):
+    other = graph.clone()
+    other.y = torch.where(graph.test_mask, -1, graph.y)
+    del other.test_mask
+    one, two = GCN(12, 3, 8), None
+    two = copy.deepcopy(one)
+    config = TrainingConfig(epochs=5)
+    assert fit(one, graph, config, seed=0) == fit(two, other, config, seed=0)
+
+
+def test_accuracy_of_nothing_is_an_error(graph):
+    with pytest.raises(ValueError, match="expected a mask with at least one node"):
+        accuracy(GCN(12, 3), graph, torch.zeros(60, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"epochs": -1}, {"patience": 0}, {"learning_rate": 0.0}, {"weight_decay": -1.0}],
+)
+def test_settings_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match="training: expected"):
+        TrainingConfig(**options)
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(ValueError, match="model: expected one of gcn, agnn, gat, got 'gin'"):
+        make_model("gin", 3, 3)
+
+
+class TestForward:
+    def test_optional_columns_are_passed_where_the_graph_has_them(self, graph):
+        class Weighted(nn.Module):
+            def forward(self, x, edge_index, edge_weight=None):
+                return edge_weight
+
+        assert forward(Weighted(), graph) is None
+        graph.edge_weight = torch.ones(graph.num_edges)
+        assert forward(Weighted(), graph) is graph.edge_weight
+
+    def test_a_model_may_take_the_graph_itself(self, graph):
+        class Whole(nn.Module):
+            def forward(self, data):
+                return data.x
+
+        assert forward(Whole(), graph) is graph.x
+
+    def test_a_missing_column_is_named(self, graph):
+        class Needs(nn.Module):
+            def forward(self, x, edge_attr):
+                return x
+
+        with pytest.raises(ModelError, match="Needs.forward needs edge_attr"):
+            forward(Needs(), graph)
+
+    @pytest.mark.parametrize("conv", [GCNConv, SAGEConv, GATConv])
+    def test_a_convolution_alone_can_be_called(self, conv, graph):
+        assert forward(conv(12, 3), graph).shape == (60, 3)

@@ -1,0 +1,45 @@
+from sgquant_optuna.quantization.input_stores import InputContent, input_stores
+
+# 10 rows of 9 columns: 20 non-zeros, 3 at most in a row. A count takes 2 bits, a column 4.
+PLACES = 3 + 10
+
+
+def content(num_values, *, keeps_zero=True, lossless=()):
+    return InputContent(20, 3, num_values, keeps_zero, lossless)
+
+
+def test_binary_features_need_only_the_places_of_their_non_zeros():
+    stores = input_stores(10, 9, 1, 1, content(1))
+    assert stores == {
+        "rows": 10 * 2 + 8,
+        "codebook": 10 * 2 + 4 * 2,  # zero and the other value
+        "sparse": PLACES + 3 + 8,
+        "sparse codebook": PLACES + 0 + 4,
+    }
+
+
+def test_codes_of_many_values_take_the_searched_bits():
+    stores = input_stores(10, 9, 4, 1, content(None))
+    assert stores == {"rows": 10 * 5 + 8, "sparse": PLACES + 10 + 8}
+
+
+def test_a_codebook_takes_the_bits_of_its_values():
+    stores = input_stores(10, 9, 8, 1, content(4))
+    assert stores["codebook"] == 10 * (3 + 2) + 4 * 5  # 5 values with zero: planes of 2 and 1
+    assert stores["sparse codebook"] == PLACES + 5 + 4 * 4
+
+
+def test_untouched_features_are_float32_or_stored_without_loss():
+    stores = input_stores(10, 9, 32, 1, content(None))
+    assert stores == {"rows": 4 * 90, "sparse": PLACES + 4 * 20}
+
+
+def test_zeros_that_decode_to_something_else_have_to_be_stored():
+    stores = input_stores(10, 9, 2, 1, content(3, keeps_zero=False))
+    assert set(stores) == {"rows", "codebook"}
+    assert "sparse" in input_stores(10, 9, 32, 1, content(3, keeps_zero=False))
+
+
+def test_a_value_that_decodes_differently_by_row_needs_its_row_s_codes():
+    assert "codebook" not in input_stores(10, 9, 2, 10, content(3))
+    assert "codebook" in input_stores(10, 9, 2, 10, content(3, lossless=(2,)))

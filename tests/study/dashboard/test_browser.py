@@ -1,0 +1,161 @@
+"""The real server in a process, and the real page in a headless Chromium."""
+
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import numpy as np
+import optuna
+import pytest
+
+from sgquant_optuna.storage import open_storage
+from sgquant_optuna.study.final_result import FinalResult
+from tests.hand_made import measured, new_study
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="needs chromium and chromedriver on the PATH: apt-get install chromium chromium-driver",
+)
+SECONDS = 40
+
+
+def fill(path):
+    """A search that ended, with a smaller trial that did not hold, and one of two values."""
+    storage, rng = open_storage(path), np.random.default_rng(0)
+    for name, mode in (("least-memory", "constrained"), ("front", "pareto")):
+        study = new_study(storage, name=name, mode=mode, planned=8)
+        for number in range(8):
+            widths = tuple(int(width) for width in rng.choice((1, 2, 4, 8), 4))
+            drop = 9.0 if 1 in widths else 0.1 * number - 0.2
+            key = "constraint 0" if mode == "constrained" else "objective 1"
+            study.add_trial(measured(widths, drop, mode=mode, predicted={key: drop - 0.4}))
+        study.add_trial(measured((2, 2, 2, 2), 0.4, mode=mode))
+        study.add_trial(measured((2, 2, 2, 4), 0.3, mode=mode))
+        study.add_trial(measured((1, 1, 1, 1), 30.0, mode=mode))
+    final = FinalResult(9, True, 2, True, 0.2, (91.0, 90.0), (90.0, 90.0), others=(8,))
+    final.save(optuna.load_study(study_name="least-memory", storage=storage))
+
+
+@contextmanager
+def server(folder):
+    code = "from sgquant_optuna.cli import main; main()"
+    command = [sys.executable, "-c", code, "dashboard", "--storage", "s.db", "--port", "0"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("Dashboard on http://127.0.0.1:"), line
+        yield line.split()[2].rstrip("/")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dashboard")
+    fill(folder / "s.db")
+    with server(folder) as address:
+        wait(lambda: all(b"sgquant export" in get(f"{address}/api/studies/{i}") for i in (1, 2)))
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage"):
+        options.add_argument(f"--{argument}")
+    options.add_argument("--window-size=1300,1400")
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def get(address):
+    with urllib.request.urlopen(address, timeout=SECONDS) as answer:
+        return answer.read()
+
+
+def wait(is_true):
+    end = time.monotonic() + SECONDS
+    while not is_true():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.2)
+
+
+def shown(browser, address, *texts):
+    """Open a page and return its text, once it shows all that is expected."""
+    browser.get(address)
+    end = time.monotonic() + SECONDS
+    while True:
+        text = browser.find_element("tag name", "body").text
+        missing = [expected for expected in texts if expected not in text]
+        if not missing:
+            return text
+        assert time.monotonic() < end, f"missing {missing} in:\n{text}"
+        time.sleep(0.2)
+
+
+def test_the_start_page_lists_the_studies(browser, address):
+    shown(browser, address, "least-memory", "front", "Direction: MINIMIZE, MINIMIZE")
+
+
+def test_the_study_page_shows_a_feasible_best_trial_that_held(browser, address):
+    text = shown(
+        browser,
+        f"{address}/dashboard/studies/1",
+        "memory (bytes)",
+        "Best Trial (number=9)",
+        "Infeasible",
+        "Study Artifacts",
+    )
+    assert "conv2/embedding/bucket1: 4]" in text
+
+
+def test_the_study_page_of_two_values_shows_the_feasible_front(browser, address):
+    text = shown(
+        browser,
+        f"{address}/dashboard/studies/2",
+        "Pareto Front",
+        "accuracy drop (points)",
+        "Best Trials",
+        "Trial 8",
+    )
+    assert "Trial 10" not in text.split("Best Trials")[1].split("Study User Attributes")[0]
+
+
+def test_the_note_shows_the_result_and_every_plot_loads(browser, address):
+    shown(
+        browser,
+        f"{address}/dashboard/studies/1/note",
+        "times smaller than float32",
+        "It held on fresh seeds.",
+        "89.70 %",
+        "sgquant export least-memory --attach --out model.sgq",
+    )
+
+    def widths():
+        script = (
+            "return [...document.querySelectorAll('img')].map(i => i.complete && i.naturalWidth)"
+        )
+        return browser.execute_script(script)
+
+    wait(lambda: len(widths()) == 5 and all(width > 300 for width in widths()))
+
+
+def test_a_trial_page_has_a_note(browser, address):
+    shown(
+        browser,
+        f"{address}/dashboard/studies/1/trials?numbers=10",
+        "30.00 points, limit 0.5: not feasible",
+    )

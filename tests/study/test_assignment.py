@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.quantization.sites import BitWidths, Site
+from sgquant_optuna.study.assignment import Assignment, load_assignment
+
+ASSIGNMENT = Assignment(
+    BitWidths(
+        {
+            Site("conv1", "embedding", 0): 1,
+            Site("conv1", "embedding", 1): 16,
+            Site("conv1", "attention"): 32,
+        }
+    ),
+    QuantizerConfig.paper(),
+    (4,),
+    "lwq+taq",
+    {"graph": {"nodes": 3}},
+    {"study": "mine", "trial": 2},
+)
+
+
+def test_a_saved_assignment_loads_the_same(tmp_path):
+    ASSIGNMENT.save(tmp_path / "a.json")
+    found = load_assignment(tmp_path / "a.json")
+    assert found == ASSIGNMENT
+    assert found.num_buckets == 2
+    assert found.candidates == (1, 16, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "other"}, "expected schema"),
+        ({"version": 2}, "expected version 1, got 2"),
+        ({"bit_widths": {"conv1": 4}}, "site name: expected"),
+        ({"bit_widths": {"conv1/embedding": 9}}, "expected one of"),
+        ({"bit_widths": [4]}, "has no attribute"),
+        ({"quantizer": {"rounding": "up"}}, "rounding: expected one of"),
+        ({"quantizer": {"speed": 1}}, "unexpected keyword"),
+        ({"degree_edges": [8, 4]}, "degree edges: expected positive integers"),
+    ],
+)
+def test_what_is_not_valid_is_named(change, message, tmp_path):
+    ASSIGNMENT.save(tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(content | change))
+    with pytest.raises(PackingError, match=message):
+        load_assignment(tmp_path / "a.json")
+
+
+def test_other_files_are_refused(tmp_path):
+    ASSIGNMENT.save(tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    del content["quantizer"]
+    for stored, message in {
+        b"\xff\xfe": "expected JSON",
+        b"{": "expected JSON",
+        b"[]": "expected schema",
+        json.dumps(content).encode(): "expected a field 'quantizer'",
+    }.items():
+        (tmp_path / "b.json").write_bytes(stored)
+        with pytest.raises(PackingError, match=message):
+            load_assignment(tmp_path / "b.json")
+    with pytest.raises(FileNotFoundError, match="found none"):
+        load_assignment(tmp_path / "none.json")

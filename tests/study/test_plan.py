@@ -1,0 +1,97 @@
+import optuna
+import pytest
+
+from sgquant_optuna.exceptions import StudyMismatchError
+from sgquant_optuna.graph.training_config import TrainingConfig
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.search.trained_models import load_plan_graph, train_models
+from sgquant_optuna.study.plan import PLAN_ATTR, SearchPlan
+
+SETTINGS = {
+    "model": "gcn",
+    "dataset": "digits",
+    "n_trials": 3,
+    "max_drop": 0.5,
+    "mode": "constrained",
+    "granularity": "lwq+taq",
+    "candidates": (1, 8),
+    "degree_edges": (9, 12),
+}
+
+
+def a_plan(**changes):
+    return SearchPlan(
+        **{
+            **SETTINGS,
+            "frozen": {"conv2": 8},
+            "quantizer": QuantizerConfig.paper(),
+            "training": TrainingConfig(epochs=2),
+            "models": 2,
+            **changes,
+        }
+    )
+
+
+def test_a_study_gives_back_the_plan_that_was_saved_in_it():
+    study = optuna.create_study()
+    plan = a_plan()
+    plan.save(study)
+    assert SearchPlan.load(study) == plan
+
+
+def test_two_workers_rebuild_the_same_objective_from_it():
+    study = optuna.create_study()
+    a_plan().save(study)
+    prints = []
+    for _ in range(2):
+        plan = SearchPlan.load(study)
+        data = load_plan_graph(plan)
+        objective = QuantizationObjective(train_models(plan, data), data, plan)
+        prints.append(objective.fingerprint)
+    assert prints[0] == prints[1]
+    assert prints[0]["protocol"]["models"] == 2
+    assert prints[0]["space"]["degree_edges"] == [9, 12]
+
+
+def test_a_study_without_a_plan_or_of_another_version_is_refused():
+    study = optuna.create_study(study_name="mine")
+    with pytest.raises(StudyMismatchError, match="'mine'.*rebuild its objective in Python"):
+        SearchPlan.load(study)
+    study.set_user_attr(PLAN_ATTR, {"version": 99})
+    with pytest.raises(StudyMismatchError, match="version 2, got 99"):
+        SearchPlan.load(study)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: plan.update(novelty=1),
+        lambda plan: plan.pop("n_trials"),
+        lambda plan: plan.update(model="transformer"),
+        lambda plan: plan["quantizer"].update(novelty=1),
+        lambda plan: plan.update(training=None),
+    ],
+)
+def test_a_plan_of_the_same_number_with_other_fields_is_of_another_version(change):
+    study = optuna.create_study(study_name="theirs")
+    a_plan().save(study)
+    plan = study.user_attrs[PLAN_ATTR]
+    change(plan)
+    study.set_user_attr(PLAN_ATTR, plan)
+    with pytest.raises(StudyMismatchError, match="'theirs'.*the version of sgquant_optuna that"):
+        SearchPlan.load(study)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "mlp"}, "model: expected one of gcn, agnn, gat"),
+        ({"max_drop": -1.0}, "max_drop"),
+        ({"candidates": (9,)}, "bit width"),
+        ({"granularity": "node"}, "granularity"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        a_plan(**change)

@@ -23,7 +23,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from sgquant_optuna.search.study_creation import load_study
+from sgquant_optuna.study.loading import load_study
 
 LIMIT = 0.6
 

@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from sgquant_optuna.storage import open_storage
     from sgquant_optuna.study.assignment import Assignment, load_assignment
     from sgquant_optuna.study.loading import load_study
-    from sgquant_optuna.study.plan import SearchPlan
+    from sgquant_optuna.study.plan import ObjectiveConfig, SearchPlan
     from sgquant_optuna.study.report import StudyReport, report
     from sgquant_optuna.study.search_space import BitWidthSearchSpace
+    from sgquant_optuna.study.trial_result import TrialResult
 
 __version__ = "0.1.0"
 
@@ -65,9 +66,10 @@ _MODULES = {
     "storage": ("open_storage",),
     "study.assignment": ("Assignment", "load_assignment"),
     "study.loading": ("load_study",),
-    "study.plan": ("SearchPlan",),
+    "study.plan": ("ObjectiveConfig", "SearchPlan"),
     "study.report": ("StudyReport", "report"),
     "study.search_space": ("BitWidthSearchSpace",),
+    "study.trial_result": ("TrialResult",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -82,6 +84,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "GCN",
     "MODELS",
     "Memory",
+    "ObjectiveConfig",
     "QuantizationObjective",
     "QuantizerConfig",
     "SGQuantSampler",
@@ -90,6 +93,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "Site",
     "StudyReport",
     "TrainingConfig",
+    "TrialResult",
     "accuracy",
     "attach",
     "best_for",

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 import sgquant_optuna as sgq
-from sgquant_optuna.graph.paper_models import MODELS
 
 GRANULARITIES = ("uniform", "lwq", "cwq", "taq", "lwq+cwq", "lwq+taq", "cwq+taq", "lwq+cwq+taq")
 
@@ -16,7 +15,7 @@ GRANULARITIES = ("uniform", "lwq", "cwq", "taq", "lwq+cwq", "lwq+taq", "cwq+taq"
 def main() -> None:
     """Search every granularity with the same number of trials, and compare the best."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="gat", choices=list(MODELS))
+    parser.add_argument("--model", default="gat", choices=list(sgq.MODELS))
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--root", help="folder of data sets; $SGQUANT_DATA or data by default")
     parser.add_argument("--n-trials", type=int, default=40)
@@ -25,7 +24,7 @@ def main() -> None:
 
     data = sgq.load_graph(options.dataset, options.root)
     model = sgq.make_model(options.model, data.num_features, int(data.y.max()) + 1, seed=0)
-    sgq.fit(model, data, MODELS[options.model].training, seed=0)
+    sgq.fit(model, data, sgq.MODELS[options.model].training, seed=0)
     table = Table("granularity", "parameters", "trials", "drop", "saving, honest", "saving, paper")
     for granularity in GRANULARITIES:
         objective = sgq.QuantizationObjective(model, data, granularity=granularity)

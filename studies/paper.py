@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 import sgquant_optuna as sgq
-from sgquant_optuna.graph.paper_models import MODELS
 
 PAIRS = (("gcn", "Cora"), ("agnn", "CiteSeer"), ("gat", "PubMed"), ("gcn", "Computers"))
 
@@ -24,7 +23,7 @@ def main() -> None:
     for name, dataset in pairs:
         data = sgq.load_graph(dataset, options.root)
         model = sgq.make_model(name, data.num_features, int(data.y.max()) + 1, seed=0)
-        sgq.fit(model, data, MODELS[name].training, seed=0)
+        sgq.fit(model, data, sgq.MODELS[name].training, seed=0)
         objective = sgq.QuantizationObjective(model, data, max_drop=options.max_drop)
         study = sgq.create_study(
             objective, storage=options.storage, study_name=f"paper-{name}-{dataset}", seed=0

@@ -19,8 +19,7 @@ from sgquant_optuna.graph.paper_models import GCN
 from sgquant_optuna.graph.training import fit
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.search.objective import QuantizationObjective
-from sgquant_optuna.search.preparation import prepare_search
-from tests.small_search import a_plan
+from tests.small_search import a_plan, prepare
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +64,7 @@ def graph() -> Data:
 @pytest.fixture(scope="session")
 def _prepared_search(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("search")
-    prepare_search(a_plan(), storage=folder / "s.db")
+    prepare(folder, a_plan())
     return folder
 
 

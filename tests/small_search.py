@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from optuna.artifacts._protocol import ArtifactStore
+
 from sgquant_optuna.graph.training_config import FINETUNING, TrainingConfig
+from sgquant_optuna.search.preparation import PreparedSearch, join_search, prepare_search
+from sgquant_optuna.storage import open_storage
+from sgquant_optuna.storage.artifacts import open_artifacts
+from sgquant_optuna.study.loading import load_study
 from sgquant_optuna.study.plan import SearchPlan
+
+
+def prepare(folder: Path, plan: SearchPlan) -> PreparedSearch:
+    """Make or resume the study of a plan in ``s.db`` of a folder."""
+    return prepare_search(plan, open_storage(folder / "s.db"), artifacts_of(folder))
+
+
+def join(folder: Path, url: str | None = None) -> PreparedSearch:
+    """Join the only study of ``s.db`` in a folder, or of a URL with the folder's artifacts."""
+    storage = open_storage(url or folder / "s.db")
+    return join_search(load_study(storage=storage), storage, artifacts_of(folder))
+
+
+def artifacts_of(folder: Path) -> ArtifactStore:
+    return open_artifacts(storage_url=folder / "s.db")
 
 
 def a_plan(**changes: Any) -> SearchPlan:

@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from sgquant_optuna.cli.options import Artifacts, Storage, shown_artifacts, shown_storage
+from sgquant_optuna.cli.options import (
+    Artifacts,
+    Storage,
+    open_both,
+    shown_artifacts,
+    shown_storage,
+)
 
 
 def dashboard(
@@ -22,14 +28,11 @@ def dashboard(
     While it runs, it writes a note and plots for each study and renews them as trials finish.
     """
     from sgquant_optuna.cli.logs import quiet_optuna
-    from sgquant_optuna.storage import open_storage
-    from sgquant_optuna.storage.artifacts import open_artifacts
     from sgquant_optuna.study.dashboard.notes import Place
     from sgquant_optuna.study.dashboard.server import serve
 
     quiet_optuna()
-    opened = open_storage(storage, create=False)
-    store = open_artifacts(artifacts, storage_url=storage)
+    opened, store = open_both(storage, artifacts, create=False)
     serve(
         opened,
         store,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,12 +14,11 @@ from sgquant_optuna.cli.options import (
     Root,
     Storage,
     StudyName,
+    open_both,
     shown_storage,
 )
 from sgquant_optuna.cli.plan_options import takes_plan
-
-if TYPE_CHECKING:
-    from sgquant_optuna.study.plan import SearchPlan
+from sgquant_optuna.study.plan import SearchPlan
 
 
 @takes_plan
@@ -46,14 +44,8 @@ def init(
     quiet_optuna()
     training = Text(f"training {plan.model} on {plan.dataset}")  # which may look like markup
     with Console(stderr=True, quiet=quiet).status(training):
-        prepared = prepare_search(
-            plan,
-            storage=storage,
-            study_name=study,
-            artifacts=artifacts,
-            root=root,
-            device=device,
-        )
+        opened, store = open_both(storage, artifacts)
+        prepared = prepare_search(plan, opened, store, study_name=study, root=root, device=device)
     typer.echo(f"Study {prepared.study.study_name} is ready for {plan.n_trials} trials. Join it:")
     typer.echo(worker_line(prepared.study.study_name, storage=storage, root=root))
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+    from optuna.storages import BaseStorage
 
 Storage = Annotated[
     str | None,
@@ -61,6 +65,17 @@ StudyArgument = Annotated[
         autocompletion=_complete_study_name,
     ),
 ]
+
+
+def open_both(
+    storage: str | None, artifacts: str | None, *, create: bool = True
+) -> tuple[BaseStorage, ArtifactStore]:
+    """Open the study database of a command line and its artifact store, once for the process."""
+    from sgquant_optuna.storage import open_storage
+    from sgquant_optuna.storage.artifacts import open_artifacts
+
+    opened = open_storage(storage, create=create)
+    return opened, open_artifacts(artifacts, storage_url=storage)
 
 
 def shown_storage(storage: str | None) -> str:

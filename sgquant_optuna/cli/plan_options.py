@@ -5,56 +5,47 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from sgquant_optuna.cli.options import assignments, integers
-
-if TYPE_CHECKING:
-    from sgquant_optuna.study.plan import SearchPlan
-
-
-class ModelName(StrEnum):
-    """The models of the paper."""
-
-    GCN = "gcn"
-    AGNN = "agnn"
-    GAT = "gat"
-
-
-class ModeName(StrEnum):
-    """What a search minimises."""
-
-    CONSTRAINED = "constrained"
-    PARETO = "pareto"
+from sgquant_optuna.graph.degree_edges import DEFAULT_NUM_BUCKETS, check_degree_edges
+from sgquant_optuna.graph.training_config import (
+    FINETUNING,
+    PAPER_TRAINING,
+    PaperModel,
+    TrainingConfig,
+)
+from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.study.plan import Mode, SearchPlan
+from sgquant_optuna.study.search_space import DEFAULT_CANDIDATES
 
 
 def plan_of_options(
-    model: Annotated[ModelName, typer.Option(help="Model of the paper.")] = ModelName.GCN,
+    model: Annotated[PaperModel, typer.Option(help="Model of the paper.")] = SearchPlan.model,
     dataset: Annotated[
         str, typer.Option(help="digits (embedded), Cora, CiteSeer, PubMed, Computers, ...")
-    ] = "digits",
+    ] = SearchPlan.dataset,
     n_trials: Annotated[
         int, typer.Option(min=1, help="Trials of the study, earlier ones included.")
-    ] = 48,
+    ] = SearchPlan.n_trials,
     max_drop: Annotated[
         float, typer.Option(help="Largest drop of validation accuracy, in percentage points.")
-    ] = 0.5,
+    ] = SearchPlan.max_drop,
     granularity: Annotated[
         str, typer.Option(help="uniform, or lwq, cwq and taq joined by +.")
-    ] = "lwq+cwq+taq",
+    ] = SearchPlan.granularity,
     mode: Annotated[
-        ModeName,
+        Mode,
         typer.Option(help="Least memory within --max-drop, or the Pareto front of both."),
-    ] = ModeName.CONSTRAINED,
-    widths: Annotated[
-        str, typer.Option(help="Candidate bit widths, of 1-8, 16 and 32.")
-    ] = "1,2,4,8",
+    ] = SearchPlan.mode,
+    widths: Annotated[str, typer.Option(help="Candidate bit widths, of 1-8, 16 and 32.")] = (
+        ",".join(map(str, DEFAULT_CANDIDATES))
+    ),
     degree_buckets: Annotated[
         int, typer.Option(min=1, help="Degree buckets of about equal size.")
-    ] = 4,
+    ] = DEFAULT_NUM_BUCKETS,
     degree_edges: Annotated[
         str | None,
         typer.Option(help="Instead, the lowest degree of each bucket but the first: 4,8,16."),
@@ -69,32 +60,40 @@ def plan_of_options(
             "--exact-inputs/--search-inputs",
             help="Do not search inputs that a lossless store holds in as few bytes.",
         ),
-    ] = True,
+    ] = SearchPlan.exact_inputs,
     encoding: Annotated[
         str, typer.Option(help="Parameters as categorical widths or ordinal indices.")
-    ] = "categorical",
-    rounding: Annotated[str, typer.Option(help="nearest, or floor as in the paper.")] = "nearest",
+    ] = SearchPlan.encoding,
+    rounding: Annotated[
+        str, typer.Option(help="nearest, or floor as in the paper.")
+    ] = QuantizerConfig.rounding,
     range_estimator: Annotated[
         str, typer.Option(help="least_squares, percentile, or minmax as in the paper.")
-    ] = "least_squares",
+    ] = QuantizerConfig.range_estimator,
     range_axis: Annotated[
         str, typer.Option(help="What shares a range: tensor, bucket, column or row.")
-    ] = "tensor",
+    ] = QuantizerConfig.axis,
     epochs: Annotated[
         int | None,
-        typer.Option(min=0, show_default="200", help="Epochs of full-precision training."),
+        typer.Option(
+            min=0,
+            show_default=str(TrainingConfig.epochs),
+            help="Epochs of full-precision training.",
+        ),
     ] = None,
     finetune_epochs: Annotated[
         int, typer.Option(min=0, help="Epochs of finetuning in each trial.")
-    ] = 30,
+    ] = FINETUNING.epochs,
     models: Annotated[
         int,
         typer.Option(min=1, help="Trainings that each trial is measured on, against luck."),
-    ] = 3,
+    ] = SearchPlan.models,
     final_seeds: Annotated[
         int, typer.Option(min=2, help="Fresh trainings of the final report.")
-    ] = 5,
-    seed: Annotated[int, typer.Option(help="Of split, weights, finetuning and sampler.")] = 0,
+    ] = SearchPlan.final_seeds,
+    seed: Annotated[
+        int, typer.Option(help="Seed of split, weights, finetuning and sampler.")
+    ] = SearchPlan.seed,
 ) -> SearchPlan:
     """Make the plan of a command line.
 
@@ -102,25 +101,18 @@ def plan_of_options(
         ValueError:
             If an option is out of range.
     """
-    # Imported here, so that --help and mistakes on the line answer at once.
-    from sgquant_optuna.graph.degree_edges import check_degree_edges
-    from sgquant_optuna.graph.training_config import FINETUNING, PAPER_TRAINING
-    from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
-    from sgquant_optuna.study.plan import SearchPlan
-
-    edges: tuple[int, ...] | int = degree_buckets
-    if degree_edges is not None:
-        edges = check_degree_edges(integers(degree_edges, what="--degree-edges"))
-    training = PAPER_TRAINING[model.value]
+    training = PAPER_TRAINING[model]
     return SearchPlan(
-        model=model.value,
+        model=model,
         dataset=dataset,
         n_trials=n_trials,
         max_drop=max_drop,
-        mode=mode.value,
+        mode=mode,
         granularity=granularity,
         candidates=integers(widths, what="--widths"),
-        degree_edges=edges,
+        degree_edges=degree_buckets
+        if degree_edges is None
+        else check_degree_edges(integers(degree_edges, what="--degree-edges")),
         frozen=assignments(freeze or [], what="--freeze"),
         exact_inputs=exact_inputs,
         encoding=encoding,  # type: ignore[arg-type]
@@ -161,8 +153,7 @@ def takes_plan(command: Callable[..., None]) -> Callable[..., None]:
 
 def _resolved(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return the parameters of a function with their annotations evaluated."""
-    # The plan's class is named for the type checker only: importing it would import torch.
-    hints = get_type_hints(function, localns={"SearchPlan": object}, include_extras=True)
+    hints = get_type_hints(function, include_extras=True)
     return [
         parameter.replace(annotation=hints[parameter.name])
         for parameter in inspect.signature(function).parameters.values()

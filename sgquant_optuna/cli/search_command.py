@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgquant_optuna.cli.options import Artifacts, Device, Quiet, Root, Storage, StudyName
+from sgquant_optuna.cli.options import (
+    Artifacts,
+    Device,
+    Quiet,
+    Root,
+    Storage,
+    StudyName,
+    open_both,
+)
 from sgquant_optuna.cli.plan_options import takes_plan
+from sgquant_optuna.study.plan import SearchPlan
 
 if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+    from rich.console import Console
+
     from sgquant_optuna.search.preparation import PreparedSearch
     from sgquant_optuna.search.trial_export import ExportedTrial
-    from sgquant_optuna.study.plan import SearchPlan
+    from sgquant_optuna.search.workers.stopping import Stopper
 
 _RESUME = "stopped; the same command resumes"
 
@@ -45,17 +58,9 @@ def search(
     from rich.text import Text
 
     from sgquant_optuna.cli.logs import quiet_optuna
-    from sgquant_optuna.cli.progress import SearchProgress
-    from sgquant_optuna.search.final_report import final_report
     from sgquant_optuna.search.preparation import prepare_search
-    from sgquant_optuna.search.trained_models import train_model
-    from sgquant_optuna.search.workers.engines import run_processes
     from sgquant_optuna.search.workers.stopping import Stopped, Stopper
-    from sgquant_optuna.search.workers.worker import run_worker
-    from sgquant_optuna.storage.lease import exclusive
     from sgquant_optuna.study.report import report
-    from sgquant_optuna.study.rows import trial_rows
-    from sgquant_optuna.study.trial_result import TrialScore
 
     quiet_optuna()
     # The standard output holds the report alone. Dataset and study may look like markup.
@@ -65,60 +70,19 @@ def search(
     try:
         with stopper.installed():
             with console.status(training):
+                opened, store = open_both(storage, artifacts)
                 prepared = prepare_search(
-                    plan,
-                    storage=storage,
-                    study_name=study,
-                    artifacts=artifacts,
-                    root=root,
-                    device=device,
+                    plan, opened, store, study_name=study, root=root, device=device
                 )
-            rows = trial_rows(prepared.study, TrialScore)
-            if sum(row.result is not None for row in rows) < plan.n_trials:
-                progress = SearchProgress(
-                    prepared.study, plan.max_drop, total=plan.n_trials, console=console
-                )
-                with progress:
-                    if n_jobs == 1:
-                        with stopper.protected():
-                            run_worker(prepared, stopper=stopper, callbacks=[progress])
-                    else:
-                        code = run_processes(
-                            prepared.study.study_name,
-                            n_jobs,
-                            storage=storage,
-                            root=root,
-                            artifacts=artifacts,
-                            device=device,
-                            grace=stopper.grace,
-                            log_level="error" if quiet else "warning",
-                            # A quiet console would swallow the errors, too.
-                            show=None if quiet else progress.print,
-                            on_tick=progress.update,
-                        )
-                        if code:
-                            if code > 128:
-                                typer.echo(_RESUME, err=True)
-                            raise typer.Exit(code)
-            if stopper.requested:
-                raise Stopped
+            workers = _Workers(n_jobs, storage, artifacts, root, device)
+            _run_trials(prepared, stopper, console, workers)
             if "test_mask" in prepared.data:
-                with (
-                    console.status("measuring the best trials again on fresh trainings"),
-                    # Two searches of one study that end together open the test nodes once.
-                    exclusive(prepared.study, "final report", unless=lambda: False),
-                ):
-                    final_report(
-                        prepared.study,
-                        prepared.objective,
-                        prepared.data,
-                        seeds=plan.final_seeds,
-                        retrain=lambda fresh: train_model(plan, prepared.data, fresh),
-                    )
+                with console.status("measuring the best trials again on fresh trainings"):
+                    _measure_again(prepared)
             Console().print(report(prepared.study))
             if attach:
                 with console.status("packing the model of the report"):
-                    done = _attach(prepared, storage, artifacts, root, device)
+                    done = _attach(prepared, store, root, device)
                 typer.echo(
                     f"attached: trial {done.trial}, {done.model.file_nbytes / 1e6:,.3f} MB, "
                     f"validation accuracy {done.accuracy:.2f} %"
@@ -128,18 +92,82 @@ def search(
         raise typer.Exit(stopper.exit_code) from None
 
 
+@dataclass(frozen=True)
+class _Workers:
+    """What other processes need to join the search."""
+
+    count: int
+    storage: str | None
+    artifacts: str | None
+    root: Path | None
+    device: str
+
+
+def _run_trials(
+    prepared: PreparedSearch, stopper: Stopper, console: Console, workers: _Workers
+) -> None:
+    """Measure the trials that the plan still asks for, here or in several processes."""
+    from sgquant_optuna.cli.progress import SearchProgress
+    from sgquant_optuna.search.workers.engines import run_processes
+    from sgquant_optuna.search.workers.stopping import Stopped
+    from sgquant_optuna.search.workers.worker import run_worker
+    from sgquant_optuna.study.rows import trial_rows
+    from sgquant_optuna.study.trial_result import TrialScore
+
+    plan, study = prepared.plan, prepared.study
+    finished = sum(row.result is not None for row in trial_rows(study, TrialScore))
+    if finished < plan.n_trials:
+        with SearchProgress(
+            study, plan.max_drop, total=plan.n_trials, console=console
+        ) as progress:
+            if workers.count == 1:
+                with stopper.protected():
+                    run_worker(prepared, stopper=stopper, callbacks=[progress])
+            else:
+                code = run_processes(
+                    study.study_name,
+                    workers.count,
+                    storage=workers.storage,
+                    root=workers.root,
+                    artifacts=workers.artifacts,
+                    device=workers.device,
+                    grace=stopper.grace,
+                    log_level="error" if console.quiet else "warning",
+                    # A quiet console would swallow the errors, too.
+                    show=None if console.quiet else progress.print,
+                    on_tick=progress.update,
+                )
+                if code:
+                    if code > 128:
+                        typer.echo(_RESUME, err=True)
+                    raise typer.Exit(code)
+    if stopper.requested:
+        raise Stopped
+
+
+def _measure_again(prepared: PreparedSearch) -> None:
+    """Choose a trial on fresh trainings and open the test nodes."""
+    from sgquant_optuna.search.final_report import final_report
+    from sgquant_optuna.search.trained_models import train_model
+    from sgquant_optuna.storage.lease import exclusive
+
+    # Two searches of one study that end together open the test nodes once.
+    with exclusive(prepared.study, "final report", unless=lambda: False):
+        final_report(
+            prepared.study,
+            prepared.objective,
+            prepared.data,
+            seeds=prepared.plan.final_seeds,
+            retrain=lambda seed: train_model(prepared.plan, prepared.data, seed),
+        )
+
+
 def _attach(
-    prepared: PreparedSearch,
-    storage: str | None,
-    artifacts: str | None,
-    root: Path | None,
-    device: str,
+    prepared: PreparedSearch, store: ArtifactStore, root: Path | None, device: str
 ) -> ExportedTrial:
     from sgquant_optuna.search.trial_export import export_study
-    from sgquant_optuna.storage.artifacts import open_artifacts
     from sgquant_optuna.study.dashboard.study_files import MODEL_FILE, attach_best_model
 
-    store = open_artifacts(artifacts, storage_url=storage)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MODEL_FILE
         done = export_study(

@@ -68,9 +68,10 @@ def worker(
     from dataclasses import replace
 
     from sgquant_optuna.cli.logs import quiet_optuna
-    from sgquant_optuna.search.study_creation import load_study
     from sgquant_optuna.search.workers.engines import run_here, run_processes
-    from sgquant_optuna.storage import PATIENCE
+    from sgquant_optuna.storage import PATIENCE, open_storage
+    from sgquant_optuna.storage.artifacts import open_artifacts
+    from sgquant_optuna.study.loading import load_study
     from sgquant_optuna.study.plan import SearchPlan
 
     if (engine is Engine.DASK) != (scheduler is not None):
@@ -78,7 +79,8 @@ def worker(
     quiet_optuna()
     if wait is None:  # a typing mistake is told at once to who is there to correct it
         wait = 0.0 if sys.stdin is not None and sys.stdin.isatty() else PATIENCE
-    opened = load_study(study, storage=storage, wait=wait)
+    database = open_storage(storage, create=False, wait=wait)
+    opened = load_study(study, storage=database)
     start_logging(opened.study_name, LogLevel.ERROR if quiet else log_level)
     plan = SearchPlan.load(opened)
     if total is not None:
@@ -87,14 +89,13 @@ def worker(
         replace(plan, n_trials=total).save(opened)
     if n_jobs == 1 and engine is Engine.LOCAL:
         code = run_here(
-            opened.study_name,
-            storage=storage,
+            opened,
+            database,
+            open_artifacts(artifacts, storage_url=storage),
             root=root,
-            artifacts=artifacts,
             device=device,
             n_trials=n_trials,
             grace=grace,
-            wait=wait,
             parent=parent,
         )
     else:

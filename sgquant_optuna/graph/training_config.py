@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,9 @@ class TrainingConfig:
 FINETUNING = TrainingConfig(epochs=30, learning_rate=0.002, patience=15)
 """Finetuning of a quantized copy in each trial: a small rate, because it starts trained."""
 
-PAPER_TRAINING = {
+PaperModel = Literal["gcn", "agnn", "gat"]
+
+PAPER_TRAINING: dict[PaperModel, TrainingConfig] = {
     "gcn": TrainingConfig(),
     "agnn": TrainingConfig(),
     "gat": TrainingConfig(learning_rate=0.005),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.storages import BaseStorage
@@ -13,18 +14,19 @@ from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.search.objective import QuantizationObjective
-from sgquant_optuna.search.study_creation import create_study, load_study
+from sgquant_optuna.search.study_creation import create_study
 from sgquant_optuna.search.trained_models import (
     load_plan_graph,
     share_models,
     shared_models,
     train_models,
 )
-from sgquant_optuna.storage import open_storage
-from sgquant_optuna.storage.artifacts import open_artifacts
 from sgquant_optuna.storage.lease import exclusive
 from sgquant_optuna.study.plan import PLAN_ATTR, SearchPlan
 from sgquant_optuna.study.record import RECORD_ATTR
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class PreparedSearch:
 
     Args:
         plan:
-            Its settings.
+            Settings of the search.
         study:
-            With its sampler.
+            Study with its sampler.
         objective:
-            Measures its trials.
+            Objective that measures its trials.
         data:
-            Its graph, test nodes included.
+            Graph, test nodes included.
     """
 
     plan: SearchPlan
@@ -50,10 +52,10 @@ class PreparedSearch:
 
 def prepare_search(
     plan: SearchPlan,
+    storage: BaseStorage,
+    artifacts: ArtifactStore,
     *,
-    storage: str | Path | None = None,
     study_name: str | None = None,
-    artifacts: str | Path | None = None,
     root: str | Path | None = None,
     device: str = "cpu",
 ) -> PreparedSearch:
@@ -66,19 +68,17 @@ def prepare_search(
         plan:
             All settings.
         storage:
-            Study database, as :func:`sgquant_optuna.open_storage` takes it.
+            Study database.
+        artifacts:
+            Store of the trained models.
         study_name:
             Name of the study; the plan's by default.
-        artifacts:
-            Where the trained models are stored, as ``open_artifacts`` takes it.
         root:
             Folder of data sets.
         device:
-            Where tensors live: ``"cpu"``, ``"cuda"``, ...
+            Device of all tensors: ``"cpu"``, ``"cuda"``, ...
 
     Raises:
-        StorageError:
-            If the storage cannot be opened.
         ArtifactError:
             If the trained models cannot be stored, or were altered.
         GraphError:
@@ -88,24 +88,23 @@ def prepare_search(
     """
     data = load_plan_graph(plan, root, device=device)  # a mistake shows before a study is made
     study = optuna.create_study(
-        storage=open_storage(storage),
+        storage=storage,
         study_name=study_name or plan.study_name,
         directions=[StudyDirection.MINIMIZE] * len(plan.metric_names),
         load_if_exists=True,
     )
-    prepared = _prepare(plan, study, data, storage, artifacts)
+    prepared = _prepare(plan, study, storage, artifacts, data)
     plan.save(study)  # a resumed search may ask for more trials
     return prepared
 
 
 def join_search(
-    study_name: str | None = None,
+    study: optuna.Study,
+    storage: BaseStorage,
+    artifacts: ArtifactStore,
     *,
-    storage: str | Path | None = None,
-    artifacts: str | Path | None = None,
     root: str | Path | None = None,
     device: str = "cpu",
-    wait: float = 0.0,
 ) -> PreparedSearch:
     """Rebuild graph, models and objective of a study from its plan, on any machine.
 
@@ -113,24 +112,18 @@ def join_search(
     them again from the same seeds, and the study's fingerprint tells whether they are the same.
 
     Args:
-        study_name:
-            Which; may be left out if the storage holds a single one.
+        study:
+            Study that was prepared here or elsewhere.
         storage:
-            Study database, as :func:`sgquant_optuna.open_storage` takes it.
+            Database of the study.
         artifacts:
-            Where the trained models are stored, as ``open_artifacts`` takes it.
+            Store of the trained models.
         root:
             Folder of data sets.
         device:
-            Where tensors live: ``"cpu"``, ``"cuda"``, ...
-        wait:
-            Seconds to wait for a database server that does not answer yet.
+            Device of all tensors: ``"cpu"``, ``"cuda"``, ...
 
     Raises:
-        StorageError:
-            If the storage cannot be opened.
-        StudyNotFoundError:
-            If there is no such study, or several and no name.
         StudyMismatchError:
             If the study has no plan, or this graph or these models differ from it.
         ArtifactError:
@@ -138,28 +131,26 @@ def join_search(
         GraphError:
             If the graph cannot be loaded.
     """
-    study = load_study(study_name, storage=storage, wait=wait)
     plan = SearchPlan.load(study)
     data = load_plan_graph(plan, root, device=device)
-    return _prepare(plan, study, data, storage, artifacts)
+    return _prepare(plan, study, storage, artifacts, data)
 
 
 def _prepare(
     plan: SearchPlan,
     study: optuna.Study,
+    storage: BaseStorage,
+    artifacts: ArtifactStore,
     data: Data,
-    storage: str | Path | None,
-    artifacts: str | Path | None,
 ) -> PreparedSearch:
-    opened: BaseStorage = study._storage
-    store = open_artifacts(artifacts, storage_url=storage)
-
     def is_prepared() -> bool:
         return RECORD_ATTR in study.user_attrs
 
     def signed(models: list[nn.Module]) -> PreparedSearch:
         objective = QuantizationObjective(models, data, plan)
-        made = create_study(objective, storage=opened, study_name=study.study_name, seed=plan.seed)
+        made = create_study(
+            objective, storage=storage, study_name=study.study_name, seed=plan.seed
+        )
         return PreparedSearch(plan, made, objective, data)
 
     with exclusive(study, "preparation", unless=is_prepared) as mine:
@@ -167,12 +158,12 @@ def _prepare(
             models = None
             if PLAN_ATTR in study.user_attrs:  # a worker was killed after it had trained, perhaps
                 if not plan.trains_otherwise(SearchPlan.load(study)):
-                    models = shared_models(plan, data, study, store)
+                    models = shared_models(plan, data, study, artifacts)
             # Now, so that any worker can take over if this one is killed.
             plan.save(study)
             if models is None:
                 models = train_models(plan, data)
-                share_models(models, study, store)
+                share_models(models, study, artifacts)
             return signed(models)
     if PLAN_ATTR in study.user_attrs:
         difference = plan.trains_otherwise(SearchPlan.load(study))
@@ -181,5 +172,5 @@ def _prepare(
                 f"study {study.study_name!r} was made with other trained models ({difference}). "
                 f"Repeat its settings to resume it, or choose another study name"
             )
-    models = shared_models(plan, data, study, store)
+    models = shared_models(plan, data, study, artifacts)
     return signed(train_models(plan, data) if models is None else models)

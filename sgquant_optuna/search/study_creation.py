@@ -11,9 +11,6 @@ from optuna.storages import BaseStorage
 from sgquant_optuna.sampler import SGQuantSampler
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.storage import open_storage
-from sgquant_optuna.study.loading import load_study
-
-__all__ = ["create_study", "default_sampler", "load_study"]
 
 
 def create_study(

@@ -15,18 +15,14 @@ def load_study(
     study_name: str | None = None,
     *,
     storage: str | Path | BaseStorage | None = None,
-    wait: float = 0.0,
 ) -> optuna.Study:
     """Open a study for reading.
 
     Args:
         study_name:
-            Which; may be left out if the storage holds a single one.
+            Name of the study; may be left out if the storage holds a single one.
         storage:
-            A URL, a file of SQLite, or an Optuna storage; the local default if ``None``.
-        wait:
-            Seconds to wait for a server that does not answer, as of
-            :func:`~sgquant_optuna.storage.open_storage`.
+            URL, file of SQLite, or Optuna storage; the local default if ``None``.
 
     Raises:
         StorageError:
@@ -37,7 +33,7 @@ def load_study(
     if isinstance(storage, BaseStorage):
         opened = storage
     else:
-        opened = open_storage(storage, create=False, wait=wait)
+        opened = open_storage(storage, create=False)
     names = optuna.get_all_study_names(opened)
     if study_name is None and len(names) == 1:
         study_name = names[0]

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
-
-import optuna
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.graph.degree_edges import DEFAULT_NUM_BUCKETS
-from sgquant_optuna.graph.training_config import FINETUNING, PAPER_TRAINING, TrainingConfig
+from sgquant_optuna.graph.training_config import (
+    FINETUNING,
+    PAPER_TRAINING,
+    PaperModel,
+    TrainingConfig,
+)
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.study.search_space import (
     DEFAULT_CANDIDATES,
@@ -23,7 +26,10 @@ from sgquant_optuna.study.search_space import (
     check_candidates,
     parse_granularity,
 )
-from sgquant_optuna.study.stored_values import reading
+from sgquant_optuna.study.stored_values import reading, stored_fields
+
+if TYPE_CHECKING:
+    import optuna
 
 Mode = Literal["constrained", "pareto"]
 
@@ -139,9 +145,9 @@ class SearchPlan(ObjectiveConfig):
             If an option is out of range.
     """
 
-    model: str
-    dataset: str
-    n_trials: int
+    model: PaperModel = "gcn"
+    dataset: str = "digits"
+    n_trials: int = 48
     training: TrainingConfig = field(default_factory=TrainingConfig)
     models: int = 3
     final_seeds: int = 5
@@ -197,18 +203,12 @@ class SearchPlan(ObjectiveConfig):
             StudyMismatchError:
                 If the study was made by other means, or by another version of this package.
         """
-        plan = study.user_attrs.get(PLAN_ATTR)
-        if plan is None:
+        values = stored_fields(study, PLAN_ATTR, what="settings", version=_VERSION)
+        if values is None:
             raise StudyMismatchError(
                 f"study {study.study_name!r}: expected one made by `sgquant search` or `init`, "
                 f"got one without their settings; rebuild its objective in Python instead"
             )
-        if plan.get("version") != _VERSION:
-            raise StudyMismatchError(
-                f"study {study.study_name!r}: expected settings of version {_VERSION}, got "
-                f"{plan.get('version')}; use the version of sgquant_optuna that made it"
-            )
-        values = {key: value for key, value in plan.items() if key != "version"}
         with reading("settings", study):
             return cls(
                 **{

@@ -12,7 +12,7 @@ from sgquant_optuna.exceptions import StudyMismatchError, StudyNotFoundError
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.study.search_space import BitWidthSearchSpace
-from sgquant_optuna.study.stored_values import reading
+from sgquant_optuna.study.stored_values import reading, stored_fields
 
 Fingerprint = dict[str, Any]
 """What a study was measured on, by the parts that :data:`_PARTS` names."""
@@ -135,14 +135,9 @@ class StudyRecord:
             StudyMismatchError:
                 If another version of this package wrote it.
         """
-        record: Mapping[str, Any] | None = study.user_attrs.get(RECORD_ATTR)
+        record = stored_fields(study, RECORD_ATTR, what="a record", version=_VERSION)
         if record is None:
             return None
-        if record.get("version") != _VERSION:
-            raise StudyMismatchError(
-                f"study {study.study_name!r}: expected a record of version {_VERSION}, got "
-                f"{record.get('version')}; use the version of sgquant_optuna that made it"
-            )
         with reading("a record", study):
             return cls(
                 fingerprint=dict(record["fingerprint"]),

@@ -8,12 +8,13 @@ share one width. With all parts a parameter is called as its site, for instance
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
-
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.trial import BaseTrial
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sgquant_optuna.quantization.sites import BitWidths, Site, check_bit_width
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
 
 DEFAULT_CANDIDATES = (1, 2, 4, 8)
 Encoding = Literal["categorical", "ordinal"]
@@ -104,6 +105,9 @@ class BitWidthSearchSpace:
         return {name: self._distribution() for name in self.names}
 
     def _distribution(self) -> BaseDistribution:
+        # Imported here, so that the command line knows its options without loading Optuna.
+        from optuna.distributions import CategoricalDistribution, IntDistribution
+
         if self.encoding == "ordinal":
             return IntDistribution(0, len(self.candidates) - 1)
         return CategoricalDistribution(self.candidates)

@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from sgquant_optuna.exceptions import StudyMismatchError
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def stored_fields(
+    study: optuna.Study, key: str, *, what: str, version: int
+) -> Mapping[str, Any] | None:
+    """Return the fields under a key of a study, or ``None`` where it has none.
+
+    Args:
+        study:
+            Study whose user attributes are read.
+        key:
+            Name of the attribute; its fields name the version that wrote them.
+        what:
+            Name of the value, for the error.
+        version:
+            Version that can be read.
+
+    Raises:
+        StudyMismatchError:
+            If another version of this package wrote it.
+    """
+    stored: Mapping[str, Any] | None = study.user_attrs.get(key)
+    if stored is None:
+        return None
+    if stored.get("version") != version:
+        raise StudyMismatchError(
+            f"study {study.study_name!r}: expected {what} of version {version}, got "
+            f"{stored.get('version')}; use the version of sgquant_optuna that made it"
+        )
+    return {name: value for name, value in stored.items() if name != "version"}
 
 
 @contextmanager
@@ -18,9 +50,9 @@ def reading(what: str, study: optuna.Study) -> Iterator[None]:
 
     Args:
         what:
-            Is read.
+            Name of the value.
         study:
-            Whose it is.
+            Study that holds it.
 
     Raises:
         StudyMismatchError:

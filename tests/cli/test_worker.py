@@ -183,10 +183,10 @@ def test_a_study_without_a_plan_is_refused_by_name(tmp_path, capsys):
 def test_who_sits_at_a_terminal_is_told_at_once_that_no_server_answers(
     at_terminal, options, expected, monkeypatch, capsys
 ):
-    def refuse(name, *, storage, wait):
+    def refuse(url, *, create, wait):
         raise SgquantError(f"refused after {wait} s")
 
-    monkeypatch.setattr("sgquant_optuna.search.study_creation.load_study", refuse)
+    monkeypatch.setattr("sgquant_optuna.storage.open_storage", refuse)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: at_terminal))
     told = run(capsys, "worker", "--storage", "postgresql://127.0.0.1:1/db", *options)
     assert told == (2, f"error: refused after {expected} s\n")

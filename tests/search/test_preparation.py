@@ -8,11 +8,10 @@ import torch
 from sgquant_optuna.exceptions import ArtifactError, StudyMismatchError
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.search import preparation
-from sgquant_optuna.search.preparation import join_search, prepare_search
 from sgquant_optuna.search.trained_models import WEIGHTS_ATTR, train_models
 from sgquant_optuna.storage import open_storage
 from sgquant_optuna.study.plan import SearchPlan
-from tests.small_search import a_plan
+from tests.small_search import a_plan, join, prepare
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def weights(prepared):
 def test_a_worker_takes_the_trained_models_and_the_reference_from_the_study(
     folder, no_training, monkeypatch
 ):
-    joined = join_search(storage=folder / "s.db")
+    joined = join(folder)
     assert joined.plan.n_trials == 4
     record = joined.study.user_attrs["sgquant:record"]
     assert weights(joined) == record["fingerprint"]["weights"]
@@ -39,13 +38,13 @@ def test_a_worker_takes_the_trained_models_and_the_reference_from_the_study(
 
 
 def test_resuming_does_not_train_again_and_may_ask_for_more_trials(folder, no_training):
-    resumed = prepare_search(a_plan(n_trials=9), storage=folder / "s.db")
+    resumed = prepare(folder, a_plan(n_trials=9))
     assert SearchPlan.load(resumed.study).n_trials == 9
 
 
 def test_without_the_artifact_a_worker_trains_the_same_models_itself(folder, caplog):
     shutil.rmtree(folder / "artifacts")
-    joined = join_search(storage=folder / "s.db")
+    joined = join(folder)
     assert weights(joined) == joined.study.user_attrs["sgquant:record"]["fingerprint"]["weights"]
     assert "training them again here" in caplog.text
 
@@ -59,7 +58,7 @@ def test_models_that_come_out_otherwise_are_refused_by_name(folder, monkeypatch)
         lambda plan, data: train_models(a_plan(seed=7), data),
     )
     with pytest.raises(StudyMismatchError, match="another model weights"):
-        join_search(storage=folder / "s.db")
+        join(folder)
 
 
 def test_an_altered_artifact_is_refused(folder):
@@ -68,19 +67,19 @@ def test_an_altered_artifact_is_refused(folder):
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(ArtifactError, match="checksum differs"):
-        join_search(storage=folder / "s.db")
+        join(folder)
 
 
 def test_an_artifact_of_another_model_is_refused(folder):
-    study = join_search(storage=folder / "s.db").study
+    study = join(folder).study
     known = study.user_attrs[WEIGHTS_ATTR]
     plan = a_plan(model="gat")
     plan.save(study)
     with pytest.raises(ArtifactError, match="expected weights of gat"):
-        join_search(storage=folder / "s.db")
+        join(folder)
     study.set_user_attr(WEIGHTS_ATTR, {**known, "artifact_id": "../s.db"})
     with pytest.raises(StudyMismatchError):  # nothing outside the folder is read; trained here
-        join_search(storage=folder / "s.db")
+        join(folder)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_an_artifact_of_another_model_is_refused(folder):
 )
 def test_another_plan_is_refused_by_name_and_not_saved(change, message, folder):
     with pytest.raises(StudyMismatchError, match=message):
-        prepare_search(a_plan(**change), storage=folder / "s.db")
+        prepare(folder, a_plan(**change))
     study = optuna.load_study(study_name="gcn-digits-lwq", storage=open_storage(folder / "s.db"))
     assert not SearchPlan.load(study).trains_otherwise(a_plan())
     assert SearchPlan.load(study).candidates == (1, 2, 4, 8)
@@ -110,7 +109,7 @@ def test_two_that_start_at_once_train_once(tmp_path, monkeypatch):
     made = []
 
     def start():
-        made.append(prepare_search(a_plan(models=1), storage=tmp_path / "s.db"))
+        made.append(prepare(tmp_path, a_plan(models=1)))
 
     # Two threads of one process would share torch's random state while they train; one trains.
     threads = [threading.Thread(target=start) for _ in range(2)]
@@ -131,7 +130,7 @@ def test_a_study_whose_maker_was_killed_is_prepared_by_the_next(tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "train_models", killed)
         with pytest.raises(SystemExit):
-            prepare_search(a_plan(), storage=tmp_path / "s.db")
-    joined = join_search(storage=tmp_path / "s.db")
+            prepare(tmp_path, a_plan())
+    joined = join(tmp_path)
     assert torch.isfinite(torch.tensor(weights(joined))).all()
     assert joined.study.user_attrs["sgquant:record"]

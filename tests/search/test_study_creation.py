@@ -4,7 +4,8 @@ import pytest
 from sgquant_optuna.exceptions import StorageError, StudyMismatchError, StudyNotFoundError
 from sgquant_optuna.sampler import SGQuantSampler
 from sgquant_optuna.search.objective import QuantizationObjective
-from sgquant_optuna.search.study_creation import create_study, load_study
+from sgquant_optuna.search.study_creation import create_study
+from sgquant_optuna.study.loading import load_study
 from tests.conftest import FAST
 
 

@@ -1,8 +1,11 @@
+import ast
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+
+import sgquant_optuna
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -33,3 +36,18 @@ def test_a_study_runs_with_a_few_trials(arguments, words, monkeypatch, capsys):
 def test_every_study_is_listed():
     listed = (STUDIES / "README.md").read_text()
     assert all(path.name in listed for path in STUDIES.glob("*.py"))
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.py")), ids=lambda path: path.name)
+def test_a_study_uses_the_public_names_alone(path):
+    public = set(sgquant_optuna.__all__)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not (node.module or "").startswith("sgquant_optuna")
+        if isinstance(node, ast.Import):
+            ours = [one for one in node.names if one.name.startswith("sgquant_optuna")]
+            assert [(one.name, one.asname) for one in ours] in ([], [("sgquant_optuna", "sgq")])
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.value.id != "sgq" or node.attr in public
+        if isinstance(node, ast.Attribute):
+            assert not node.attr.startswith("_")

@@ -67,7 +67,7 @@ def test_a_study_without_a_plan_or_of_another_version_is_refused():
     "change",
     [
         lambda plan: plan.update(novelty=1),
-        lambda plan: plan.pop("n_trials"),
+        lambda plan: plan.pop("training"),
         lambda plan: plan.update(model="transformer"),
         lambda plan: plan["quantizer"].update(novelty=1),
         lambda plan: plan.update(training=None),

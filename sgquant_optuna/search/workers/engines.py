@@ -7,26 +7,32 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.storages import BaseStorage
 
 from sgquant_optuna.search.preparation import join_search
 from sgquant_optuna.search.workers.stopping import Stopped, Stopper, stop_with_parent
 from sgquant_optuna.search.workers.worker import run_worker
 from sgquant_optuna.search.workers.worker_processes import WorkerProcesses
 
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
 _logger = logging.getLogger(__name__)
 _POLL = 0.25  # seconds between two looks at the processes
 
 
 def run_here(
-    study: str,
+    study: optuna.Study,
+    storage: BaseStorage,
+    artifacts: ArtifactStore,
     *,
-    storage: str | None,
     root: Path | None,
-    artifacts: str | None,
     device: str,
     n_trials: int | None,
     grace: float,
-    wait: float,
     parent: int | None,
 ) -> int:
     """Be one worker; return the exit code."""
@@ -35,9 +41,7 @@ def run_here(
     stopper = Stopper(grace)
     with stopper.installed():
         try:
-            prepared = join_search(
-                study, storage=storage, artifacts=artifacts, root=root, device=device, wait=wait
-            )
+            prepared = join_search(study, storage, artifacts, root=root, device=device)
             with stopper.protected():
                 finished = run_worker(prepared, n_trials=n_trials, stopper=stopper)
         except Stopped:
@@ -66,29 +70,29 @@ def run_processes(
 
     Args:
         study:
-            Its name.
+            Name of the study.
         count:
-            How many processes.
+            Number of processes.
         storage:
-            Study database.
+            URL or file of the study database.
         root:
             Folder of data sets.
         artifacts:
-            Where the trained models are.
+            Folder or bucket of the trained models.
         device:
-            Where tensors live.
+            Device of all tensors.
         n_trials:
             Trials of each process at most.
         grace:
             Seconds that a running trial gets to finish after a signal.
         log_level:
-            Of the processes.
+            Least important lines that the processes write.
         scheduler:
             Address of a Dask scheduler whose cluster runs them instead of this machine.
         show:
-            Takes the lines that the processes write.
+            Function that takes the lines that the processes write.
         on_tick:
-            Called several times a second.
+            Function that is called several times a second.
     """
     arguments = ["--device", device, "--grace", str(grace), "--log-level", log_level]
     if n_trials is not None:

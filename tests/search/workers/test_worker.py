@@ -10,12 +10,12 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from sgquant_optuna.exceptions import StudyMismatchError, WorkerError
-from sgquant_optuna.search.preparation import join_search
 from sgquant_optuna.search.workers.budget import PROCESS_ATTR, SURPLUS_ATTR
 from sgquant_optuna.search.workers.stopping import Stopped, Stopper
 from sgquant_optuna.search.workers.worker import run_worker
 from sgquant_optuna.storage.processes import process_mark, worker_name
 from tests.databases import Proxy
+from tests.small_search import join
 
 # Optuna says so of ask(), with which these tests stand for other workers.
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed
 
 @pytest.fixture
 def joined(folder):
-    return join_search(storage=folder / "s.db")
+    return join(folder)
 
 
 def states(study):
@@ -220,7 +220,7 @@ def test_a_proxy_that_is_killed_during_a_trial_and_comes_back_costs_nothing(fold
     pytest.importorskip("grpc")
     proxy = Proxy(folder / "s.db")
     proxy.start()
-    joined = join_search(storage=proxy.url, artifacts=folder / "artifacts")
+    joined = join(folder, proxy.url)
     measure, calls = type(joined.objective).measure, []
 
     def interrupted(self, bits):
@@ -237,7 +237,7 @@ def test_a_proxy_that_is_killed_during_a_trial_and_comes_back_costs_nothing(fold
     finally:
         calls[2].join()
         proxy.kill()
-    assert states(join_search(storage=folder / "s.db").study) == [TrialState.COMPLETE] * 4
+    assert states(join(folder).study) == [TrialState.COMPLETE] * 4
 
 
 def test_a_call_that_a_proxy_cannot_answer_is_an_outage_too(joined, monkeypatch):

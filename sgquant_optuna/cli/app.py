@@ -67,15 +67,15 @@ def main(arguments: list[str] | None = None) -> None:
         print("stopped; the same command resumes", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        told = None if debug else _told(error)
-        if told is None:
+        message = None if debug else _message(error)
+        if message is None:
             raise
-        text, code = told
+        text, code = message
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(code)
 
 
-def _told(error: Exception) -> tuple[str, int] | None:
+def _message(error: Exception) -> tuple[str, int] | None:
     """Return what to say of an error and the exit code; ``None`` for a mistake of this program."""
     if isinstance(error, WorkerError):
         return str(error), FAILED

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class LogLevel(StrEnum):
-    """How much is told."""
+    """Least important lines that are written."""
 
     DEBUG = "debug"
     INFO = "info"

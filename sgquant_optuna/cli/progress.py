@@ -29,7 +29,7 @@ class SearchProgress:
         total:
             Trials after which the search ends.
         console:
-            Where to draw.
+            Console to draw on.
     """
 
     def __init__(

@@ -56,7 +56,9 @@ def worker(
     scheduler: Annotated[
         str | None, typer.Option(help="Address of the Dask scheduler: tcp://HOST:8786.")
     ] = None,
-    log_level: Annotated[LogLevel, typer.Option(help="How much is told.")] = LogLevel.INFO,
+    log_level: Annotated[
+        LogLevel, typer.Option(help="Least important lines to write.")
+    ] = LogLevel.INFO,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show errors only.")] = False,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -77,7 +79,7 @@ def worker(
     if (engine is Engine.DASK) != (scheduler is not None):
         raise ValueError("--scheduler: expected together with --engine dask, and only then")
     quiet_optuna()
-    if wait is None:  # a typing mistake is told at once to who is there to correct it
+    if wait is None:  # who sits at a terminal sees a typing mistake at once
         wait = 0.0 if sys.stdin is not None and sys.stdin.isatty() else PATIENCE
     database = open_storage(storage, create=False, wait=wait)
     opened = load_study(study, storage=database)

@@ -1,9 +1,9 @@
 """The end of a search: the best trials again with fresh seeds, and the test nodes opened once.
 
 The best of many noisy trials is partly luck, so its own value flatters it. Trials are
-measured again from seeds that the search never used, retrained if the caller tells how, to find
-the smallest whose mean drop holds. Only then are test nodes looked
-at, with the full-precision model paired by seed.
+measured again from seeds that the search never used, retrained if the caller can, to find the
+smallest whose mean drop holds. Only then are test nodes looked at, with the full-precision model
+paired by seed.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def final_report(
         study:
             A study of ``objective`` with finished trials.
         objective:
-            What measured it.
+            Objective that measured the study.
         data:
             The graph with its ``test_mask`` and all labels.
         seeds:
             Fresh seeds, at least 2.
         top:
-            How many trials are measured again at most.
+            Largest number of trials that are measured again.
         retrain:
-            Trains the full-precision model anew from a seed. Without it, fresh seeds change the
-            finetuning alone, and what the one trained model owes to luck stays in the figures.
+            Function that trains the full-precision model anew from a seed. Without it, fresh seeds
+            change the finetuning alone, and the luck of the one trained model remains.
 
     Raises:
         GraphError:

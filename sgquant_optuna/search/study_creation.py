@@ -28,15 +28,15 @@ def create_study(
 
     Args:
         objective:
-            What will be measured.
+            Objective that will measure the trials.
         storage:
-            A URL, a file of SQLite, or an Optuna storage; the local default if ``None``.
+            URL, file of SQLite, or Optuna storage; the local default if ``None``.
         study_name:
             Name under which it is resumed; a new one by default.
         sampler:
             Any Optuna sampler; :class:`SGQuantSampler` by default.
         seed:
-            Of the default sampler.
+            Seed of the default sampler.
 
     Raises:
         StorageError:

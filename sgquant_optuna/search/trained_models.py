@@ -57,9 +57,9 @@ def share_models(models: Sequence[nn.Module], study: optuna.Study, store: Artifa
         models:
             Trained models of one architecture.
         study:
-            Its user attribute ``sgquant:weights`` names the artifact and its checksum.
+            Study whose user attribute ``sgquant:weights`` will name the artifact and its checksum.
         store:
-            Where the file goes.
+            Artifact store of the study.
 
     Raises:
         ArtifactError:
@@ -95,13 +95,13 @@ def shared_models(
 
     Args:
         plan:
-            Of the study.
+            Plan of the study.
         data:
-            Its graph.
+            Graph of the study.
         study:
-            Names the artifact.
+            Study that names the artifact.
         store:
-            Where the file is.
+            Artifact store of the study.
 
     Returns:
         The models, or ``None`` if the study shares none or this machine cannot reach them.

@@ -19,7 +19,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Assignment:
-    """How a model is to be quantized.
+    """Settings and widths with which a model is to be quantized.
 
     Args:
         bit_widths:
@@ -29,9 +29,9 @@ class Assignment:
         degree_edges:
             Lower degrees of the buckets above the first; empty without buckets.
         granularity:
-            Which sites share a width, as it was searched.
+            Granularity of the search: which sites share a width.
         fingerprint:
-            Of graph, model, weights, space and protocol that it was found on.
+            Fingerprint of graph, model, weights, space and protocol of its search.
         source:
             Study, trial and what was measured.
 

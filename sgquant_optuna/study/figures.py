@@ -37,7 +37,7 @@ def figures(found: Measurements) -> dict[str, tuple[str, bytes]]:
 
     Args:
         found:
-            Its finished trials.
+            Finished trials of the study.
 
     Returns:
         For each file name, without its ending, what it shows, and the image as PNG.
@@ -198,20 +198,20 @@ def _sensitivity(axes: Axes, found: Measurements) -> None:
 
 
 def _cost_model(axes: Axes, found: Measurements) -> None:
-    told = found.calibration()
-    axes.scatter(told.predicted, told.measured, s=18, color=_LINE, alpha=0.7)
-    low = min(told.predicted.min(), told.measured.min())
-    high = max(told.predicted.max(), told.measured.max())
+    drops = found.calibration()
+    axes.scatter(drops.predicted, drops.measured, s=18, color=_LINE, alpha=0.7)
+    low = min(drops.predicted.min(), drops.measured.min())
+    high = max(drops.predicted.max(), drops.measured.max())
     line = np.sinh(np.linspace(np.arcsinh(low), np.arcsinh(high), 100))
     axes.plot(line, line, color="black", lw=0.8, ls="--", label="as predicted")
-    both = np.concatenate([told.predicted, told.measured])
+    both = np.concatenate([drops.predicted, drops.measured])
     _drop_scale(axes.set_xscale, axes.xaxis, both, found.record.max_drop)
     _drop_scale(axes.set_yscale, axes.yaxis, both, found.record.max_drop)
     axes.set_xlabel("predicted drop in points, when suggested")
     axes.set_ylabel("measured drop in points")
-    note = f"{len(told.numbers):,} trials"
-    if np.isfinite(told.coverage):
-        note += f"\n{told.coverage:.0%} within 2 deviations"
+    note = f"{len(drops.numbers):,} trials"
+    if np.isfinite(drops.coverage):
+        note += f"\n{drops.coverage:.0%} within 2 deviations"
     axes.text(0.02, 0.98, note, transform=axes.transAxes, va="top", fontsize=8)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False, loc="lower right")

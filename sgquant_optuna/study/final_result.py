@@ -36,7 +36,7 @@ class FinalResult:
         others:
             Other trials that were measured again: smaller ones that did not hold, or larger ones.
         times_opened:
-            How often this study has looked at the test nodes.
+            Number of times that this study has looked at the test nodes.
     """
 
     trial: int
@@ -63,7 +63,7 @@ class FinalResult:
         """95 % confidence interval of the paired drop, by Student's t over the seeds.
 
         ``None`` where all seeds gave the same, as finetuning without dropout does: that one value
-        tells nothing of how it varies.
+        says nothing about its spread.
         """
         from scipy.special import stdtrit  # scipy.stats takes a second to import
 

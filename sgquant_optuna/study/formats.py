@@ -112,7 +112,7 @@ def to_html(
 
     Args:
         report:
-            What the study found.
+            Report on the study.
         figures:
             Title and PNG of each plot.
         note:

@@ -39,11 +39,11 @@ class Measurements:
 
     Args:
         record:
-            What the study was measured on.
+            Record of the study.
         rows:
-            Its finished trials.
+            Finished trials of the study.
         chosen:
-            The trial to take.
+            Trial to take.
         held:
             Whether that kept the accuracy in the final report, on fresh seeds.
     """
@@ -198,7 +198,7 @@ def expected_best(values: Floats, probable: Floats, draws: int) -> Floats:
         probable:
             Probability that a draw of each counts, ``[m]``.
         draws:
-            How many draws to tell of.
+            Number of draws.
 
     Returns:
         The expectations, ``[draws]``; 1 counts where no draw did.

@@ -37,7 +37,7 @@ class StudyRecord:
 
     Args:
         fingerprint:
-            What it was measured on: graph, model, weights, space, quantizer and protocol.
+            Description of graph, model, weights, space, quantizer and protocol.
         layout:
             Every site with its size.
         degree_edges:

@@ -36,17 +36,17 @@ class StudyReport:
         study_name:
             Name of the study.
         record:
-            What it was measured on.
+            Record of the study.
         trial:
             Number of the chosen trial: that of the final report, else the best so far.
         result:
-            What that trial measured.
+            Result of that trial.
         num_measured:
             Finished trials.
         num_trials:
             All trials, failed and running ones included.
         final:
-            What fresh seeds and the test nodes said, if they were asked.
+            Result on fresh seeds and the test nodes, if there is one.
     """
 
     study_name: str

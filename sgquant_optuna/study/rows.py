@@ -42,7 +42,7 @@ Score = TypeVar("Score", bound=TrialScore)
 
 @dataclass(frozen=True)
 class TrialRow(Generic[Score]):
-    """What a table says of one trial.
+    """One trial as a line of a table.
 
     Args:
         trial_id:
@@ -52,11 +52,11 @@ class TrialRow(Generic[Score]):
         state:
             State of the trial.
         started:
-            When it began, in UTC; ``None`` if it is waiting.
+            Time of its start, in UTC; ``None`` if it is waiting.
         finished:
-            When it ended, in UTC; ``None`` if it has not.
+            Time of its end, in UTC; ``None`` if it has not ended.
         result:
-            What it measured; ``None`` if our objective has not finished it.
+            Result of the trial; ``None`` if our objective has not finished it.
         extras:
             Further user attributes that were asked for and that it has.
     """
@@ -79,7 +79,7 @@ def trial_rows(
         study:
             Any study; one in a database is read by two queries, others through Optuna.
         kind:
-            How much to read of each: :class:`TrialScore`, or all of :class:`TrialResult`.
+            Class of the results: :class:`TrialScore`, or :class:`TrialResult` for all of it.
         extras:
             Names of further user attributes.
     """

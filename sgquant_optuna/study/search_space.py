@@ -199,7 +199,7 @@ class BitWidthSearchSpace:
             sites:
                 Every site of the model, in the order of the forward pass.
             space:
-                What ``to_dict`` returned.
+                Description that ``to_dict`` returned.
         """
         return cls(
             sites,

@@ -21,7 +21,7 @@ class Ranked(Generic[Score]):
         number:
             Number of the trial in the study.
         result:
-            What it measured.
+            Result of the trial.
     """
 
     number: int
@@ -40,7 +40,7 @@ def rank(
         study:
             Study of our objective, of either mode.
         rows:
-            Its trials.
+            Trials of the study.
         max_drop:
             Largest feasible drop of validation accuracy, in percentage points.
 
@@ -78,7 +78,7 @@ def choose(
         study:
             Study of our objective; its final report is read.
         rows:
-            Its trials.
+            Trials of the study.
         max_drop:
             Largest feasible drop of validation accuracy, in percentage points.
         number:

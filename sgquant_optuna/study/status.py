@@ -39,13 +39,13 @@ class WorkerStatus:
 
     Args:
         name:
-            As it signs its trials; ``"(unnamed)"`` for trials without a signature.
+            Name that it signs its trials with; ``"(unnamed)"`` for trials without a signature.
         finished:
             Trials that it finished.
         running:
             Trials that it runs, stale ones included.
         last_seen:
-            When it last began or finished a trial, in UTC.
+            Time when it last began or finished a trial, in UTC.
     """
 
     name: str
@@ -79,12 +79,12 @@ class StudyStatus:
         per_hour:
             Trials finished per hour since the first one began.
         seconds_left:
-            Until all planned trials are finished at the late speed; ``None`` if nothing runs or
-            nothing is planned.
+            Seconds until all planned trials are finished at the late speed; ``None`` if nothing
+            runs or nothing is planned.
         best_saving:
-            Of the trial to take, against dense float32; ``None`` if none is feasible.
+            Saving of the trial to take, against dense float32; ``None`` if none is feasible.
         workers:
-            Those that signed trials, most finished trials first.
+            Workers that signed trials, most finished trials first.
     """
 
     study_name: str

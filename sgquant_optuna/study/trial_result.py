@@ -19,7 +19,7 @@ class TrialScore:
         accuracy_drop:
             Loss of validation accuracy against full precision, in percentage points.
         saving:
-            How many times smaller than dense float32, by the honest accounting.
+            Dense float32 bytes divided by the honest bytes.
     """
 
     memory_bytes: float
@@ -57,7 +57,7 @@ class TrialResult(TrialScore):
         paper_memory_bytes:
             Memory by the paper's accounting, in bytes.
         paper_saving:
-            How many times smaller than dense float32, by the paper's accounting.
+            Dense float32 bytes divided by the paper's bytes.
         average_bits:
             Stored bits for each value, by the paper's accounting.
         bit_widths:

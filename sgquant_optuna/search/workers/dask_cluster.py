@@ -39,11 +39,11 @@ def run_on_dask(
         arguments:
             Arguments of ``sgquant worker``.
         count:
-            How many.
+            Number of processes.
         environment:
             Variables of the processes; the scheduler sees them.
         show:
-            Takes the errors of the processes; the log of this package by default.
+            Function that takes the errors of the processes; the log of this package by default.
 
     Returns:
         Exit code as of :class:`WorkerProcesses`.
@@ -90,7 +90,7 @@ def run_on_dask(
 
 def _exit_code(futures: Sequence[Any], stopped_by: int | None, show: Callable[[str], None]) -> int:
     codes = set()
-    told = set()
+    shown = set()
     for future in futures:
         if future.status != "finished":
             show(f"a Dask task ended: {future.exception()}")
@@ -99,8 +99,8 @@ def _exit_code(futures: Sequence[Any], stopped_by: int | None, show: Callable[[s
         code, errors = future.result()
         codes.add(code)
         for line in errors:
-            if line not in told:
-                told.add(line)
+            if line not in shown:
+                shown.add(line)
                 show(line)
     if BAD_INPUT in codes:
         return BAD_INPUT

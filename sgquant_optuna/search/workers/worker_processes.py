@@ -39,14 +39,14 @@ class WorkerProcesses:
         arguments:
             Arguments of ``sgquant worker``.
         count:
-            How many processes.
+            Number of processes.
         environment:
-            Variables besides those of this process; a database URL goes here, for the command
-            line of a process is there for all to read.
+            Variables besides those of this process; a database URL goes here, because the
+            command line of a process can be read by every user.
         max_restarts:
-            How often a process that died is replaced.
+            Number of times that a process that died is replaced.
         show:
-            Takes the lines that the processes write; the standard error by default.
+            Function that takes the lines of the processes; the standard error by default.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class WorkerProcesses:
             for line in lines:
                 line = line.rstrip("\n")
                 if line.startswith("error: "):
-                    if line in self.errors:  # all processes make the same mistake: told once
+                    if line in self.errors:  # all processes make the same mistake: shown once
                         continue
                     self.errors.append(line)
                 self._show(line)

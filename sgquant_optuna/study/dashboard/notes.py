@@ -52,15 +52,15 @@ def study_note(
     place: Place | None = None,
     hint: str = "",
 ) -> str:
-    """Tell the result of a study: assignment, accuracy, memory, and how to get the model.
+    """Return the result of a study: assignment, accuracy, memory, and how to get the model.
 
     Args:
         report:
-            What it found.
+            Report on the study.
         images:
             Title and address of each plot.
         place:
-            What the note tells of storage and files.
+            Storage and files that the note names.
         hint:
             A sentence in the place of missing plots.
     """
@@ -101,15 +101,15 @@ def study_note(
 def trial_note(
     record: StudyRecord, result: TrialResult, predicted: Mapping[str, float] | None
 ) -> str:
-    """Tell what one finished trial measured.
+    """Return what one finished trial measured.
 
     Args:
         record:
             Record of its study.
         result:
-            What it measured.
+            Result of the trial.
         predicted:
-            What the cost model of the sampler predicted, if it did.
+            Prediction of the sampler's cost model, if it made one.
     """
     limit = record.max_drop
     verdict = "feasible" if result.is_feasible(limit) else "**not feasible**"

@@ -45,9 +45,9 @@ def write_page(
         study:
             A study of our objective; of others nothing is written.
         artifact_store:
-            Where the plots go.
+            Store of the plots.
         place:
-            What the note tells of storage and files.
+            Storage and files that the note names.
         check_files:
             Whether to write them again where a plot is missing in this store.
 

@@ -41,9 +41,9 @@ def dashboard_app(storage: BaseStorage, artifact_store: ArtifactStore) -> Any:
 
     Args:
         storage:
-            With the studies.
+            Database of the studies.
         artifact_store:
-            With their files.
+            Store of their files.
     """
     from optuna_dashboard import wsgi
 
@@ -91,16 +91,16 @@ class _StudyAnswers:
             serialize_frozen_trial(study_id, trial, attrs)
             for trial in _best(study, trials, record)
         ]
-        for told in (*answer["trials"], *answer["best_trials"]):
-            if told["number"] >= len(trials):
+        for shown in (*answer["trials"], *answer["best_trials"]):
+            if shown["number"] >= len(trials):
                 continue  # began after the trials were read
-            trial = trials[told["number"]]
-            told["constraints"] = _violations(trial, record)
+            trial = trials[shown["number"]]
+            shown["constraints"] = _violations(trial, record)
             # A note of a person is stored, and has a version.
             result = row_of(trial, TrialResult).result
-            if record is not None and result is not None and not told["note"]["version"]:
+            if record is not None and result is not None and not shown["note"]["version"]:
                 body = trial_note(record, result, trial.user_attrs.get(PREDICTED_KEY))
-                told["note"] = {"version": 0, "body": body}
+                shown["note"] = {"version": 0, "body": body}
 
 
 def _without_traceback(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,19 +173,19 @@ def serve(
 
     Args:
         storage:
-            With the studies.
+            Database of the studies.
         artifact_store:
-            With their files.
+            Store of their files.
         host:
             Address to listen on.
         port:
             Port to listen on; 0 for any free one.
         place:
-            What the notes tell of storage and files.
+            Storage and files that the notes name.
         ready:
-            Called with the port when the server listens.
+            Function that is called with the port when the server listens.
         refresh_seconds:
-            Between two looks at whether a page is out of date.
+            Seconds between two checks whether a page is out of date.
 
     Raises:
         ValueError:
@@ -221,8 +221,8 @@ def keep_pages(
     seconds: float,
     place: Place | None = None,
 ) -> None:
-    """Write the page of each study whenever trials have finished since, until told to stop."""
-    told: dict[str, str] = {}
+    """Write the page of each study whenever trials have finished since, until it is stopped."""
+    warned: dict[str, str] = {}
     seen: set[str] = set()
     while True:
         try:
@@ -237,10 +237,10 @@ def keep_pages(
                 study = optuna.load_study(study_name=name, storage=storage)
                 write_page(study, artifact_store, place=place, check_files=name not in seen)
                 seen.add(name)
-                told.pop(name, None)
+                warned.pop(name, None)
             except Exception as error:  # of one study, or a read-only database
-                if told.get(name) != str(error):
-                    told[name] = str(error)
+                if warned.get(name) != str(error):
+                    warned[name] = str(error)
                     _logger.warning("study %s: cannot write its page (%s)", name, error)
         if stop.wait(seconds):
             return

@@ -27,7 +27,7 @@ def attach_best_model(study: optuna.Study, artifact_store: ArtifactStore, path: 
         study:
             The study that found its widths.
         artifact_store:
-            As ``open_artifacts`` returns it.
+            Artifact store of the study.
         path:
             The packed model.
 
@@ -50,9 +50,9 @@ def put_study_file(
         study:
             The study.
         artifact_store:
-            Where the content goes.
+            Artifact store of the study.
         name:
-            Name that the dashboard shows; its ending tells the type.
+            Name that the dashboard shows; its ending gives the type.
         content:
             The bytes.
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from sgquant_optuna.sampler.gaussian_process import Prediction
-from sgquant_optuna.sampler.training import Floats
+from sgquant_optuna.sampler.space import Floats
 
 
 def expected_improvement(prediction: Prediction, best: float | Floats) -> Floats:

@@ -9,9 +9,8 @@ import numpy as np
 
 from sgquant_optuna.sampler.gaussian_process import Prediction
 from sgquant_optuna.sampler.problem import Problem
-from sgquant_optuna.sampler.space import Indices
+from sgquant_optuna.sampler.space import Floats, Indices
 from sgquant_optuna.sampler.surrogate import Prior, Surrogate, probability_below
-from sgquant_optuna.sampler.training import Floats
 
 
 class Beliefs:

@@ -15,9 +15,9 @@ from scipy.special import ndtr, ndtri
 
 from sgquant_optuna.sampler.candidates import anchors, distinct, neighbours, random_candidates
 from sgquant_optuna.sampler.known_objective import KnownObjective
-from sgquant_optuna.sampler.space import FiniteSpace, Indices, is_finite, single_value
+from sgquant_optuna.sampler.problem import target_of
+from sgquant_optuna.sampler.space import FiniteSpace, Floats, Indices, is_finite, single_value
 from sgquant_optuna.sampler.surrogate import Surrogate
-from sgquant_optuna.sampler.training import Floats, target_of
 
 _CANDIDATES = 4000
 _SEARCH_ROUNDS = 6

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgquant_optuna.sampler.space import Features
-from sgquant_optuna.sampler.training import Floats, Target
+from sgquant_optuna.sampler.problem import Target
+from sgquant_optuna.sampler.space import Features, Floats
 
 
 class BoostedTrees:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from sgquant_optuna.sampler.space import FiniteSpace, Indices
+from sgquant_optuna.sampler.space import FiniteSpace, Index, Indices
 
 _ENUMERABLE = 2  # grids up to this many times n_sample are listed whole
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates of one round, best first, with what the model predicted of each.
+
+    Args:
+        configurations:
+            Distinct configurations.
+        predictions:
+            Notes for the trial's user attributes; empty where nothing was predicted.
+    """
+
+    configurations: list[Index]
+    predictions: list[dict[str, float]] = field(default_factory=list)
 
 
 def random_candidates(

@@ -1,8 +1,8 @@
-"""What a trial writes about itself so that all workers propose joint batches without a lock.
+"""Claims: what a trial records of itself, so that all workers sample joint batches without a lock.
 
-Everything is kept in the system attributes of single trials. A running trial's attributes have one
-writer, its own worker, so nothing here can be lost to a concurrent write; the study's attributes,
-which every worker may write, are never touched.
+Everything is stored in the attributes of single trials. Only its own worker writes the attributes
+of a running trial, so no concurrent write can lose them. The attributes of the study, which every
+worker may write, are never used.
 """
 
 from __future__ import annotations
@@ -15,19 +15,29 @@ from typing import Any
 from sgquant_optuna.sampler.space import Index
 
 CLAIM_KEY = "sgquant:claim"
+"""System attribute of a trial: its claim, which ``rounds`` writes and ``history`` reads."""
+
+PREDICTED_KEY = "predicted"
+"""User attribute of a trial: what the cost model predicted when the trial was suggested.
+
+The sampler writes it, ``explain`` reads it.
+"""
+
+FIXED_PARAMS_KEY = "fixed_params"
+"""System attribute of a trial: its enqueued parameters, which ``Study.enqueue_trial`` writes."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What the model of one round is trained on, frozen by the trial that opened the round.
+    """The training set of one round, fixed by the trial that opened the round.
 
     Args:
         opener:
             Number of the trial that opened the round.
         num_trials:
-            Trials with a smaller number are trained on ...
+            Number of trials at the opening: only trials below this number are trained on.
         unfinished:
-            ... except these numbers, which had not finished then.
+            Numbers of the trials below it that had not finished; they are not trained on.
         seed:
             Seed of the candidates, so that workers with other seeds rank the same ones.
     """
@@ -40,18 +50,18 @@ class Opening:
 
 @dataclass(frozen=True)
 class Claim:
-    """The configuration that one trial measures, written before it is measured.
+    """The configuration that one trial measures, recorded before it is measured.
 
     Args:
         round:
-            Round of the proposal; round 0 is random.
+            Number of the round; round 0 is random.
         index:
-            The configuration.
+            Configuration that is claimed.
         space:
             Signature of the grid that ``index`` refers to.
         opening:
-            Present on a trial that opened its round. When two workers opened the same round at
-            once, the trial with the lowest number counts.
+            Opening of the round, on a trial that opened it. If two workers opened the same round
+            at the same time, the opening of the trial with the lowest number is used.
     """
 
     round: int
@@ -60,7 +70,7 @@ class Claim:
     opening: Opening | None = None
 
     def to_json(self) -> str:
-        """Return the text that is stored: about 100 bytes, so below every storage's limit."""
+        """Return the stored text: about 100 bytes, which is below the limit of every storage."""
         fields: dict[str, Any] = {
             "round": self.round,
             "index": list(self.index),
@@ -72,7 +82,7 @@ class Claim:
 
     @classmethod
     def of(cls, system_attrs: Mapping[str, Any]) -> Claim | None:
-        """Read a trial's claim; ``None`` if it has none that can be understood."""
+        """Read a trial's claim; ``None`` if it has none that this version can read."""
         text = system_attrs.get(CLAIM_KEY)
         if text is None:
             return None
@@ -82,5 +92,9 @@ class Claim:
             if opening is not None:
                 opening = Opening(**{**opening, "unfinished": tuple(opening["unfinished"])})
             return cls(int(fields["round"]), tuple(fields["index"]), fields["space"], opening)
-        except (TypeError, KeyError, ValueError):  # of another version: as if it were hand-added
+        except (
+            TypeError,
+            KeyError,
+            ValueError,
+        ):  # another version wrote it: the trial counts as added by hand
             return None

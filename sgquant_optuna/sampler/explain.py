@@ -12,13 +12,11 @@ from optuna.search_space import intersection_search_space
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from sgquant_optuna.sampler.claims import PREDICTED_KEY as PREDICTED_KEY
 from sgquant_optuna.sampler.history import record_of
-from sgquant_optuna.sampler.space import FiniteSpace, is_finite
+from sgquant_optuna.sampler.problem import Target, constraint_targets, objective_target
+from sgquant_optuna.sampler.space import FiniteSpace, Floats, is_finite
 from sgquant_optuna.sampler.surrogate import Surrogate
-from sgquant_optuna.sampler.training import Floats, Target, constraint_targets, objective_target
-
-PREDICTED_KEY = "predicted"
-"""User attribute of a trial with what the cost model predicted when the trial was suggested."""
 
 _BACKGROUND = 256
 

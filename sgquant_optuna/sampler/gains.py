@@ -8,8 +8,7 @@ import numpy as np
 
 from sgquant_optuna.sampler.acquisition import Staircase, expected_improvement, greedy_batch
 from sgquant_optuna.sampler.beliefs import Beliefs, View
-from sgquant_optuna.sampler.space import Indices
-from sgquant_optuna.sampler.training import Floats
+from sgquant_optuna.sampler.space import Floats, Indices
 
 _JOINT_DRAWS = 128
 _MIN_PROMISING = 50

@@ -12,8 +12,7 @@ import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 from scipy.optimize import minimize
 
-from sgquant_optuna.sampler.space import Features
-from sgquant_optuna.sampler.training import Floats
+from sgquant_optuna.sampler.space import Features, Floats
 
 _HYPER_ROWS = 120  # rows to learn the length scales on: their cost grows with the cube
 _MAX_ROWS = 400

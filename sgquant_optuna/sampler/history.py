@@ -11,7 +11,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from sgquant_optuna.sampler.claims import Claim, Opening
+from sgquant_optuna.sampler.claims import FIXED_PARAMS_KEY, Claim, Opening
 from sgquant_optuna.sampler.space import FiniteSpace, Index
 
 _MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -181,7 +181,7 @@ class History:
         if claim is not None and claim.space != self.space.signature:
             claim = None
         params = trial.params
-        fixed = trial.system_attrs.get("fixed_params")
+        fixed = trial.system_attrs.get(FIXED_PARAMS_KEY)
         if fixed and not trial.state.is_finished():
             params = {**fixed, **params}
         return record_of(trial, self.space, params, claim, is_fixed=bool(fixed))

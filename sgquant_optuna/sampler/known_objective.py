@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sgquant_optuna.sampler.space import FiniteSpace, Index, Indices
-from sgquant_optuna.sampler.training import Floats
+from sgquant_optuna.sampler.space import FiniteSpace, Floats, Index, Indices
 
 _CHECKS = 64
 _RELATIVE_TOLERANCE = 1e-9

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sgquant_optuna.sampler.batches import Ranking
 from sgquant_optuna.sampler.beliefs import Beliefs
-from sgquant_optuna.sampler.candidates import anchors, distinct, neighbours, random_candidates
+from sgquant_optuna.sampler.candidates import (
+    Ranking,
+    anchors,
+    distinct,
+    neighbours,
+    random_candidates,
+)
 from sgquant_optuna.sampler.gains import gain_over
 from sgquant_optuna.sampler.problem import Problem
 from sgquant_optuna.sampler.surrogate import Prior

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sgquant_optuna.sampler.batches import Ranking
 from sgquant_optuna.sampler.boosted_trees import BoostedTrees
-from sgquant_optuna.sampler.candidates import random_candidates
+from sgquant_optuna.sampler.candidates import Ranking, random_candidates
 from sgquant_optuna.sampler.problem import Problem
-from sgquant_optuna.sampler.training import Floats
+from sgquant_optuna.sampler.space import Floats
 
 
 def rank_as_paper(

@@ -8,8 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from sgquant_optuna.sampler.batches import Ranking
-from sgquant_optuna.sampler.candidates import anchors, distinct, random_candidates
+from sgquant_optuna.sampler.candidates import Ranking, anchors, distinct, random_candidates
 from sgquant_optuna.sampler.model_ranking import rank_by_model
 from sgquant_optuna.sampler.paper import rank_as_paper
 from sgquant_optuna.sampler.problem import Problem

@@ -9,8 +9,7 @@ import numpy as np
 from sgquant_optuna.sampler.beliefs import Beliefs, View
 from sgquant_optuna.sampler.candidates import distinct, neighbours, random_candidates
 from sgquant_optuna.sampler.problem import Problem
-from sgquant_optuna.sampler.space import Index
-from sgquant_optuna.sampler.training import Floats
+from sgquant_optuna.sampler.space import Floats, Index
 
 
 def recommend(

@@ -15,13 +15,13 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from sgquant_optuna.sampler.batches import Choice, Ranking, choose
-from sgquant_optuna.sampler.claims import Opening
-from sgquant_optuna.sampler.explain import PREDICTED_KEY
+from sgquant_optuna.sampler.candidates import Ranking
+from sgquant_optuna.sampler.claims import PREDICTED_KEY, Opening
 from sgquant_optuna.sampler.history import History
 from sgquant_optuna.sampler.known_objective import KnownObjective
 from sgquant_optuna.sampler.problem import Problem, sign_of
 from sgquant_optuna.sampler.ranking import Acquisition, rank_candidates
+from sgquant_optuna.sampler.rounds import Choice, choose
 from sgquant_optuna.sampler.space import FiniteSpace, is_finite, single_value
 from sgquant_optuna.sampler.warm_start import Source, Transfer
 

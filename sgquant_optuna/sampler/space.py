@@ -20,6 +20,7 @@ from optuna.distributions import (
 Index = tuple[int, ...]
 """A configuration: the position of each parameter's value, parameters in order of their names."""
 Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.uint64]
 

@@ -8,8 +8,8 @@ import numpy as np
 from scipy.special import ndtr
 
 from sgquant_optuna.sampler.gaussian_process import GaussianProcess, Prediction
-from sgquant_optuna.sampler.space import Features
-from sgquant_optuna.sampler.training import Floats, Target
+from sgquant_optuna.sampler.problem import Target
+from sgquant_optuna.sampler.space import Features, Floats
 
 Prior = Callable[[Features], Floats]
 """Expected target of configurations from another study, in the target's unit."""

@@ -17,9 +17,8 @@ from optuna.trial import TrialState
 from sgquant_optuna.sampler.history import Record, record_of
 from sgquant_optuna.sampler.known_objective import KnownObjective
 from sgquant_optuna.sampler.problem import Problem
-from sgquant_optuna.sampler.space import Features, FiniteSpace
+from sgquant_optuna.sampler.space import Features, FiniteSpace, Floats
 from sgquant_optuna.sampler.surrogate import Prior, Surrogate
-from sgquant_optuna.sampler.training import Floats
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sgquant_optuna.graph.degree_edges import bucket_labels
 from sgquant_optuna.quantization.sites import FULL_PRECISION
-from sgquant_optuna.sampler.training import Floats
+from sgquant_optuna.sampler.space import Floats
 from sgquant_optuna.study.measurements import Measurements
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from sgquant_optuna.sampler.explain import (
     Sensitivity,
     partial_dependence,
 )
-from sgquant_optuna.sampler.space import FiniteSpace
+from sgquant_optuna.sampler.problem import target_of
+from sgquant_optuna.sampler.space import FiniteSpace, Floats
 from sgquant_optuna.sampler.surrogate import Surrogate, probability_below
-from sgquant_optuna.sampler.training import Floats, target_of
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import TrialRow, trial_rows
 from sgquant_optuna.study.search_space import BitWidthSearchSpace

@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._rdb.models import TrialHeartbeatModel
 
-from sgquant_optuna.sampler import SGQuantSampler, batches
+from sgquant_optuna.sampler import SGQuantSampler, rounds
 from sgquant_optuna.sampler.history import History
 
 WIDTHS = (1, 2, 4, 8, 16)
@@ -106,9 +106,9 @@ def work(url, n_trials, seed, claims=True, seconds=0.01):
     """Measure ``n_trials`` trials in one process."""
     _be_quiet()
     if not claims:  # see finished trials alone, as samplers do that claim nothing
-        batches.CLAIM_KEY = f"private:{uuid.uuid4()}"
+        rounds.CLAIM_KEY = f"private:{uuid.uuid4()}"
         History.occupied_by_others = lambda history, number: set(history._occupied)
-        batches._rivals_before = lambda history, number, lost: 0
+        rounds._rivals_before = lambda history, number, lost: 0
     storage = open_storage(url, keeps_connections=True)
     sampler = new_sampler(seed, SMALL_SPACE, n_sample=200, n_measure=10)
     study = optuna.load_study(study_name="s", storage=storage, sampler=sampler)

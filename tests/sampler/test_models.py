@@ -9,9 +9,9 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from sgquant_optuna.sampler.acquisition import Staircase, expected_improvement, greedy_batch
 from sgquant_optuna.sampler.gaussian_process import GaussianProcess, Prediction
 from sgquant_optuna.sampler.known_objective import KnownObjective
+from sgquant_optuna.sampler.problem import target_of
 from sgquant_optuna.sampler.space import FiniteSpace
 from sgquant_optuna.sampler.surrogate import Surrogate, probability_below
-from sgquant_optuna.sampler.training import target_of
 
 WIDTHS = (1, 2, 4, 8, 16)
 

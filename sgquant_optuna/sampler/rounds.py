@@ -9,33 +9,19 @@ so no configuration is measured twice; this depends on neither seeds nor clocks 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from sgquant_optuna.sampler.claims import CLAIM_KEY, Claim, Opening
+from sgquant_optuna.sampler.candidates import Ranking
+from sgquant_optuna.sampler.claims import CLAIM_KEY, FIXED_PARAMS_KEY, Claim, Opening
 from sgquant_optuna.sampler.history import History
 from sgquant_optuna.sampler.space import FiniteSpace, Index
 
 _MAX_ATTEMPTS = 16
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Candidates of one round, best first, with what the model predicted of each.
-
-    Args:
-        configurations:
-            Distinct configurations.
-        predictions:
-            Notes for the trial's user attributes; empty where nothing was predicted.
-    """
-
-    configurations: list[Index]
-    predictions: list[dict[str, float]] = field(default_factory=list)
 
 
 Ranker = Callable[[int, Opening, Mapping[str, Any]], Ranking]
@@ -94,7 +80,7 @@ def choose(
         if trial.params or not history.is_held_by_another(own.index, number):
             return choice
         # Else it was killed between writing its claim and reading everybody's, and lost.
-    fixed, is_off_grid = _fixed_positions(space, attrs.get("fixed_params", {}))
+    fixed, is_off_grid = _fixed_positions(space, attrs.get(FIXED_PARAMS_KEY, {}))
     if len(fixed) == len(space.names):  # enqueued whole: nothing to choose
         return Choice(tuple(fixed[name] for name in space.names), {})
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sgquant_optuna.sampler.beliefs import Beliefs
+from sgquant_optuna.sampler.acquisition import acquisition_function
 from sgquant_optuna.sampler.candidates import (
     Ranking,
     anchors,
@@ -14,9 +14,8 @@ from sgquant_optuna.sampler.candidates import (
     neighbours,
     random_candidates,
 )
-from sgquant_optuna.sampler.gains import gain_over
 from sgquant_optuna.sampler.problem import Problem
-from sgquant_optuna.sampler.surrogate import Prior
+from sgquant_optuna.sampler.surrogate import CostModels, Prior
 
 _PARENTS = 10
 _SHORTLIST = 300
@@ -32,7 +31,7 @@ def rank_by_model(
     fixed: Mapping[str, int],
     priors: Mapping[str, Prior] | None = None,
 ) -> Ranking:
-    """Rank candidates by what measuring them is expected to gain.
+    """Rank candidates by the expected improvement of measuring them.
 
     Args:
         problem:
@@ -51,12 +50,12 @@ def rank_by_model(
     Returns:
         Candidates that were not measured yet, best first.
     """
-    beliefs = Beliefs(problem, seed=int(rng.integers(2**31)), priors=priors)
-    measured = beliefs.view(problem.measured)
-    gain = gain_over(beliefs, measured)
+    models = CostModels(problem, seed=int(rng.integers(2**31)), priors=priors)
+    measured = models.posterior(problem.measured)
+    acquisition = acquisition_function(models, measured)
     space = problem.space
 
-    parents = problem.measured[gain.best_measured()[:_PARENTS]]
+    parents = problem.measured[acquisition.best_measured()[:_PARENTS]]
     pool = np.concatenate(
         [
             random_candidates(space, rng, n_sample, fixed),
@@ -67,18 +66,18 @@ def rank_by_model(
     pool = space.without(distinct(pool, rng, space, fixed), problem.measured)
     if not len(pool):
         return Ranking([])
-    view = beliefs.view(gain.promising(pool))
+    candidates = models.posterior(acquisition.promising(pool))
     # Once more around the best: on a grid this stands in for a gradient.
-    order = np.argsort(-gain.score(view), kind="stable")
-    near = neighbours(space, rng, view.indices[order[:20]], n_sample // 2)
-    kept = np.concatenate([view.indices[order[:_KEPT]], near])
+    order = np.argsort(-acquisition.score(candidates), kind="stable")
+    near = neighbours(space, rng, candidates.indices[order[:20]], n_sample // 2)
+    kept = np.concatenate([candidates.indices[order[:_KEPT]], near])
     pool = space.without(distinct(kept, rng, space, fixed), problem.measured)
-    view = beliefs.view(gain.promising(pool))
+    candidates = models.posterior(acquisition.promising(pool))
 
-    order = np.argsort(-gain.score(view), kind="stable")
-    view = view.part(order[: max(_KEPT, 4 * n_measure)])
-    shortlist = view.part(np.arange(min(_SHORTLIST, len(view.indices))))
-    chosen = gain.batch(shortlist, 2 * n_measure, rng)
-    rest = np.setdiff1d(np.arange(len(view.indices)), chosen).tolist()
-    view = view.part(np.array(chosen + rest))
-    return Ranking(list(map(tuple, view.indices.tolist())), beliefs.notes(view))
+    order = np.argsort(-acquisition.score(candidates), kind="stable")
+    candidates = candidates.subset(order[: max(_KEPT, 4 * n_measure)])
+    shortlist = candidates.subset(np.arange(min(_SHORTLIST, len(candidates.indices))))
+    chosen = acquisition.batch(shortlist, 2 * n_measure, rng)
+    rest = np.setdiff1d(np.arange(len(candidates.indices)), chosen).tolist()
+    candidates = candidates.subset(np.array(chosen + rest))
+    return Ranking(list(map(tuple, candidates.indices.tolist())), models.in_units(candidates))

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sgquant_optuna.sampler.beliefs import Beliefs, View
 from sgquant_optuna.sampler.candidates import distinct, neighbours, random_candidates
 from sgquant_optuna.sampler.problem import Problem
 from sgquant_optuna.sampler.space import Floats, Index
+from sgquant_optuna.sampler.surrogate import CostModels, Posterior
 
 
 def recommend(
@@ -42,18 +42,18 @@ def recommend(
         At most ``size`` configurations, those closest to the limit first.
     """
     space = problem.space
-    beliefs = Beliefs(problem, seed=int(rng.integers(2**31)))
+    models = CostModels(problem, seed=int(rng.integers(2**31)))
     pool = np.concatenate([problem.measured, random_candidates(space, rng, n_sample, fixed)])
     for _ in range(3):
         pool = distinct(pool, rng, space, fixed)
-        front = _front(_criteria(beliefs, beliefs.view(pool)))
+        front = _front(_criteria(models, models.posterior(pool)))
         pool = np.concatenate([pool[front], neighbours(space, rng, pool[front], n_sample // 2)])
     pool = distinct(pool, rng, space, fixed)
-    criteria = _criteria(beliefs, beliefs.view(pool))
+    criteria = _criteria(models, models.posterior(pool))
     front = _front(criteria)
     last = criteria[-1, front]
     if problem.constraints:
-        usual = np.median(_criteria(beliefs, beliefs.view(problem.measured))[-1])
+        usual = np.median(_criteria(models, models.posterior(problem.measured))[-1])
         front = front[last <= max(usual, last.min())]
         last = criteria[-1, front]
     order = front[np.argsort(last, kind="stable")]
@@ -64,12 +64,12 @@ def recommend(
     return list(map(tuple, pool[chosen].tolist()))
 
 
-def _criteria(beliefs: Beliefs, view: View) -> Floats:
+def _criteria(models: CostModels, candidates: Posterior) -> Floats:
     """Objectives, then the largest violation if there are constraints, ``[criteria, n]``."""
-    problem = beliefs.problem
-    rows = [view.objective(problem, j) for j in range(len(problem.signs))]
+    problem = models.problem
+    rows = [candidates.objective(problem, j) for j in range(len(problem.signs))]
     if problem.constraints:
-        means = [view.predictions[c.name].mean for c in problem.constraints]
+        means = [candidates.predictions[c.name].mean for c in problem.constraints]
         rows.append(np.max(means, axis=0))
     return np.stack(rows)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from sgquant_optuna.sampler.acquisition import Staircase, expected_improvement, greedy_batch
+from sgquant_optuna.sampler.acquisition import ParetoFront, expected_improvement, greedy_batch
 from sgquant_optuna.sampler.gaussian_process import GaussianProcess, Prediction
 from sgquant_optuna.sampler.known_objective import KnownObjective
 from sgquant_optuna.sampler.problem import target_of
@@ -38,16 +38,16 @@ def test_a_batch_prefers_candidates_that_win_elsewhere():
 def test_the_hypervolume_gain_of_a_certain_candidate_is_its_area():
     # Front (2, 3) and (5, 1), reference (10, 10). A certain candidate at (1, 4) adds the strip
     # from 1 to 2 between 4 and 10 = 6; one at (3, 2) adds 2 * (3 - 2) = 2; (6, 2) adds nothing.
-    front = Staircase.over(np.array([5.0, 2.0]), np.array([1.0, 3.0]), end=10.0, top=10.0)
-    gain = front.expected_gain(np.array([1.0, 3.0, 6.0]), believed([4, 2, 2], [1e-9] * 3))
+    front = ParetoFront.of_points(np.array([5.0, 2.0]), np.array([1.0, 3.0]), end=10.0, top=10.0)
+    gain = front.expected_improvement(np.array([1.0, 3.0, 6.0]), believed([4, 2, 2], [1e-9] * 3))
     np.testing.assert_allclose(gain, [6, 2, 0], atol=1e-6)
-    after = front.with_point(3.0, 2.0).expected_gain(np.array([3.0]), believed([2], [1e-9]))
+    after = front.with_point(3.0, 2.0).expected_improvement(np.array([3.0]), believed([2], [1e-9]))
     np.testing.assert_allclose(after, [0], atol=1e-6)
 
 
 def test_an_empty_front_gains_up_to_the_reference():
-    front = Staircase.over(np.array([]), np.array([]), end=4.0, top=3.0)
-    gain = front.expected_gain(np.array([1.0]), believed([1], [1e-9]))
+    front = ParetoFront.of_points(np.array([]), np.array([]), end=4.0, top=3.0)
+    gain = front.expected_improvement(np.array([1.0]), believed([1], [1e-9]))
     np.testing.assert_allclose(gain, [6], atol=1e-6)
 
 

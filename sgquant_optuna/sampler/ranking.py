@@ -1,4 +1,4 @@
-"""One round's ranking: candidates in the order in which they should be measured."""
+"""The ranking of one round: candidates in the order in which they should be measured."""
 
 from __future__ import annotations
 
@@ -8,21 +8,31 @@ from enum import StrEnum
 
 import numpy as np
 
-from sgquant_optuna.sampler.candidates import Ranking, anchors, distinct, random_candidates
-from sgquant_optuna.sampler.model_ranking import rank_by_model
+from sgquant_optuna.sampler.acquisition import AcquisitionFunction, acquisition_function
+from sgquant_optuna.sampler.candidates import (
+    Ranking,
+    anchors,
+    distinct,
+    neighbours,
+    random_candidates,
+)
 from sgquant_optuna.sampler.paper import rank_as_paper
 from sgquant_optuna.sampler.problem import Problem
-from sgquant_optuna.sampler.recommend import recommend
 from sgquant_optuna.sampler.space import Index, Indices
-from sgquant_optuna.sampler.warm_start import Transfer
+from sgquant_optuna.sampler.surrogate import CostModels, Posterior, Prior
+from sgquant_optuna.sampler.warm_start import Transfer, recommend
 
 _logger = logging.getLogger("sgquant_optuna")
 
 _MIN_MEASURED = 2
+_PARENTS = 10  # best measured configurations whose neighbours are candidates
+_REFINED = 20  # best candidates whose neighbours are candidates, too
+_SHORTLIST = 300  # best candidates from which the batch is chosen jointly
+_KEPT = 500
 
 
 class Acquisition(StrEnum):
-    """How candidates are chosen."""
+    """Method that chooses the candidates."""
 
     DEFAULT = "default"
     PAPER = "paper"
@@ -51,31 +61,31 @@ def rank_candidates(
 
     Args:
         problem:
-            The measurements that the round learns from.
+            Measurements that the round learns from.
         acquisition:
-            How candidates are chosen.
+            Method that chooses the candidates.
         round_:
-            The round; round 0 has nothing to learn from but other studies.
+            Number of the round; round 0 can learn from other studies only.
         rng:
             Source of randomness, the same on every worker.
         n_measure:
             Trials in the round.
         n_sample:
-            Random candidates.
+            Number of random candidates.
         fixed:
             Positions of enqueued parameters.
         transfer:
-            What other studies taught, if anything.
+            Knowledge from another study, if there is any.
 
     Returns:
         Candidates, best first.
     """
     ranking = None
+    can_learn = round_ > 0 and len(problem.measured) >= _MIN_MEASURED
     try:
-        if acquisition == Acquisition.PAPER:
-            if round_ > 0 and len(problem.measured) >= _MIN_MEASURED:
-                ranking = rank_as_paper(problem, rng, n_sample, fixed)
-        elif round_ > 0 and len(problem.measured) >= _MIN_MEASURED:
+        if can_learn and acquisition == Acquisition.PAPER:
+            ranking = rank_as_paper(problem, rng, n_sample, fixed)
+        elif can_learn:
             ranking = rank_by_model(
                 problem,
                 rng,
@@ -84,7 +94,7 @@ def rank_candidates(
                 fixed=fixed,
                 priors=transfer.priors if transfer is not None else None,
             )
-        else:
+        elif acquisition == Acquisition.DEFAULT:
             ranking = _first_round(problem, rng, n_measure, n_sample, fixed, transfer)
     except Exception as error:  # whatever fails here, a random round keeps the study going
         _logger.warning("Round %d is random: the cost model failed: %r", round_, error)
@@ -92,6 +102,81 @@ def rank_candidates(
         pool = random_candidates(problem.space, rng, n_sample, fixed)
         ranking = Ranking(_rows(pool))
     return ranking
+
+
+def rank_by_model(
+    problem: Problem,
+    rng: np.random.Generator,
+    *,
+    n_measure: int,
+    n_sample: int,
+    fixed: Mapping[str, int],
+    priors: Mapping[str, Prior] | None = None,
+) -> Ranking:
+    """Rank candidates by the expected improvement under Gaussian processes.
+
+    Args:
+        problem:
+            Measurements so far; at least one.
+        rng:
+            Source of randomness.
+        n_measure:
+            Trials in the round. Twice as many are chosen jointly, because workers may overshoot.
+        n_sample:
+            Number of random candidates, and of neighbours of the best measured configurations.
+        fixed:
+            Positions of enqueued parameters.
+        priors:
+            Predictions of another study's models by the name of the target.
+
+    Returns:
+        Candidates that were not measured yet, best first.
+    """
+    models = CostModels(problem, seed=int(rng.integers(2**31)), priors=priors)
+    acquisition = acquisition_function(models, models.posterior(problem.measured))
+    candidates = _candidates(models, acquisition, rng, n_sample, fixed)
+    if candidates is None:
+        return Ranking([])
+    candidates = candidates.subset(_order(acquisition, candidates)[: max(_KEPT, 4 * n_measure)])
+    shortlist = candidates.subset(np.arange(min(_SHORTLIST, len(candidates.indices))))
+    chosen = acquisition.batch(shortlist, 2 * n_measure, rng)
+    rest = np.setdiff1d(np.arange(len(candidates.indices)), chosen).tolist()
+    candidates = candidates.subset(np.array(chosen + rest))
+    return Ranking(_rows(candidates.indices), models.in_units(candidates))
+
+
+def _candidates(
+    models: CostModels,
+    acquisition: AcquisitionFunction,
+    rng: np.random.Generator,
+    n_sample: int,
+    fixed: Mapping[str, int],
+) -> Posterior | None:
+    """Posterior of the candidates that were not measured yet; ``None`` if all were."""
+    problem, space = models.problem, models.problem.space
+    parents = problem.measured[acquisition.best_measured()[:_PARENTS]]
+    pool = np.concatenate(
+        [
+            random_candidates(space, rng, n_sample, fixed),
+            neighbours(space, rng, parents, n_sample),
+            anchors(space),
+        ]
+    )
+    pool = space.without(distinct(pool, rng, space, fixed), problem.measured)
+    if not len(pool):
+        return None
+    candidates = models.posterior(acquisition.promising(pool))
+    # A second step to neighbours of the best candidates: a grid has no gradient to follow.
+    order = _order(acquisition, candidates)
+    near = neighbours(space, rng, candidates.indices[order[:_REFINED]], n_sample // 2)
+    kept = np.concatenate([candidates.indices[order[:_KEPT]], near])
+    pool = space.without(distinct(kept, rng, space, fixed), problem.measured)
+    return models.posterior(acquisition.promising(pool))
+
+
+def _order(acquisition: AcquisitionFunction, candidates: Posterior) -> Indices:
+    """Positions of candidates, those with the highest score first."""
+    return np.argsort(-acquisition.score(candidates), kind="stable")
 
 
 def _first_round(
@@ -102,7 +187,7 @@ def _first_round(
     fixed: Mapping[str, int],
     transfer: Transfer | None,
 ) -> Ranking:
-    """Spread uniform configurations among random ones, or among what another study recommends."""
+    """Alternate uniform configurations with random ones, or with recommended ones if there are."""
     space = problem.space
     heights = anchors(space)
     count = min(len(heights), max(n_measure // 2, 1))

@@ -13,7 +13,7 @@ class BoostedTrees:
 
     Args:
         target:
-            What to learn.
+            Target to learn.
         seed:
             Seed of the fit.
 
@@ -23,8 +23,8 @@ class BoostedTrees:
 
     def __init__(self, target: Target, *, seed: int) -> None:
         """Fit the trees."""
-        # Imported here because it takes about a second, which a study that is only looked at or
-        # still in its random round should not pay.
+        # Imported here because it takes about a second: a study that is only read, or that is
+        # still in its random round, does not need it.
         from sklearn.ensemble import GradientBoostingRegressor
 
         self._trees: Any = GradientBoostingRegressor(random_state=seed)

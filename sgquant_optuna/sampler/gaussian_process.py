@@ -1,7 +1,11 @@
-"""The default cost model: a small Gaussian process, fitted in milliseconds.
+"""The default regression model: a small Gaussian process, fitted in milliseconds.
 
-Chosen by measurement: on the synthetic problems of the benchmarks its gap to the optimum after 50
-trials is smaller than that of randomized trees, at a third of their time (docs/sampler.md).
+It was chosen by measurement: on the synthetic problems of the benchmarks, its gap to the optimum
+after 50 trials is smaller than that of randomized trees, and it is three times faster
+(docs/sampler-results.md).
+
+Reference:
+    Rasmussen and Williams (2006), "Gaussian Processes for Machine Learning", cited as R&W.
 """
 
 from __future__ import annotations
@@ -12,9 +16,9 @@ import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 from scipy.optimize import minimize
 
-from sgquant_optuna.sampler.space import Features, Floats
+from sgquant_optuna.sampler.space import Features, Floats, Indices
 
-_HYPER_ROWS = 120  # rows to learn the length scales on: their cost grows with the cube
+_HYPER_ROWS = 120  # rows to learn the length scales from: the cost grows with the cube
 _MAX_ROWS = 400
 _MAX_ITERATIONS = 30
 _JITTER = 1e-8
@@ -31,7 +35,7 @@ _BOUNDS = {"weight": (-6.0, 5.0), "signal": (-4.0, 4.0), "noise": (np.log(1e-6),
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model believes of configurations.
+    """Predicted distribution of the target of some configurations.
 
     Args:
         mean:
@@ -47,8 +51,9 @@ class Prediction:
 class GaussianProcess:
     """Gaussian process with a Matern 5/2 kernel and one length scale for each feature.
 
-    The length scales, the signal and the noise maximise the posterior density. Beyond 400 rows it
-    is fitted on a part: those with the lowest targets, where the optimum is, and a random rest.
+    The length scales, the signal variance and the noise variance maximise the posterior density.
+    Beyond 400 rows the process is fitted on a part of them: those with the lowest targets, where
+    the optimum is, and a random choice of the others.
 
     Args:
         features:
@@ -56,19 +61,19 @@ class GaussianProcess:
         values:
             Finite targets, ``[n]``.
         counts:
-            How many measurements each target is the mean of, ``[n]``.
+            Number of measurements whose mean each target is, ``[n]``.
         seed:
             Seed of the choice of rows.
+
+    Reference:
+        R&W, section 2.2 for the regression, section 5.1 for a length scale for each feature.
     """
 
     def __init__(self, features: Features, values: Floats, counts: Floats, *, seed: int) -> None:
         """Fit the model."""
         rng = np.random.default_rng(seed)
         if len(values) > _MAX_ROWS:
-            by_value = np.argsort(values, kind="stable")
-            lowest, others = by_value[: _MAX_ROWS // 2], by_value[_MAX_ROWS // 2 :]
-            rest = rng.choice(others, _MAX_ROWS - len(lowest), replace=False)
-            rows = np.sort(np.concatenate([lowest, rest]))
+            rows = _lowest_and_random(values, rng)
             features, values, counts = features[rows], values[rows], counts[rows]
         self._mean = float(values.mean())
         self._unit = max(float(values.std()), 1e-12)
@@ -84,6 +89,7 @@ class GaussianProcess:
         )
         self._features = features
         covariance = self._kernel(features, features)
+        # The mean of several measurements has the noise variance divided by their number.
         covariance[np.diag_indices(len(values))] += noise / counts + _JITTER
         self._cholesky = np.linalg.cholesky(covariance)
         self._alpha: Floats = cho_solve((self._cholesky, True), scaled)
@@ -91,7 +97,7 @@ class GaussianProcess:
         """Learned standard deviation of one measurement, in the unit of the target."""
 
     def predict(self, features: Features) -> Prediction:
-        """Predict the target of configurations."""
+        """Predict the target of configurations (R&W, equations 2.25 and 2.26)."""
         cross = self._kernel(self._features, features)
         explained = solve_triangular(self._cholesky, cross, lower=True, check_finite=False)
         variance = self._signal - np.sum(explained**2, axis=0)
@@ -101,7 +107,11 @@ class GaussianProcess:
         )
 
     def sample(self, features: Features, rng: np.random.Generator, count: int) -> Floats:
-        """Draw the targets of configurations jointly, ``[count, n]``."""
+        """Draw the targets of configurations jointly, ``[count, n]``.
+
+        Reference:
+            R&W, equation 2.24 for the covariance, section A.2 for draws by its Cholesky factor.
+        """
         cross = self._kernel(self._features, features)
         explained = solve_triangular(self._cholesky, cross, lower=True, check_finite=False)
         covariance = self._kernel(features, features) - explained.T @ explained
@@ -119,8 +129,20 @@ class GaussianProcess:
         return kernel
 
 
+def _lowest_and_random(values: Floats, rng: np.random.Generator) -> Indices:
+    """Positions of the lowest targets and of a random choice of the others, ascending."""
+    by_value = np.argsort(values, kind="stable")
+    lowest, others = by_value[: _MAX_ROWS // 2], by_value[_MAX_ROWS // 2 :]
+    rest = rng.choice(others, _MAX_ROWS - len(lowest), replace=False)
+    return np.sort(np.concatenate([lowest, rest]))
+
+
 def _matern(squared: Floats) -> tuple[Floats, Floats]:
-    """Matern 5/2 correlation of squared distances, and its derivative by the squared distance."""
+    """Matern 5/2 correlation of squared distances, and its derivative by the squared distance.
+
+    Reference:
+        R&W, equation 4.17, with the length scale 1.
+    """
     distance = np.sqrt(squared)
     decay = np.exp(-_SQRT5 * distance)
     return (
@@ -131,36 +153,11 @@ def _matern(squared: Floats) -> tuple[Floats, Floats]:
 
 def _fit_hyperparameters(features: Features, values: Floats, counts: Floats) -> Floats:
     """Logarithms of the weights of the columns, the signal variance and the noise variance."""
-    rows, columns = features.shape
-    squared = (features[:, None, :] - features[None, :, :]) ** 2
-    squared = np.ascontiguousarray(squared.reshape(-1, columns).T)
-    identity = np.eye(rows)
-    prior_mean = np.array([_WEIGHT_PRIOR[0]] * columns + [_SIGNAL_PRIOR[0], _NOISE_PRIOR[0]])
-    prior_width = np.array([_WEIGHT_PRIOR[1]] * columns + [_SIGNAL_PRIOR[1], _NOISE_PRIOR[1]])
-
-    def loss(theta: Floats) -> tuple[float, Floats]:
-        weights, signal, noise = np.exp(theta[:columns]), np.exp(theta[-2]), np.exp(theta[-1])
-        kernel, slope = _matern((weights @ squared).reshape(rows, rows))
-        covariance = signal * kernel + np.diag(noise / counts + _JITTER)
-        try:
-            root = np.linalg.cholesky(covariance)
-        except np.linalg.LinAlgError:  # the line search then shortens its step
-            return 1e10, np.zeros_like(theta)
-        inverse = cho_solve((root, True), identity)
-        alpha = inverse @ values
-        deviation = (theta - prior_mean) / prior_width
-        value = 0.5 * values @ alpha + np.log(np.diag(root)).sum() + 0.5 * deviation @ deviation
-        outer = 0.5 * (inverse - np.outer(alpha, alpha))
-        gradient = np.empty_like(theta)
-        gradient[:columns] = weights * (squared @ (outer * (signal * slope)).ravel())
-        gradient[-2] = signal * np.sum(outer * kernel)
-        gradient[-1] = noise * np.sum(np.diag(outer) / counts)
-        return float(value), gradient + deviation / prior_width
-
+    columns = features.shape[1]
     start = np.array([0.0] * columns + [0.0, np.log(1e-2)])
     bounds = [_BOUNDS["weight"]] * columns + [_BOUNDS["signal"], _BOUNDS["noise"]]
     result = minimize(
-        loss,
+        _NegativeLogPosterior(features, values, counts),
         start,
         jac=True,
         method="L-BFGS-B",
@@ -169,3 +166,37 @@ def _fit_hyperparameters(features: Features, values: Floats, counts: Floats) -> 
     )
     theta: Floats = result.x
     return theta
+
+
+class _NegativeLogPosterior:
+    """Negative logarithm of the posterior density of the hyperparameters, and its gradient."""
+
+    def __init__(self, features: Features, values: Floats, counts: Floats) -> None:
+        rows, columns = features.shape
+        squared = (features[:, None, :] - features[None, :, :]) ** 2
+        self._squared = np.ascontiguousarray(squared.reshape(-1, columns).T)
+        self._values, self._counts = values, counts
+        self._identity = np.eye(rows)
+        priors = [_WEIGHT_PRIOR] * columns + [_SIGNAL_PRIOR, _NOISE_PRIOR]
+        self._prior_mean, self._prior_deviation = np.array(priors).T.copy()
+
+    def __call__(self, theta: Floats) -> tuple[float, Floats]:
+        rows, columns = len(self._values), len(theta) - 2
+        weights, signal, noise = np.exp(theta[:columns]), np.exp(theta[-2]), np.exp(theta[-1])
+        kernel, slope = _matern((weights @ self._squared).reshape(rows, rows))
+        covariance = signal * kernel + np.diag(noise / self._counts + _JITTER)
+        try:
+            root = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError:  # the line search then shortens its step
+            return 1e10, np.zeros_like(theta)
+        inverse = cho_solve((root, True), self._identity)
+        alpha = inverse @ self._values
+        prior = (theta - self._prior_mean) / self._prior_deviation
+        # R&W, equation 5.8 without its constant, plus the priors of the hyperparameters.
+        value = 0.5 * self._values @ alpha + np.log(np.diag(root)).sum() + 0.5 * prior @ prior
+        outer = 0.5 * (inverse - np.outer(alpha, alpha))  # R&W, equation 5.9
+        gradient = np.empty_like(theta)
+        gradient[:columns] = weights * (self._squared @ (outer * (signal * slope)).ravel())
+        gradient[-2] = signal * np.sum(outer * kernel)
+        gradient[-1] = noise * np.sum(np.diag(outer) / self._counts)
+        return float(value), gradient + prior / self._prior_deviation

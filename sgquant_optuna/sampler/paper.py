@@ -1,4 +1,7 @@
-"""The paper's five steps, exactly: predict every random candidate and keep the best N_mea."""
+"""The paper's five steps, exactly: predict every random candidate and measure the best N_mea.
+
+Step 1, the random round, and step 5, the repetition, are those of every acquisition.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ def rank_as_paper(
 ) -> Ranking:
     """Rank random candidates by what boosted trees predict, greedily.
 
-    Those predicted to be feasible come first; among them (and among the others, by violation) the
-    lowest predicted or known objective wins. Several objectives are ranked by how many candidates
-    dominate each.
+    Those predicted to be feasible come first, in order of their predicted or known objective; the
+    others follow in order of their violation. With several objectives, the number of candidates
+    that dominate a candidate takes the place of its objective.
 
     Args:
         problem:
-            The measurements so far.
+            Measurements so far.
         rng:
             Source of randomness.
         n_sample:
-            Candidates to draw (the paper's N_sample).
+            Number of candidates to draw (the paper's N_sample).
         fixed:
             Positions of enqueued parameters.
 
@@ -37,6 +40,7 @@ def rank_as_paper(
     Reference:
         SGQuant, "Auto-bit Selection", steps 2 to 4.
     """
+    # Step 3 comes before step 2 here; neither depends on the other.
     pool = random_candidates(problem.space, rng, n_sample, fixed)
     features = problem.space.features(pool)
     seed = int(rng.integers(2**31))
@@ -53,14 +57,15 @@ def rank_as_paper(
     violation = np.zeros(len(pool))
     for constraint in problem.constraints:
         violation += np.maximum(predictions[constraint.name], 0)
-    cost = _cost(objectives, len(pool))
-    order = np.lexsort((cost, violation))
-    notes = [{name: float(values[row]) for name, values in predictions.items()} for row in order]
-    return Ranking(list(map(tuple, pool[order].tolist())), notes)
+    order = np.lexsort((_cost(objectives, len(pool)), violation))  # step 4
+    recorded = [
+        {name: float(values[row]) for name, values in predictions.items()} for row in order
+    ]
+    return Ranking(list(map(tuple, pool[order].tolist())), recorded)
 
 
 def _cost(objectives: list[Floats], count: int) -> Floats:
-    """One objective as it is; several as the number of candidates that dominate each."""
+    """Return one objective as it is, several as the number of candidates that dominate each."""
     if not objectives:
         return np.zeros(count)
     if len(objectives) == 1:

@@ -1,4 +1,4 @@
-"""Candidates for the cost model to rank: random ones, neighbours of good ones, and anchors."""
+"""Candidates of a round: random ones, neighbours of good ones, uniform ones; and their ranking."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 
 from sgquant_optuna.sampler.space import FiniteSpace, Index, Indices
 
-_ENUMERABLE = 2  # grids up to this many times n_sample are listed whole
+_ENUMERABLE = 2  # grids of up to this number times n_sample are listed completely
+_STEP_PROBABILITY = 0.7  # of a change that is a single step, where the values are ordered
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Candidates of one round, best first, with what the model predicted of each.
+    """Candidates of one round, best first, with their predictions.
 
     Args:
         configurations:
             Distinct configurations.
         predictions:
-            Notes for the trial's user attributes; empty where nothing was predicted.
+            Prediction of each, to be recorded with its trial; empty if nothing was predicted.
     """
 
     configurations: list[Index]
@@ -30,15 +31,15 @@ class Ranking:
 def random_candidates(
     space: FiniteSpace, rng: np.random.Generator, n_sample: int, fixed: Mapping[str, int]
 ) -> Indices:
-    """Draw distinct random candidates, all of the grid where it is hardly larger than the sample.
+    """Draw distinct random candidates, or list the grid if it is hardly larger than the sample.
 
     Args:
         space:
-            The grid.
+            Grid of the configurations.
         rng:
             Source of randomness.
         n_sample:
-            Candidates to draw (the paper's N_sample), before repetitions are dropped.
+            Number of candidates to draw (the paper's N_sample), before repetitions are dropped.
         fixed:
             Positions of enqueued parameters, which every candidate gets.
 
@@ -57,13 +58,13 @@ def neighbours(
 
     Args:
         space:
-            The grid.
+            Grid of the configurations.
         rng:
             Source of randomness.
         parents:
             Good configurations, ``[p, parameters]``, p > 0.
         count:
-            Neighbours to draw.
+            Number of neighbours to draw.
 
     Returns:
         Neighbours, ``[count, parameters]``; some may equal a parent.
@@ -76,7 +77,7 @@ def neighbours(
         steps = children[rows, columns] + rng.choice([-1, 1], size=count)
         steps = np.clip(steps, 0, space.cardinalities[columns] - 1)
         anywhere = np.floor(rng.random(count) * space.cardinalities[columns]).astype(np.int64)
-        is_step = space.is_ordered[columns] & (rng.random(count) < 0.7)
+        is_step = space.is_ordered[columns] & (rng.random(count) < _STEP_PROBABILITY)
         moved = np.where(is_step, steps, anywhere)
         active = changes > change
         children[rows[active], columns[active]] = moved[active]
@@ -84,7 +85,7 @@ def neighbours(
 
 
 def anchors(space: FiniteSpace) -> Indices:
-    """Uniform configurations: every parameter at the same relative height of its range."""
+    """Uniform configurations: every parameter at the same relative position in its range."""
     levels = int(space.cardinalities.max())
     heights = np.linspace(0, 1, min(levels, 16))
     return np.rint(heights[:, None] * (space.cardinalities - 1)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The trials of a study as this sampler sees them, each finished one parsed only once."""
+"""The trials of a study, as this sampler uses them; each finished trial is parsed once."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Record:
 
     Args:
         number:
-            Its number in the study.
+            Number of the trial in the study.
         state:
-            Its state when it was read.
+            State of the trial when it was read.
         claim:
-            What it claimed on this grid, if anything.
+            Claim of the trial on this grid, if it has one.
         index:
-            The configuration that it measures; ``None`` where unknown or not on the grid.
+            Configuration that it measures; ``None`` if it is unknown or not on the grid.
         is_fixed:
             Whether it was enqueued with given parameters.
         values:
-            Objective values; empty unless complete and finite.
+            Objective values; empty unless the trial is complete and they are finite.
         constraints:
-            Constraint values by name; not above 0 is feasible.
+            Constraint values by name; 0 and below are feasible.
     """
 
     number: int
@@ -56,11 +56,11 @@ class Record:
 class History:
     """All trials of one study on one grid.
 
-    Finished trials never change, so each is parsed once; only the unfinished are parsed again.
+    Finished trials never change, so each is parsed once. Unfinished trials are parsed every time.
 
     Args:
         space:
-            The grid.
+            Grid of the configurations.
     """
 
     def __init__(self, space: FiniteSpace) -> None:
@@ -83,8 +83,8 @@ class History:
     def read(self, study: Study) -> None:
         """Bring the history up to date with the storage.
 
-        The storage is asked directly: a study that a pruner has filtered hides trials, and the
-        study's own cache may be older than a rival's claim.
+        The trials are read from the storage, not from the study: a study that a pruner has
+        filtered hides trials, and its cache may be older than the claim of another worker.
         """
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
         if len(trials) < self.num_trials or not self._is_same_study(trials):
@@ -109,7 +109,7 @@ class History:
         return occupied
 
     def is_held_by_another(self, index: Index, number: int) -> bool:
-        """Tell whether a trial that lives or was measured, not ``number``, has a configuration."""
+        """Return whether a trial other than ``number`` that did not fail has a configuration."""
         records = [*self._finished.values(), *self.unfinished]
         return any(
             index in r.occupied and r.number != number and r.state != TrialState.FAIL
@@ -118,7 +118,7 @@ class History:
 
     @property
     def top_round(self) -> int:
-        """The highest round of any claim; -1 before the first."""
+        """Highest round of any claim; -1 before the first."""
         return max([self._top_round, *(r.claim.round for r in self.unfinished if r.claim)])
 
     @property
@@ -128,7 +128,7 @@ class History:
 
     @property
     def num_usable(self) -> int:
-        """Complete trials on this grid with finite values."""
+        """Number of complete trials on this grid with finite values."""
         return self._num_usable
 
     def measured(self, round_: int) -> int:
@@ -136,7 +136,7 @@ class History:
         return self._measured_by_round[round_]
 
     def opening(self, round_: int) -> Opening | None:
-        """Return the opening of a round by the lowest-numbered trial, if it was opened."""
+        """Return the opening of a round, if it was opened; of several, that of the first trial."""
         openings = [
             r.claim.opening
             for r in self.unfinished
@@ -147,15 +147,15 @@ class History:
         return min(openings, key=lambda o: o.opener, default=None)
 
     def open_round(self, number: int, seed: int) -> Opening:
-        """Freeze what is known now, for a round that trial ``number`` opens."""
+        """Return the opening of a round that trial ``number`` opens now."""
         unfinished = tuple(record.number for record in self.unfinished)
         return Opening(number, self.num_trials, unfinished, seed)
 
     def training_records(self, opening: Opening) -> list[Record]:
-        """Return the complete trials that an opening froze, in an order that depends on them only.
+        """Return the complete trials of an opening's training set, sorted by their content.
 
-        A retried trial has another number than the original would have had; sorting by content
-        makes the fitted model equal all the same.
+        A retried trial has another number than its original. Sorting by content instead makes the
+        fitted model the same.
         """
         unfinished = set(opening.unfinished)
         records = [
@@ -169,7 +169,10 @@ class History:
         return sorted(records, key=lambda r: (r.index, r.values, sorted(r.constraints.items())))
 
     def _is_same_study(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Guard against a study that was deleted and whose identifier was given out again."""
+        """Return whether the trials still belong to the study that was read before.
+
+        If a study is deleted, the storage may give its identifier to another one.
+        """
         if self._first_finished is None:
             return True
         number, stamp = self._first_finished
@@ -213,7 +216,23 @@ def record_of(
     *,
     is_fixed: bool = False,
 ) -> Record:
-    """Read a trial whose configuration is ``params``; values that are not finite are left out."""
+    """Read a trial whose configuration is ``params``, without values that are not finite.
+
+    Args:
+        trial:
+            Trial to read.
+        space:
+            Grid of the configurations.
+        params:
+            Parameters that the trial measures, by their names on the grid.
+        claim:
+            Claim of the trial on this grid, if it has one.
+        is_fixed:
+            Whether it was enqueued with given parameters.
+
+    Returns:
+        The record.
+    """
     values: tuple[float, ...] = ()
     if trial.state == TrialState.COMPLETE and all(map(math.isfinite, trial.values)):
         values = tuple(trial.values)

@@ -1,7 +1,7 @@
-"""An objective that is computed from the parameters, made fast enough for thousands of candidates.
+"""An objective that is computed from the parameters, fast enough for thousands of candidates.
 
-Memory is usually a sum of one term for each parameter. Where that holds, it is tabulated once;
-otherwise the function is called for every candidate, once for each.
+Memory is usually a sum of one term for each parameter. Such a function is tabulated once; any
+other function is called once for each candidate.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 
 from sgquant_optuna.sampler.space import FiniteSpace, Floats, Index, Indices
 
-_CHECKS = 64
+_CHECKS = 64  # random configurations on which the table must agree with the function
 _RELATIVE_TOLERANCE = 1e-9
-_MAX_TABULATED = 2000  # sum of the numbers of choices up to which a table is worth its calls
+_MAX_TABULATED = 2000  # calls up to which a table is worth them: one for each value
 _MAX_REMEMBERED = 200_000
 
 
@@ -24,15 +24,15 @@ class KnownObjective:
 
     Args:
         function:
-            The objective of the parameters, in the study's own direction.
+            Function that computes the objective from the parameters, in the study's direction.
         space:
-            The grid.
+            Grid of the configurations.
         objective:
-            Which objective of the study it is.
+            Position of the objective in the study.
         sign:
             1 to minimise, -1 to maximise.
         defaults:
-            Parameters with a single value, which the grid leaves out.
+            Parameters with a single value, which are not part of the grid.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class KnownObjective:
         self._table = self._tabulate()
 
     def values(self, indices: Indices) -> Floats:
-        """Compute the objective, lower is better; NaN counts as the worst, ``[n]``."""
+        """Compute the objective, ``[n]``; lower is better, and NaN counts as the worst."""
         if self._table is not None:
             return self._sum(self._table, indices)
         if len(self._remembered) > _MAX_REMEMBERED:
@@ -68,7 +68,7 @@ class KnownObjective:
         return value
 
     def _tabulate(self) -> list[Floats] | None:
-        """Terms of each parameter, the first with the constant; ``None`` if it is no sum."""
+        """Terms of each parameter, the first with the constant; ``None`` if it is not a sum."""
         if self._space.cardinalities.sum() > _MAX_TABULATED:
             return None
         origin = (0,) * len(self._space.names)

@@ -1,4 +1,4 @@
-"""What one round has to solve: the grid, the targets to learn, the objective that is known.
+"""The problem of one round: the grid, the targets to learn and the objective that is known.
 
 Repeated measurements of a configuration are joined, and every objective is minimised.
 """
@@ -17,21 +17,21 @@ from sgquant_optuna.sampler.space import Features, FiniteSpace, Floats, Indices
 
 
 def sign_of(direction: StudyDirection) -> float:
-    """Factor that turns an objective into one to minimise."""
+    """Return the factor that turns an objective into one to minimise."""
     return -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
 
 
 @dataclass(frozen=True)
 class Target:
-    """One measured quantity to learn, lower is better.
+    """A measured quantity to learn; lower is better.
 
     Args:
         name:
-            ``objective 0`` or ``constraint <name>``.
+            Name of the quantity: ``objective 0`` or ``constraint <name>``.
         indices:
             Distinct configurations, ``[n, parameters]``.
         features:
-            The same, encoded, ``[n, columns]``.
+            Features of the configurations, ``[n, columns]``.
         values:
             Mean of the measurements of each, ``[n]``.
         counts:
@@ -46,17 +46,17 @@ class Target:
 
 
 class Problem:
-    """The measurements of one round's opening, with every objective minimised.
+    """The measurements that one round learns from, with every objective minimised.
 
     Args:
         space:
-            The grid.
+            Grid of the configurations.
         records:
-            The complete trials to learn from.
+            Complete trials to learn from.
         directions:
             Directions of the study.
         known:
-            The objective that is computed, if any.
+            Objective that is computed, if there is one.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Problem:
 
     @property
     def targets(self) -> list[Target]:
-        """Everything that a cost model has to learn."""
+        """All targets that a cost model has to learn."""
         return [t for t in self.objectives if t is not None] + self.constraints
 
     def known_values(self, indices: Indices) -> Floats:
@@ -101,7 +101,7 @@ def objective_target(
 
 
 def constraint_targets(space: FiniteSpace, records: Sequence[Record]) -> list[Target]:
-    """Collect every constraint that any trial recorded, in order of their names."""
+    """Collect every constraint that a trial recorded, in order of their names."""
     targets = []
     for name in sorted({name for r in records for name in r.constraints}):
         rows = [r for r in records if np.isfinite(r.constraints.get(name, np.nan))]
@@ -117,7 +117,7 @@ def target_of(space: FiniteSpace, name: str, rows: Indices, values: Floats) -> T
 
     Args:
         space:
-            The grid.
+            Grid of the configurations.
         name:
             Name of the quantity.
         rows:
@@ -132,7 +132,7 @@ def target_of(space: FiniteSpace, name: str, rows: Indices, values: Floats) -> T
         space.codes(rows), return_index=True, return_inverse=True, return_counts=True
     )
     repeats: Floats = np.asarray(counts, dtype=np.float64)
-    # Divided first, so that values near the largest float do not overflow in the sum.
+    # Divided before they are summed, so that values near the largest float do not overflow.
     means = np.bincount(inverse, weights=values / repeats[inverse])
     indices = rows[first]
     return Target(name, indices, space.features(indices), np.asarray(means), repeats)

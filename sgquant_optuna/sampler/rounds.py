@@ -1,9 +1,13 @@
-"""Joint batches over many workers: which configuration a trial measures, agreed without a lock.
+"""Rounds: many workers agree without a lock on which configuration each trial measures.
 
 "Give every worker another configuration" is wait-free renaming (Attiya et al., 1990): a worker
-writes its choice, reads everybody's, and keeps the choice if no other trial has it. Of two workers
-with the same choice, the later writer reads after both writes, sees the earlier one and moves on,
-so no configuration is measured twice; this depends on neither seeds nor clocks nor models.
+records its claim, reads the claims of all others, and keeps the configuration if no other trial
+has it. If two workers claim the same one, the later of them reads after both claims were recorded,
+finds the earlier claim and takes another configuration. So no configuration is measured twice;
+this depends on neither seeds nor clocks nor models.
+
+Reference:
+    Attiya et al. (1990), "Renaming in an Asynchronous Environment".
 """
 
 from __future__ import annotations
@@ -22,19 +26,25 @@ from sgquant_optuna.sampler.history import History
 from sgquant_optuna.sampler.space import FiniteSpace, Index
 
 _MAX_ATTEMPTS = 16
+_DRAWS_BEYOND_RANKING = 1000
 
-
-Ranker = Callable[[int, Opening, Mapping[str, Any]], Ranking]
+Ranker = Callable[[int, Opening, Mapping[str, int]], Ranking]
 """Ranks candidates, given the round, its opening and the positions of enqueued parameters."""
 
-
 RoundSize = Callable[[int, int], int]
-"""Trials in a round, given its number and the number of trials when it opened."""
+"""Trials in a round, given its number and the number of trials at its opening."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The configuration that a trial will measure, and what was predicted of it."""
+    """The configuration that a trial will measure, with its prediction.
+
+    Args:
+        index:
+            Configuration.
+        prediction:
+            Prediction to record with the trial; empty if there is none.
+    """
 
     index: Index
     prediction: dict[str, float]
@@ -49,39 +59,40 @@ def choose(
     round_size: RoundSize,
     seed: int,
 ) -> Choice:
-    """Choose a configuration that no other trial has, and write the claim on it.
+    """Choose a configuration that no other trial has, and record the claim on it.
 
     Args:
         study:
-            The study; its storage must read its own writes (never an asynchronous replica).
+            Study of the trial. Its storage must read its own writes, so it must not be an
+            asynchronous replica.
         trial:
-            The running trial that asks.
+            Running trial that needs a configuration.
         history:
-            The study's history on the grid of the trial's parameters.
+            History of the study on the grid of the trial's parameters.
         rank:
-            Ranks the candidates of a round, the same on every worker.
+            Function that ranks the candidates of a round, the same on every worker.
         round_size:
-            Measured trials after which the next round opens, given a round and how many trials
-            there were when it opened.
+            Number of measured trials after which the next round opens, given the number of the
+            round and the number of trials at its opening.
         seed:
-            Seed of the round's candidates, if this trial opens it.
+            Seed of the candidates of the round, if this trial opens it.
 
     Returns:
-        The choice. It may repeat another trial's configuration only if every configuration was
-        measured already, or if 16 rivals in turn claimed the same one.
+        The choice. It repeats the configuration of another trial only if every configuration was
+        measured already, or if 16 other trials in a row claimed the same one.
     """
     space, storage, number = history.space, study._storage, trial.number
     attrs = storage.get_trial_system_attrs(trial._trial_id)
     own = Claim.of(attrs)
     choice: Choice | None = None
-    if own is not None and own.space == space.signature:  # retried: measure the same again
+    if own is not None and own.space == space.signature:  # a retry measures the same again
         choice = Choice(own.index, {})
         history.read(study)
         if trial.params or not history.is_held_by_another(own.index, number):
             return choice
-        # Else it was killed between writing its claim and reading everybody's, and lost.
+        # Its worker was killed after it recorded the claim and before it read an earlier one.
     fixed, is_off_grid = _fixed_positions(space, attrs.get(FIXED_PARAMS_KEY, {}))
-    if len(fixed) == len(space.names):  # enqueued whole: nothing to choose
+    if len(fixed) == len(space.names):  # all parameters are enqueued: there is nothing to choose
         return Choice(tuple(fixed[name] for name in space.names), {})
 
     for _ in range(_MAX_ATTEMPTS):
@@ -89,16 +100,11 @@ def choose(
         occupied = history.occupied_by_others(number)
         if choice is not None and choice.index not in occupied:
             return choice
-        round_ = _current_round(history, round_size)
-        opening = history.opening(round_) or history.open_round(number, seed)
-        ranking = rank(round_, opening, fixed)
-        skipped = _rivals_before(history, number, choice)
-        choice = _pick(space, ranking, occupied, skipped, [opening.seed, round_, number], fixed)
-        if choice.index in occupied or is_off_grid:  # exhausted, or not ours to claim
-            return choice
-        claim = Claim(
-            round_, choice.index, space.signature, opening if opening.opener == number else None
+        choice, claim = _next_choice(
+            history, number, rank, round_size, seed, fixed, occupied, lost=choice
         )
+        if choice.index in occupied or is_off_grid:  # exhausted, or not on the grid to claim
+            return choice
         storage.set_trial_system_attr(trial._trial_id, CLAIM_KEY, claim.to_json())
     assert choice is not None
     return choice
@@ -111,24 +117,50 @@ def _fixed_positions(space: FiniteSpace, fixed: Mapping[str, Any]) -> tuple[dict
     return on_grid, len(on_grid) < len(positions)
 
 
+def _next_choice(
+    history: History,
+    number: int,
+    rank: Ranker,
+    round_size: RoundSize,
+    seed: int,
+    fixed: Mapping[str, int],
+    occupied: set[Index],
+    *,
+    lost: Choice | None,
+) -> tuple[Choice, Claim]:
+    """Choose from the ranking of the current round, and return the claim to record.
+
+    ``lost`` is the configuration that the trial claimed before and found occupied.
+    """
+    space = history.space
+    round_ = _current_round(history, round_size)
+    opening = history.opening(round_) or history.open_round(number, seed)
+    ranking = rank(round_, opening, fixed)
+    skipped = _num_reserved(history, number, lost)
+    entropy = [opening.seed, round_, number]
+    choice = _pick(space, ranking, occupied, skipped, entropy, fixed)
+    is_opener = opening.opener == number
+    return choice, Claim(round_, choice.index, space.signature, opening if is_opener else None)
+
+
 def _current_round(history: History, round_size: RoundSize) -> int:
     top = history.top_round
-    if top < 0:  # trials of another sampler can stand in for the random round
+    if top < 0:  # trials of another sampler can take the place of the random round
         return 1 if history.num_usable >= round_size(0, 0) else 0
     opening = history.opening(top)
     size = round_size(top, opening.num_trials if opening is not None else 0)
     return top + 1 if history.measured(top) >= size else top
 
 
-def _rivals_before(history: History, number: int, lost: Choice | None) -> int:
-    """How many candidates to skip because lower-numbered trials are about to take them."""
+def _num_reserved(history: History, number: int, lost: Choice | None) -> int:
+    """Count the candidates to leave to trials with a lower number, which are about to claim."""
     running = [
         r for r in history.unfinished if r.state == TrialState.RUNNING and r.number < number
     ]
     if lost is not None:
         return sum(r.claim is not None and r.claim.index == lost.index for r in running)
-    # A simultaneous start: skip one for each older trial that has not claimed yet. Those below the
-    # newest claim are trials of other samplers, or dead, and will not.
+    # Several workers started at once: leave one candidate to each older trial without a claim.
+    # Trials below the newest claim will not claim: another sampler runs them, or they were killed.
     newest = history.latest_claimed
     return sum(
         r.claim is None and r.index is None and not r.is_fixed and r.number > newest
@@ -144,6 +176,7 @@ def _pick(
     entropy: list[int],
     fixed: Mapping[str, int],
 ) -> Choice:
+    """Take the best candidate that is not occupied, after ``skipped`` of them."""
     last: Choice | None = None
     for position, index in enumerate(ranking.configurations):
         if index in occupied:
@@ -155,8 +188,8 @@ def _pick(
         skipped -= 1
     if last is not None:
         return last
-    # Every candidate is taken: look further at random, where the grid is larger than the pool.
-    drawn = space.random(np.random.default_rng(entropy), 1000)
+    # Every candidate is occupied. The grid may be larger than the ranking, so draw from all of it.
+    drawn = space.random(np.random.default_rng(entropy), _DRAWS_BEYOND_RANKING)
     for name, position in fixed.items():
         drawn[:, space.names.index(name)] = position
     for index in map(tuple, drawn.tolist()):

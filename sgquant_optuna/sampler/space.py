@@ -1,4 +1,4 @@
-"""The finite grid of a search space: configurations as index vectors, and as model features."""
+"""The finite grid of a search space: configurations as index vectors and as features."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Codes = npt.NDArray[np.uint64]
 
 
 def is_finite(distribution: BaseDistribution) -> bool:
-    """Tell whether a parameter takes finitely many values, so that the grid can hold it."""
+    """Return whether a parameter takes finitely many values, so that the grid can hold it."""
     if isinstance(distribution, FloatDistribution):
         return distribution.step is not None
     return isinstance(distribution, CategoricalDistribution | IntDistribution)
@@ -43,12 +43,12 @@ def single_value(distribution: BaseDistribution) -> Any:
 class FiniteSpace:
     """A grid over parameters that each take finitely many values.
 
-    Numeric choices that ascend (bit widths, say) are treated as ordered, so a categorical encoding
-    loses nothing against an integer one; all other choices are one-hot encoded.
+    Numeric choices that ascend, as bit widths do, are treated as ordered, so that a categorical
+    encoding is as good as an integer one. All other choices are one-hot encoded.
 
     Args:
         distributions:
-            The parameters; each must satisfy ``is_finite``.
+            Distributions of the parameters; each must satisfy ``is_finite``.
 
     Raises:
         ValueError:
@@ -91,7 +91,7 @@ class FiniteSpace:
         return self._dimensions[self.names.index(name)].position_of(value)
 
     def is_of_kind(self, name: str, distribution: BaseDistribution) -> bool:
-        """Tell whether a parameter is categorical, or numeric, as another distribution is."""
+        """Return whether a parameter and a distribution are both categorical or both numeric."""
         own = self._dimensions[self.names.index(name)].distribution
         return isinstance(own, CategoricalDistribution) == isinstance(
             distribution, CategoricalDistribution
@@ -120,7 +120,7 @@ class FiniteSpace:
         return np.concatenate(columns, axis=1)
 
     def codes(self, indices: Indices) -> Codes:
-        """Number configurations, ``[n]``; distinct ones differ on grids below 2**64 in size."""
+        """Number configurations, ``[n]``; the numbers are unique on grids of less than 2**64."""
         codes: Codes = indices.astype(np.uint64) @ self._strides
         return codes
 
@@ -138,7 +138,7 @@ class FiniteSpace:
         return np.stack(columns, axis=1)
 
     def all(self) -> Indices:
-        """List every configuration, ``[size, parameters]``: for small grids only."""
+        """List every configuration, ``[size, parameters]``; for small grids only."""
         grids = np.meshgrid(*[np.arange(c) for c in self.cardinalities], indexing="ij")
         return np.stack([g.ravel() for g in grids], axis=1).astype(np.int64)
 
@@ -222,7 +222,7 @@ class _Dimension:
 
 
 def _ascends(choices: tuple[Any, ...]) -> bool:
-    """Whether choices are numbers in strictly ascending order, so that their order has a sense."""
+    """Return whether choices are numbers in strictly ascending order."""
     if any(isinstance(c, bool) or not isinstance(c, int | float) for c in choices):
         return False
     if not all(math.isfinite(c) for c in choices):

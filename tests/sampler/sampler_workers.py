@@ -108,7 +108,7 @@ def work(url, n_trials, seed, claims=True, seconds=0.01):
     if not claims:  # see finished trials alone, as samplers do that claim nothing
         rounds.CLAIM_KEY = f"private:{uuid.uuid4()}"
         History.occupied_by_others = lambda history, number: set(history._occupied)
-        rounds._rivals_before = lambda history, number, lost: 0
+        rounds._num_reserved = lambda history, number, lost: 0
     storage = open_storage(url, keeps_connections=True)
     sampler = new_sampler(seed, SMALL_SPACE, n_sample=200, n_measure=10)
     study = optuna.load_study(study_name="s", storage=storage, sampler=sampler)

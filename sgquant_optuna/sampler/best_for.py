@@ -1,4 +1,4 @@
-"""Answer another budget from what was measured already, with no further training."""
+"""The best configuration for another budget, from the history of a study and without training."""
 
 from __future__ import annotations
 
@@ -11,27 +11,35 @@ from optuna.distributions import BaseDistribution
 from optuna.search_space import intersection_search_space
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 
 from sgquant_optuna.sampler.candidates import anchors, distinct, neighbours, random_candidates
+from sgquant_optuna.sampler.gaussian_process import Prediction
 from sgquant_optuna.sampler.known_objective import KnownObjective
-from sgquant_optuna.sampler.problem import target_of
+from sgquant_optuna.sampler.problem import Target, target_of
 from sgquant_optuna.sampler.space import FiniteSpace, Floats, Indices, is_finite, single_value
-from sgquant_optuna.sampler.surrogate import Surrogate
+from sgquant_optuna.sampler.surrogate import Surrogate, probability_below
+
+DROP_KEY = "accuracy_drop"
+"""User attribute of a trial: its accuracy drop in percentage points.
+
+The objective writes it: that of the package's own searches, or the user's in any other study.
+"""
 
 _CANDIDATES = 4000
 _SEARCH_ROUNDS = 6
+_PARENTS = 20
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A configuration for another budget, and how sure the model is of it.
+    """A configuration for another budget, and the certainty of the cost model about it.
 
     Args:
         params:
-            Its parameters.
+            Parameters of the configuration.
         memory:
-            What ``known_objective`` computes of it, in the unit of that.
+            Value of ``known_objective``, in its unit.
         drop:
             Expected accuracy drop, in the unit of the measured drops (percentage points).
         drop_deviation:
@@ -41,7 +49,7 @@ class Answer:
             is at most the lowest measured drop of all configurations within the budget (1 if none
             was measured there).
         trials:
-            Numbers of the trials that measured this very configuration; empty if none did.
+            Numbers of the trials that measured this configuration; empty if none did.
     """
 
     params: dict[str, Any]
@@ -64,31 +72,30 @@ def best_for(
     search_space: Mapping[str, BaseDistribution] | None = None,
     seed: int = 0,
 ) -> Answer | None:
-    """Find the best configuration for another budget from a study's history.
+    """Find the best configuration for another budget from the history of a study.
 
-    A cost model of the accuracy drop is fitted on the complete trials; it joins repeated
-    measurements and takes their noise, which it learns, as a safety margin.
+    A cost model of the accuracy drop is fitted on the complete trials. It joins repeated
+    measurements, learns their noise and takes it as a safety margin.
 
     Args:
         study:
-            The study, constrained or with two objectives.
+            Study to read, constrained or with two objectives.
         known_objective:
-            Memory of given parameters.
+            Function that computes the memory of given parameters.
         budget_bytes:
-            Find the lowest expected drop with at most this memory, in the unit of
-            ``known_objective``.
+            Largest memory, in the unit of ``known_objective``: find the lowest expected drop.
         max_drop:
-            Find the least memory whose drop is at most this, in percentage points, with the given
-            confidence.
+            Largest drop, in percentage points: find the least memory whose drop is at most this
+            with the given confidence.
         confidence:
-            Probability asked for with ``max_drop``, in (0, 1).
+            Required probability with ``max_drop``, in (0, 1).
         measured_only:
-            Consider only configurations that were measured.
+            Whether to consider only configurations that were measured.
         drop_of:
-            Reads the drop of a trial (``None``: skip the trial). By default it is the user
-            attribute ``accuracy_drop``, or else the second of two objectives.
+            Function that reads the drop of a trial, or ``None`` to skip the trial. By default it
+            is the user attribute ``accuracy_drop``, or else the second of two objectives.
         search_space:
-            The parameters; by default those that all complete trials share.
+            Parameters to choose; by default those that all complete trials share.
         seed:
             Seed of the candidates.
 
@@ -112,80 +119,85 @@ def best_for(
         raise ValueError(f"best_for: expected two complete trials with a drop, got {len(rows)}")
     memory = KnownObjective(known_objective, space, objective=0, sign=1.0, defaults=defaults)
     target = target_of(space, "drop", rows, drops)
-    surrogate = Surrogate(target, seed=seed)
-    solver = _Solver(surrogate, space, memory, budget_bytes, max_drop, confidence)
-
-    rng = np.random.default_rng(seed)
-    pool = target.indices
-    if not measured_only:
-        drawn = random_candidates(space, rng, _CANDIDATES, {})
-        pool = np.concatenate([pool, drawn, anchors(space)])
-        for _ in range(_SEARCH_ROUNDS):
-            parents = pool[np.argsort(solver.cost(pool), kind="stable")[:20]]
-            near = neighbours(space, rng, parents, _CANDIDATES // 4)
-            pool = distinct(np.concatenate([pool, near]), rng, space, {})
-    cost = solver.cost(pool)
+    budget = _Budget(
+        Surrogate(target, seed=seed), space, memory, budget_bytes, max_drop, confidence
+    )
+    pool = target.indices if measured_only else _search(budget, target.indices, seed)
+    cost = budget.cost(pool)
     best = int(np.argmin(cost))
     if not np.isfinite(cost[best]):
         return None
     chosen = pool[best : best + 1]
-    index = tuple(chosen[0].tolist())
-    same = np.all(rows == chosen, axis=1)
-    drop, deviation = solver.expectation(chosen)
-    limit = max_drop if max_drop is not None else np.inf
-    if budget_bytes is not None:
-        within = memory.values(target.indices) <= budget_bytes
-        limit = float(np.min(target.values, initial=np.inf, where=within))
+    drop, deviation = budget.expectation(chosen)
     return Answer(
-        params={**defaults, **space.params_of(index)},
+        params={**defaults, **space.params_of(tuple(chosen[0].tolist()))},
         memory=float(memory.values(chosen)[0]),
         drop=drop,
         drop_deviation=deviation,
-        probability=float(solver.probability(chosen, limit)[0]),
-        trials=tuple(int(n) for n in numbers[same]),
+        probability=budget.probability(chosen, budget.limit(target)),
+        trials=tuple(int(n) for n in numbers[np.all(rows == chosen, axis=1)]),
     )
 
 
-class _Solver:
-    """Cost of candidates under one budget; infinite where it is exceeded."""
+@dataclass(frozen=True)
+class _Budget:
+    """Cost of candidates under one budget; infinite where the budget is exceeded."""
 
-    def __init__(
-        self,
-        surrogate: Surrogate,
-        space: FiniteSpace,
-        memory: KnownObjective,
-        budget: float | None,
-        max_drop: float | None,
-        confidence: float,
-    ) -> None:
-        self._surrogate, self._space, self._memory = surrogate, space, memory
-        self._budget, self._max_drop, self._confidence = budget, max_drop, confidence
+    surrogate: Surrogate
+    space: FiniteSpace
+    memory: KnownObjective
+    budget: float | None
+    max_drop: float | None
+    confidence: float
 
     def cost(self, indices: Indices) -> Floats:
-        memory = self._memory.values(indices)
-        prediction = self._surrogate.predict(self._space.features(indices))
-        if self._budget is not None:
-            return np.where(memory <= self._budget, prediction.mean, np.inf)
-        assert self._max_drop is not None
-        margin = ndtri(self._confidence) * prediction.deviation
-        limit = self._surrogate.warp(np.array(self._max_drop))
+        memory = self.memory.values(indices)
+        prediction = self._predict(indices)
+        if self.budget is not None:
+            return np.where(memory <= self.budget, prediction.mean, np.inf)
+        assert self.max_drop is not None
+        margin = ndtri(self.confidence) * prediction.deviation
+        limit = self.surrogate.warp(np.array(self.max_drop))
         return np.where(prediction.mean + margin <= limit, memory, np.inf)
 
-    def expectation(self, indices: Indices) -> tuple[float, float]:
-        prediction = self._surrogate.predict(self._space.features(indices))
+    def limit(self, target: Target) -> float:
+        """Drop that the answer shall not exceed: the given one, or the lowest in the budget."""
+        if self.budget is None:
+            assert self.max_drop is not None
+            return self.max_drop
+        within = self.memory.values(target.indices) <= self.budget
+        return float(np.min(target.values, initial=np.inf, where=within))
+
+    def expectation(self, chosen: Indices) -> tuple[float, float]:
+        """Expected drop of one configuration, and its standard deviation."""
+        prediction = self._predict(chosen)
         low, middle, high = (
-            float(self._surrogate.unwarp(prediction.mean + z * prediction.deviation)[0])
+            float(self.surrogate.unwarp(prediction.mean + z * prediction.deviation)[0])
             for z in (-1, 0, 1)
         )
         return middle, (high - low) / 2
 
-    def probability(self, indices: Indices, limit: float) -> Floats:
+    def probability(self, chosen: Indices, limit: float) -> float:
+        """Probability that the drop of one configuration is at most a limit."""
         if limit == np.inf:
-            return np.ones(len(indices))
-        prediction = self._surrogate.predict(self._space.features(indices))
-        warped = self._surrogate.warp(np.array(limit))
-        probability: Floats = ndtr((warped - prediction.mean) / prediction.deviation)
-        return probability
+            return 1.0
+        warped = self.surrogate.warp(np.array(limit))
+        return float(probability_below(self._predict(chosen), warped)[0])
+
+    def _predict(self, indices: Indices) -> Prediction:
+        return self.surrogate.predict(self.space.features(indices))
+
+
+def _search(budget: _Budget, measured: Indices, seed: int) -> Indices:
+    """Measured, random and uniform configurations, refined by neighbours of the best of them."""
+    space, rng = budget.space, np.random.default_rng(seed)
+    drawn = random_candidates(space, rng, _CANDIDATES, {})
+    pool = np.concatenate([measured, drawn, anchors(space)])
+    for _ in range(_SEARCH_ROUNDS):
+        parents = pool[np.argsort(budget.cost(pool), kind="stable")[:_PARENTS]]
+        near = neighbours(space, rng, parents, _CANDIDATES // 4)
+        pool = distinct(np.concatenate([pool, near]), rng, space, {})
+    return pool
 
 
 def _shared_space(study: Study) -> dict[str, BaseDistribution]:
@@ -194,7 +206,7 @@ def _shared_space(study: Study) -> dict[str, BaseDistribution]:
 
 
 def _default_drop(trial: FrozenTrial) -> float | None:
-    drop = trial.user_attrs.get("accuracy_drop")
+    drop = trial.user_attrs.get(DROP_KEY)
     if drop is None and len(trial.values) == 2:
         return float(trial.values[1])
     return None if drop is None else float(drop)
@@ -203,6 +215,7 @@ def _default_drop(trial: FrozenTrial) -> float | None:
 def _measured(
     study: Study, space: FiniteSpace, drop_of: Callable[[FrozenTrial], float | None]
 ) -> tuple[Indices, Floats, Indices]:
+    """Configurations, drops and trial numbers of the measurements of a study."""
     rows, drops, numbers = [], [], []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         index, drop = space.index_of(trial.params), drop_of(trial)

@@ -1,4 +1,4 @@
-"""What the cost model believed and believes, as arrays for tables and plots."""
+"""Explanations of the cost model, as arrays for tables and plots: calibration and sensitivity."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from sgquant_optuna.sampler.problem import Target, constraint_targets, objective
 from sgquant_optuna.sampler.space import FiniteSpace, Floats, is_finite
 from sgquant_optuna.sampler.surrogate import Surrogate
 
-_BACKGROUND = 256
+_BACKGROUND = 256  # configurations to average over
+_MAX_CHOICES = 64
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Predictions against measurements, of the trials that have both.
+    """Predictions and measurements of the trials that have both.
 
     Args:
         numbers:
             Trial numbers, ``[n]``.
         predicted:
-            Predicted when the trial was suggested, in the unit of the measurement, ``[n]``.
+            Predictions at the suggestion of the trials, in the unit of the measurement, ``[n]``.
         deviation:
-            Its standard deviation (NaN where the model gives none), ``[n]``.
+            Standard deviations of the predictions (NaN where the model gives none), ``[n]``.
         measured:
-            Measured afterwards, ``[n]``.
+            Measurements, ``[n]``.
     """
 
     numbers: np.ndarray[Any, np.dtype[np.int64]]
@@ -43,7 +44,7 @@ class Calibration:
 
     @property
     def coverage(self) -> float:
-        """Share of the measurements within two deviations; about 0.95 without noise."""
+        """Share of the measurements within two deviations; about 0.95 if there is no noise."""
         known = np.isfinite(self.deviation)
         if not known.any():
             return float("nan")
@@ -53,15 +54,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How a target depends on one parameter, averaged over the others.
+    """Dependence of a target on one parameter, averaged over the others.
 
     Args:
         name:
-            The parameter.
+            Name of the parameter.
         choices:
-            Its values.
+            Values of the parameter.
         expected:
-            Mean prediction for each, in the unit of the target, ``[choices]``.
+            Mean prediction for each value, in the unit of the target, ``[choices]``.
     """
 
     name: str
@@ -70,21 +71,22 @@ class Sensitivity:
 
     @property
     def span(self) -> float:
-        """Largest less smallest expectation: how much the parameter matters."""
+        """Largest minus smallest mean prediction: the importance of the parameter."""
         return float(np.ptp(self.expected))
 
 
 def calibration(study: Study, target: str) -> Calibration:
-    """Compare what was predicted at suggestion with what was measured.
+    """Compare the predictions at the suggestion of trials with their measurements.
 
     Args:
         study:
-            A study of this sampler.
+            Study that used this sampler.
         target:
-            ``"objective 0"``, ``"constraint 0"`` and so on: a key of the trials' ``predicted``.
+            Name of the target: ``"objective 0"``, ``"constraint 0"`` and so on, as in the trials'
+            user attribute ``predicted``.
 
     Returns:
-        The comparison; empty arrays where nothing was predicted.
+        The comparison; its arrays are empty if nothing was predicted.
 
     Raises:
         ValueError:
@@ -108,17 +110,17 @@ def sensitivity(
     search_space: Mapping[str, BaseDistribution] | None = None,
     seed: int = 0,
 ) -> list[Sensitivity]:
-    """Tell how a target depends on each parameter, by partial dependence of the cost model.
+    """Compute how a target depends on each parameter, by partial dependence of a cost model.
 
     Args:
         study:
             Any study with finite parameters.
         target:
-            ``"objective 0"``, ``"constraint 0"`` and so on.
+            Name of the target: ``"objective 0"``, ``"constraint 0"`` and so on.
         search_space:
-            The parameters; by default those that all complete trials share.
+            Parameters to explain; by default those that all complete trials share.
         seed:
-            Seed of the configurations that are averaged over.
+            Seed of the configurations to average over.
 
     Returns:
         One entry for each parameter with more than one value, most important first.
@@ -143,21 +145,25 @@ def partial_dependence(
 
     Args:
         space:
-            The grid that the model was fitted on.
+            Grid that the model was fitted on.
         surrogate:
-            The model.
+            Fitted model.
         seed:
-            Seed of the configurations that are averaged over.
+            Seed of the configurations to average over.
 
     Returns:
         One entry for each parameter, most important first.
+
+    Reference:
+        Friedman (2001), "Greedy Function Approximation: A Gradient Boosting Machine", section 8.2.
     """
     background = space.random(np.random.default_rng(seed), _BACKGROUND)
     entries = []
     for column, (name, cardinality) in enumerate(
         zip(space.names, space.cardinalities.tolist(), strict=True)
     ):
-        positions = np.unique(np.linspace(0, cardinality - 1, min(cardinality, 64)).astype(int))
+        count = min(cardinality, _MAX_CHOICES)
+        positions = np.unique(np.linspace(0, cardinality - 1, count).astype(int))
         expected = []
         for position in positions:
             rows = background.copy()

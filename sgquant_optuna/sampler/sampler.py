@@ -1,4 +1,4 @@
-"""The sampler itself: Optuna's contract, kept with nothing but what the storage holds."""
+"""The sampler: Optuna's interface, with no state but the trials in the storage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _logger = logging.getLogger("sgquant_optuna")
 _MAX_RANKINGS = 8
 _N_MEASURE = 5
 _PAPER_N_MEASURE = 10
-_TRIALS_PER_SLOT = 50
+_TRIALS_PER_SLOT = 50  # trials in the history for each trial in a round: 2 % of it
 _MAX_N_MEASURE = 100
 
 
@@ -38,9 +38,9 @@ class SGQuantSampler(BaseSampler):
     """Samples finite, constrained and noisy search spaces in joint batches.
 
     Measure ``n_measure`` configurations, fit a cost model, rank ``n_sample`` candidates, measure
-    the best ``n_measure``, and so on. Whatever the sampler needs to know is in the study's trials:
-    workers in any number of processes and hosts, restarted or joining late, continue the same
-    sequence and never measure a configuration twice while another is left.
+    the best ``n_measure``, and so on. The sampler needs nothing but the trials of the study.
+    Workers in any number of processes and hosts, also those that restart or join late, continue
+    the same sequence and never measure a configuration twice while another is left.
 
     Parameters with infinitely many values (floats without a step) go to ``independent_sampler``.
     A parameter whose choices change within a study stops the study, as with every sampler of
@@ -48,33 +48,35 @@ class SGQuantSampler(BaseSampler):
 
     Args:
         search_space:
-            The parameters. Without it, those that all complete trials share are used, so the first
-            trials are sampled independently and may repeat each other.
+            Parameters of the grid. Without it, those that all complete trials share are used, so
+            the first trials are sampled independently and may repeat each other.
         n_measure:
-            Trials in a round (the paper's N_mea); by default 10 for ``"paper"``, and for
-            ``"default"`` 5 after a first round of 10, growing to 2 % of a long history: its model
-            is cheap to fit often. Twice the number of
-            workers or more keeps all of them in one round.
+            Trials in a round (the paper's N_mea). The default for ``"paper"`` is 10. The default
+            for ``"default"`` is 10 in the first round, then 5, growing to 2 % of a long history:
+            its model is cheap enough to be fitted often. With twice the number of workers or more,
+            all workers stay in one round.
         n_sample:
             Candidates to rank in a round (the paper's N_sample).
         acquisition:
-            ``"default"``: expected saving times probability of being feasible, or expected gain
-            of hypervolume, with candidates near the best. ``"paper"``: the paper's five steps.
+            Method that ranks the candidates. ``"default"``: expected improvement times probability
+            of feasibility, or expected hypervolume improvement, with candidates near the best.
+            ``"paper"``: the paper's five steps.
         known_objective:
-            Computes one objective from the parameters, for instance memory in bytes, so that it
-            need not be learned. In a study with constraints it should be the value without any
-            penalty. It must be deterministic and the same on all workers; its errors are raised.
+            Function that computes one objective from the parameters, for instance memory in bytes,
+            so that it need not be learned. In a study with constraints it should return the value
+            without any penalty. It must be deterministic and the same on all workers. Its errors
+            are raised.
         known_objective_index:
-            Which objective of the study ``known_objective`` computes.
+            Position in the study of the objective that ``known_objective`` computes.
         seed:
-            Seed. Workers may have different seeds: each round uses that of the worker that opened
-            it.
+            Seed of the candidates. Workers may have different seeds: a round uses the seed of the
+            worker that opened it.
         independent_sampler:
-            Samples what the grid cannot hold; a ``RandomSampler`` by default.
+            Sampler of the parameters that the grid cannot hold; by default a ``RandomSampler``.
 
     Raises:
         ValueError:
-            If a number is too small, the acquisition unknown, or the search space empty.
+            If a number is too small, the acquisition is unknown, or the search space is empty.
 
     Example:
         ::
@@ -125,7 +127,7 @@ class SGQuantSampler(BaseSampler):
         self._start_cache()
 
     def _start_cache(self) -> None:
-        # Everything here can be recomputed from the storage. Threads of one study share it.
+        # All of it can be recomputed from the storage. The threads of one study share it.
         self._lock = threading.RLock()
         self._caches: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], _Cache]] = (
             weakref.WeakKeyDictionary()
@@ -149,15 +151,15 @@ class SGQuantSampler(BaseSampler):
     def warm_start(self, study: Study) -> None:
         """Learn from another study, of another graph or model, before anything is measured.
 
-        Its cost model is what this study's model expects; the first round mixes its
-        recommendations with uniform configurations, and measurements correct it. Parameters are
-        matched by name, or by layer position, component and degree bucket. A study whose
-        parameters or directions do not correspond is ignored with a warning in the log. Give all
-        workers the same study, and before the first trial.
+        The cost model of the other study is the prior mean of this study's model, which
+        measurements correct. The first round alternates its recommendations with uniform
+        configurations. Parameters are matched by name, or by layer position, component and degree
+        bucket. A study whose parameters or directions do not correspond is ignored, with a warning
+        in the log. Give all workers the same study, before the first trial.
 
         Args:
             study:
-                The other study; its complete trials are copied now.
+                Other study; its complete trials are copied now.
 
         Raises:
             ValueError:
@@ -167,7 +169,7 @@ class SGQuantSampler(BaseSampler):
         self._start_cache()
 
     def reseed_rng(self) -> None:
-        """Reseed the independent sampler only: rounds are the same for every thread."""
+        """Reseed the independent sampler only: every thread continues the same rounds."""
         self._independent_sampler.reseed_rng()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -181,7 +183,7 @@ class SGQuantSampler(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Forward to the independent sampler; this sampler needs no state."""
+        """Forward to the independent sampler; this sampler keeps no state."""
         self._independent_sampler.after_trial(study, trial, state, values)
 
     def infer_relative_search_space(
@@ -230,7 +232,7 @@ class SGQuantSampler(BaseSampler):
                 round_size=self._round_size,
                 seed=self._seed,
             )
-        self._explain(study, trial, choice)
+        self._record_prediction(study, trial, choice)
         return params | cache.history.space.params_of(choice.index)
 
     def _cache(self, study: Study, finite: Mapping[str, BaseDistribution]) -> _Cache:
@@ -277,12 +279,12 @@ class SGQuantSampler(BaseSampler):
             return self._n_measure
         if self._acquisition == Acquisition.PAPER or round_ == 0:
             return _PAPER_N_MEASURE
-        # One more trial teaches a long history less, and reading it takes longer.
+        # In a long history one more trial teaches less, and fitting takes longer.
         return min(max(_N_MEASURE, num_trials // _TRIALS_PER_SLOT), _MAX_N_MEASURE)
 
     def _transfer(self, study: Study, cache: _Cache) -> Transfer | None:
-        if self._source is not None and not cache.has_looked_at_source:
-            cache.has_looked_at_source = True
+        if self._source is not None and not cache.has_read_source:
+            cache.has_read_source = True
             cache.transfer = self._source.transfer(
                 cache.history.space, study.directions, self._known(study, cache)
             )
@@ -313,19 +315,19 @@ class SGQuantSampler(BaseSampler):
             )
         return cache.known
 
-    def _explain(self, study: Study, trial: FrozenTrial, choice: Choice) -> None:
+    def _record_prediction(self, study: Study, trial: FrozenTrial, choice: Choice) -> None:
         if choice.prediction:
             study._storage.set_trial_user_attr(trial._trial_id, PREDICTED_KEY, choice.prediction)
 
 
 class _Cache:
-    """What one worker remembers of one study on one grid."""
+    """State of one study on one grid that a worker keeps; all of it can be recomputed."""
 
     def __init__(self, space: FiniteSpace) -> None:
         self.history = History(space)
         self.rankings: dict[tuple[Any, ...], Ranking] = {}
         self.transfer: Transfer | None = None
-        self.has_looked_at_source = False
+        self.has_read_source = False
         self.known: KnownObjective | None = None
 
 

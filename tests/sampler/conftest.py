@@ -1,4 +1,4 @@
-"""Databases of the sampler's tests: each test gets one of its own."""
+"""Fixtures of the sampler's tests; each test gets a database of its own."""
 
 import os
 import uuid
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import optuna
 import pytest
 import sqlalchemy as sa
+
+from tests.sampler.toy_study import drop_of, new_sampler, objective
 
 SERVERS = {"postgresql": "TEST_POSTGRESQL_URL", "mysql": "TEST_MYSQL_URL"}
 
@@ -34,3 +36,22 @@ def database_url(request: pytest.FixtureRequest, tmp_path) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture(params=["default", "paper"])
+def acquisition(request):
+    return request.param
+
+
+@pytest.fixture(scope="package")
+def study():
+    """A constrained study of 60 trials; tests must not change it."""
+
+    def with_drop(trial):
+        value = objective(trial)
+        trial.set_user_attr("accuracy_drop", drop_of(trial.params))
+        return value
+
+    study = optuna.create_study(sampler=new_sampler())
+    study.optimize(with_drop, n_trials=60)
+    return study

@@ -7,17 +7,16 @@ import time
 import optuna
 import pytest
 from optuna.trial import TrialState
-from sampler_workers import (
+
+from sgquant_optuna.sampler.claims import Claim
+from tests.sampler.toy_study import new_sampler, objective
+from tests.sampler.worker_processes import (
     let_heartbeats_go_stale,
-    new_sampler,
-    objective,
     open_storage,
     with_heartbeat,
     work,
     work_until_killed,
 )
-
-from sgquant_optuna.sampler.claims import Claim
 
 
 def configuration(trial):

@@ -1,15 +1,29 @@
-"""Every kind of study: one or more objectives, either direction, constraints or none."""
+"""The sampler in every kind of study: its objectives, directions, constraints and arguments."""
 
+import copy
 import itertools
+import pickle
+import subprocess
+import sys
 
 import numpy as np
 import optuna
 import pytest
 from optuna._hypervolume import compute_hypervolume
-from optuna.distributions import IntDistribution
-from sampler_workers import SPACE, WIDTHS, drop_of, memory_of, new_sampler, objective
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from sgquant_optuna.sampler import SGQuantSampler
+from tests.sampler.toy_study import (
+    SPACE,
+    WIDTHS,
+    claims,
+    configurations,
+    drop_of,
+    memory_of,
+    new_sampler,
+    objective,
+    run,
+)
 
 LEAST_FEASIBLE = min(
     sum(widths)
@@ -172,10 +186,104 @@ def test_a_known_objective_alone_is_minimised_at_once():
     assert study.best_value == len(SPACE)
 
 
-def test_the_paper_mode_ranks_feasible_candidates_by_memory():
-    study = optuna.create_study(sampler=new_sampler(acquisition="paper"))
-    study.optimize(objective, n_trials=40)
-    later = study.trials[20:]
-    predicted = [t.user_attrs["predicted"] for t in later]
-    assert all(set(p) == {"constraint 0"} for p in predicted)
-    assert np.mean([p["constraint 0"] <= 0 for p in predicted]) > 0.8
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan"), 1e308, -1e308])
+def test_values_that_are_not_finite_or_huge_do_not_end_the_study(bad, acquisition):
+    def wild(trial):
+        value = sum(trial.suggest_categorical(name, WIDTHS) for name in SPACE)
+        return bad if trial.number % 3 == 0 else float(value)
+
+    study = optuna.create_study(
+        sampler=SGQuantSampler(SPACE, n_measure=4, n_sample=200, acquisition=acquisition, seed=0)
+    )
+    study.optimize(wild, n_trials=16)
+    assert len(set(configurations(study))) == 16
+
+
+def test_a_huge_space_is_sampled_without_listing_it(acquisition):
+    space = {f"x{i}": IntDistribution(0, 10**6) for i in range(30)}
+    study = optuna.create_study(
+        sampler=SGQuantSampler(space, n_measure=3, n_sample=50, acquisition=acquisition, seed=0)
+    )
+    study.optimize(
+        lambda t: sum(t.suggest_int(n, d.low, d.high) for n, d in space.items()), n_trials=8
+    )
+    assert len(study.trials) == 8
+
+
+def test_floats_without_a_step_go_to_the_independent_sampler():
+    space = {"width": IntDistribution(1, 8), "rate": FloatDistribution(0, 1)}
+    study = optuna.create_study(sampler=SGQuantSampler(space, seed=0))
+    study.optimize(
+        lambda t: t.suggest_int("width", 1, 8) + t.suggest_float("rate", 0, 1), n_trials=15
+    )
+    assert len({t.params["rate"] for t in study.trials}) == 15
+
+
+def test_one_sampler_serves_several_studies_of_one_storage():
+    sampler = new_sampler()
+    storage = optuna.storages.InMemoryStorage()
+    studies = [optuna.create_study(storage=storage, sampler=sampler) for _ in range(2)]
+    other = optuna.create_study(sampler=sampler)
+    for _ in range(12):
+        for study in (*studies, other):
+            study.optimize(objective, n_trials=1)
+    expected = configurations(run(12))
+    assert [configurations(s) for s in (*studies, other)] == [expected] * 3
+
+
+def test_the_sampler_can_be_pickled_and_copied_in_mid_study():
+    study = run(7)
+    study.sampler = pickle.loads(pickle.dumps(study.sampler))
+    study.optimize(objective, n_trials=7)
+    study.sampler = copy.deepcopy(study.sampler)
+    study.optimize(objective, n_trials=7)
+    assert configurations(study) == configurations(run(21))
+
+
+def test_without_a_given_space_that_of_the_trials_is_used():
+    study = optuna.create_study(sampler=SGQuantSampler(known_objective=memory_of, seed=0))
+    study.optimize(objective, n_trials=14)
+    assert claims(study)[0] is None
+    assert all(c is not None for c in claims(study)[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_measure": 0}, "n_measure: expected at least 1, got 0"),
+        ({"n_sample": 0}, "n_sample: expected at least 1, got 0"),
+        ({"acquisition": "best"}, "acquisition: expected one of 'default', 'paper', got 'best'"),
+        ({"search_space": {}}, "search_space: expected at least one parameter"),
+        ({"known_objective_index": -1}, "known_objective_index: expected at least 0"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        SGQuantSampler(**options)
+
+
+def test_an_error_of_the_known_objective_is_not_hidden():
+    def broken(params):
+        raise KeyError("conv9")
+
+    study = optuna.create_study(sampler=SGQuantSampler(SPACE, known_objective=broken, seed=0))
+    with pytest.raises(KeyError, match="conv9"):
+        study.ask(SPACE)
+
+
+def test_a_known_objective_that_the_study_lacks_is_refused():
+    study = optuna.create_study(
+        sampler=SGQuantSampler(SPACE, known_objective=memory_of, known_objective_index=1)
+    )
+    with pytest.raises(ValueError, match="known_objective_index: expected less than the 1"):
+        study.ask(SPACE)
+
+
+def test_importing_the_sampler_imports_neither_torch_nor_scikit_learn():
+    program = (
+        "import sys, sgquant_optuna.sampler; "
+        "print([m for m in ('torch', 'torch_geometric', 'sklearn') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr

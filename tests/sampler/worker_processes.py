@@ -1,4 +1,4 @@
-"""What the worker processes of the tests run; a module of its own so that they can import it."""
+"""Functions that the worker processes of the tests run, in a module that they can import."""
 
 import os
 import signal
@@ -13,44 +13,20 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._rdb.models import TrialHeartbeatModel
 
-from sgquant_optuna.sampler import SGQuantSampler, rounds
+from sgquant_optuna.sampler import rounds
 from sgquant_optuna.sampler.history import History
-
-WIDTHS = (1, 2, 4, 8, 16)
-SPACE = {f"site{i}": CategoricalDistribution(WIDTHS) for i in range(6)}
-SCALES = (9.0, 5.0, 3.0, 7.0, 2.0, 4.0)
+from tests.sampler.toy_study import SCALES, memory_of, new_sampler, objective, set_constraint
 
 # Each parameter of a trial is several transactions, so workers that only race one another get few.
 SMALL_WIDTHS = tuple(range(1, 17))
 SMALL_SPACE = {f"site{i}": CategoricalDistribution(SMALL_WIDTHS) for i in range(2)}
 
 
-def memory_of(params):
-    return float(sum(params.values()))
-
-
-def drop_of(params):
-    return sum(a * 2.0 ** -params[name] for a, name in zip(SCALES, SPACE, strict=True))
-
-
-def objective(trial):
-    params = {name: trial.suggest_categorical(name, WIDTHS) for name in SPACE}
-    violation = drop_of(params) - 1.0
-    trial.study._storage.set_trial_system_attr(trial._trial_id, "constraints", [violation])
-    return memory_of(params) if violation <= 0 else 100 * (1 + violation)
-
-
 def small_objective(trial):
     params = {name: trial.suggest_categorical(name, SMALL_WIDTHS) for name in SMALL_SPACE}
     violation = sum(a * 2.0**-b for a, b in zip(SCALES, params.values(), strict=False)) - 1.0
-    trial.study._storage.set_trial_system_attr(trial._trial_id, "constraints", [violation])
+    set_constraint(trial, violation)
     return memory_of(params)
-
-
-def new_sampler(seed=0, space=SPACE, **options):
-    return SGQuantSampler(
-        space, known_objective=memory_of, seed=seed, **{"n_sample": 500, **options}
-    )
 
 
 def open_storage(url, *, keeps_connections=False, **options):

@@ -1,7 +1,7 @@
-"""How often ``best_for`` is right: its confidence against the truth, on noisy problems.
+"""Compare the confidence of ``best_for`` with the truth, on noisy problems.
 
-A study of 100 trials is measured with noise of 0.2 points; then ``best_for`` is asked for the
-least memory under the study's limit and under another one. The true drop of its answer is known.
+A study of 100 trials is measured with a noise of 0.2 points. Then ``best_for`` finds the least
+memory for the limit of the study and for another one. The true drop of its answer is known.
 
     python benchmarks/answers.py
 """
@@ -25,7 +25,7 @@ LIMITS = (MAX_DROP, 2 * MAX_DROP)
 
 @dataclass(frozen=True)
 class Row:
-    """One answer: whether it truly holds, and percent above the least memory that does."""
+    """One answer: whether it truly holds, and its percent above the least memory that does."""
 
     problem: str
     limit: float
@@ -35,8 +35,8 @@ class Row:
     gap: float
 
 
-def ask(name: str, seed: int, noise: float, n_trials: int) -> list[Row]:
-    """Run one study and ask it."""
+def answers_of(name: str, seed: int, noise: float, n_trials: int) -> list[Row]:
+    """Run one study, and answer each limit by each method."""
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     problem = PROBLEMS[name](seed)
@@ -54,8 +54,7 @@ def ask(name: str, seed: int, noise: float, n_trials: int) -> list[Row]:
         row = problem.row_of(trial.params, ordinal=False)
         drop = float(problem.drop[row] + noise * rng.standard_normal())
         trial.set_user_attr("accuracy_drop", drop)
-        violation = drop - MAX_DROP
-        study._storage.set_trial_system_attr(trial._trial_id, "constraints", [violation])
+        trial.set_constraint("drop", drop - MAX_DROP)
         study.tell(trial, float(problem.memory[row]))
         rows.append(row)
         measured.append(drop)
@@ -94,7 +93,7 @@ def main() -> None:
         (name, seed, options.noise, n_trials) for name in options.problems for seed in range(seeds)
     ]
     with ProcessPoolExecutor(options.processes) as pool:
-        rows = [row for rows in pool.map(ask, *zip(*tasks, strict=True)) for row in rows]
+        rows = [row for rows in pool.map(answers_of, *zip(*tasks, strict=True)) for row in rows]
 
     print(f"| limit | method | {' | '.join(options.problems)} | all | memory above optimum |")
     print("|---" * (4 + len(options.problems)) + "|")

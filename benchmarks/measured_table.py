@@ -13,7 +13,10 @@ from synthetic_problems import Problem
 
 TablePath = Path
 Measure = Callable[[tuple[int, ...]], tuple[float, Sequence[float]]]
-"""Bit widths of one configuration -> memory in percent of float32, drop in points of each seed."""
+"""Maps the bit widths of a configuration to memory in percent of float32 and drops in points.
+
+There is one drop for each training seed.
+"""
 
 
 def make_table(
@@ -30,19 +33,19 @@ def make_table(
 
     Args:
         path:
-            Where to write; ``table_<name>.npz`` in ``benchmarks/data`` is found by itself.
+            File to write; ``samplers.py`` finds ``table_<name>.npz`` in ``benchmarks/data``.
         widths:
-            Ascending widths of each parameter.
+            Bit widths that each parameter may take, ascending.
         measure:
-            Measures one configuration.
+            Function that measures one configuration.
         names:
             Name of each parameter.
         max_drop:
             Largest drop that counts as feasible, in percentage points.
         command:
-            The command that made the table, kept in the file.
+            Command that made the table, kept in the file.
         log:
-            Receives a line every 100 configurations.
+            Function that gets a line every 100 configurations.
     """
     grid = list(itertools.product(*[range(len(w)) for w in widths]))
     memory, drops = [], []
@@ -74,14 +77,14 @@ def load_table(path: Path) -> tuple[Problem, npt.NDArray[np.float64]]:
 
     Args:
         path:
-            A file that ``make_table`` wrote: ``index`` ``[n, parameters]`` (position of each
+            File that ``make_table`` wrote: ``index`` ``[n, parameters]`` (position of each
             width, all combinations), ``memory`` ``[n]`` (percent of float32), ``drop``
             ``[n, seeds]`` (percentage points) and ``description`` (JSON with ``widths`` and
             ``max_drop``).
 
     Returns:
-        The problem, whose true drop is the mean over seeds, and the drops of the single seeds
-        ``[n, seeds]`` in the problem's order.
+        The problem, whose true drop is the mean over the seeds, and the drops of the single seeds,
+        ``[n, seeds]``, in the order of the problem.
 
     Raises:
         ValueError:

@@ -1,10 +1,10 @@
 """Compare samplers on problems whose optimum is known: gap against trials, and time to ask.
 
-Run ``python benchmarks/samplers.py --quick`` for a table in some minutes, or without ``--quick``
-for 20 seeds; ``--plots FOLDER`` draws them. The gap of a study after k trials is how far its best
-feasible memory is above the optimum, in percent, by the true drop: with noise, a configuration
-that only seemed feasible does not count. Problems (a) are synthetic; (b) are tables of our own
-objective, measured exhaustively: see ``make_tables.py`` and ``benchmarks/data``.
+``python benchmarks/samplers.py --quick`` prints a table in some minutes, with 2 seeds instead of
+20; ``--plots FOLDER`` draws it. The gap of a study after k trials is its least feasible memory
+above the optimum, in percent, by the true drop: with noise, a configuration that was only measured
+as feasible does not count. Problems (a) are synthetic. Problems (b) are tables of our own
+objective, measured exhaustively by ``make_tables.py``, in ``benchmarks/data``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import optuna
 from measured_table import TablePath, load_table
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from synthetic_problems import PROBLEMS
+from synthetic_problems import PROBLEMS, Problem
 
 from sgquant_optuna.sampler import SGQuantSampler
 
@@ -33,7 +33,7 @@ Known = Callable[[dict[str, object]], float]
 
 @dataclass(frozen=True)
 class Contender:
-    """A sampler and the encoding of widths that suits it best."""
+    """A sampler, and whether the ordinal encoding of widths suits it best."""
 
     make: Callable[[int, Space, Known], BaseSampler]
     ordinal: bool
@@ -66,7 +66,7 @@ class Task:
     """One study to run."""
 
     problem: str
-    noise: float | None  # None: another training seed of a table each time
+    noise: float | None  # None: each trial measures one of the table's training seeds
     sampler: str
     seed: int
     n_trials: int
@@ -75,15 +75,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one study reached.
+    """Result of one study.
 
     Args:
         task:
-            The study.
+            Study that was run.
         gaps:
             Percent above the optimum after each trial; NaN while nothing feasible is known.
         ask_ms:
-            Mean time to ask, in milliseconds of processor time: a busy machine does not count.
+            Mean processor time to ask, in milliseconds; it does not depend on other processes.
         chosen_drop:
             True drop of the least memory that was measured as feasible, in percentage points.
         duplicates:
@@ -114,40 +114,47 @@ def run(task: Task) -> Outcome:
     def memory_of(params: dict[str, object]) -> float:
         return float(problem.memory[row_of(params)])
 
+    def measured_drop(row: int) -> float:
+        if repeats is not None:
+            return float(noise.choice(repeats[row]))
+        return float(problem.drop[row] + (task.noise or 0.0) * noise.standard_normal())
+
     noise = np.random.default_rng([task.seed, 1])
     study = optuna.create_study(sampler=contender.make(task.seed, space, memory_of))
-    asked, rows, seemed_feasible = 0.0, [], []
+    asked, rows, measured_feasible = 0.0, [], []
     for _ in range(task.n_trials):
         started = time.process_time()
         trial = study.ask(space)
         asked += time.process_time() - started
         row = row_of(trial.params)
         rows.append(row)
-        if repeats is not None:
-            drop = float(noise.choice(repeats[row]))
-        else:
-            drop = float(problem.drop[row] + (task.noise or 0.0) * noise.standard_normal())
-        violation = drop - problem.max_drop
-        study._storage.set_trial_system_attr(trial._trial_id, "constraints", [violation])
+        violation = measured_drop(row) - problem.max_drop
+        trial.set_constraint("drop", violation)
         # The plain memory, not the penalised value that our objective shows on the dashboard: a
         # penalty would spoil the scale that GP learns.
         study.tell(trial, float(problem.memory[row]))
-        seemed_feasible.append(violation <= 0)
+        measured_feasible.append(violation <= 0)
+    return _outcome(task, problem, rows, measured_feasible, asked)
+
+
+def _outcome(
+    task: Task, problem: Problem, rows: list[int], measured_feasible: list[bool], asked: float
+) -> Outcome:
     order = np.array(rows)
-    seemed = np.where(seemed_feasible, problem.memory[order], np.inf)
+    measured = np.where(measured_feasible, problem.memory[order], np.inf)
     feasible = np.where(problem.drop[order] <= problem.max_drop, problem.memory[order], np.nan)
     best = np.fmin.accumulate(feasible)
     return Outcome(
         task,
         100 * (best / problem.optimum - 1),
         1000 * asked / task.n_trials,
-        float(problem.drop[order[int(np.argmin(seemed))]]),
+        float(problem.drop[order[int(np.argmin(measured))]]),
         len(order) - len(set(rows)),
     )
 
 
 def summarise(outcomes: Sequence[Outcome], checkpoints: Sequence[int]) -> list[str]:
-    """One line of a Markdown table for each problem and sampler."""
+    """Return a Markdown table with a line for each problem and sampler."""
     heads = [f"gap @{k}" for k in checkpoints]
     lines = [
         "| problem | noise | sampler | " + " | ".join(heads) + " | trials to 5 % | ask CPU ms "
@@ -207,7 +214,7 @@ def plot(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 
 def _quartiles(values: Sequence[float] | np.ndarray, digits: int = 1) -> str:
-    """Median with the interquartile range; a study that got nowhere counts as infinite."""
+    """Median and quartiles; a study without anything feasible counts as infinite."""
     finite = np.where(np.isnan(values), np.inf, values)
     low, middle, high = np.quantile(finite, [0.25, 0.5, 0.75], method="nearest")
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
@@ -230,7 +237,10 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="*", default=None, help="files of part (b)")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--plots", type=Path, default=None, help="folder for PNG files")
-    arguments = parser.parse_args()
+    _run_all(parser.parse_args())
+
+
+def _run_all(arguments: argparse.Namespace) -> None:
     seeds = arguments.seeds or (2 if arguments.quick else 20)
     n_trials = arguments.n_trials or (50 if arguments.quick else 100)
 

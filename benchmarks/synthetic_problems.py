@@ -1,7 +1,7 @@
 """Synthetic bit-width problems whose optimum is known by enumeration.
 
-Each has memory (a weighted mean of bits, in percent of float32) and an accuracy drop (percentage
-points); the task is the least memory with a drop of at most ``MAX_DROP``.
+Each has a memory (a weighted mean of bits, in percent of float32) and an accuracy drop (in
+percentage points). The task is to find the least memory with a drop of at most ``MAX_DROP``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Problem:
         name:
             Name in tables.
         widths:
-            Widths that each parameter may take, ascending.
+            Bit widths that each parameter may take, ascending.
         memory:
-            Percent of float32, one value for each configuration in row-major order.
+            Memory in percent of float32, one value for each configuration in row-major order.
         drop:
             True accuracy drop in percentage points, in the same order.
         max_drop:
@@ -85,7 +85,7 @@ def smooth(seed: int) -> Problem:
 
 
 def cliffs(seed: int) -> Problem:
-    """Eight sites that each break below a width of their own; accuracy counted in 1/500 steps."""
+    """Eight sites that each fail below a width of their own; the drop has steps of 0.2 points."""
     return _search_feasible(seed, _cliffs, low=0.005, high=0.08)
 
 
@@ -98,7 +98,7 @@ PROBLEMS = {"smooth": smooth, "cliffs": cliffs, "layers": layers}
 
 
 def _search_feasible(seed, make, *, low, high):  # type: ignore[no-untyped-def]
-    """Draw problems until the feasible share is realistic: neither empty nor easy."""
+    """Draw problems until the share of feasible configurations is neither zero nor large."""
     for attempt in range(200):
         problem = make(np.random.default_rng([seed, attempt]))
         if low <= np.mean(problem.drop <= MAX_DROP) <= high:

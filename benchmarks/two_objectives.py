@@ -1,6 +1,8 @@
-"""Two objectives: hypervolume of memory against accuracy drop, as a share of the true front's.
+"""Compare samplers with two objectives, memory and accuracy drop, by the hypervolume they reach.
 
-python benchmarks/two_objectives.py
+The hypervolume is given as a share of that of the true front.
+
+    python benchmarks/two_objectives.py
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ SAMPLERS: dict[str, Make] = {
     "GP": lambda seed, space, known: optuna.samplers.GPSampler(seed=seed),
     "default": lambda seed, space, known: SGQuantSampler(space, known_objective=known, seed=seed),
 }
-USEFUL_DROP = 5.0  # points; most of the whole front's area is at drops that nobody wants
+USEFUL_DROP = 5.0  # points; most area of the whole front is at drops that nobody accepts
 
 
 def hypervolume(memory: Floats, drop: Floats, end: float, top: float) -> float:
@@ -49,7 +51,7 @@ def hypervolume(memory: Floats, drop: Floats, end: float, top: float) -> float:
 
 
 def run(name: str, sampler: str, seed: int, n_trials: int, step: int) -> tuple[Floats, float]:
-    """Run one study; return shares of both hypervolumes every ``step`` trials, and ask time."""
+    """Run one study; return the shares every ``step`` trials, and the time to ask in ms."""
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     problem = PROBLEMS[name](seed)

@@ -1,4 +1,4 @@
-"""A study of six bit widths whose drop and memory are known, and what tests ask of it."""
+"""A study of six bit widths whose drop and memory are known, and helpers to run it."""
 
 import numpy as np
 import optuna

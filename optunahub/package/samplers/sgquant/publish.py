@@ -1,8 +1,8 @@
-"""Put the package for OptunaHub together: this folder, plus the sampler's own source.
+"""Build the package for OptunaHub: the files of this folder and the source of the sampler.
 
 ``python optunahub/package/samplers/sgquant/publish.py <folder of the registry>/package`` writes
-``samplers/sgquant`` there, ready to commit. The source is copied from this repository with its
-imports made relative, so that there is one source only.
+``samplers/sgquant`` there, ready to commit. The source is copied from this repository with
+relative imports, so that it is maintained in one place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def publish(package: Path) -> Path:
 
     Args:
         package:
-            The registry's ``package`` folder; made if it does not exist.
+            Folder ``package`` of the registry; created if it does not exist.
 
     Returns:
         The folder that was written.

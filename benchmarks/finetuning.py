@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.quantized_model import attach, bind, calibrate, set_bit_widths
+from sgquant_optuna.attachment.calibration import calibrate
+from sgquant_optuna.attachment.quantized_model import attach, bind, set_bit_widths
 from sgquant_optuna.graph.datasets import load_graph, random_split
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.graph.fixed_graph import FixedGraph

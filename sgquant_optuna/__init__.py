@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgquant_optuna.attachment.attention import quantize_attention, register_attention
-    from sgquant_optuna.attachment.quantized_model import (
-        attach,
-        bind,
-        calibrate,
-        detach,
-        set_bit_widths,
-    )
+    from sgquant_optuna.attachment.calibration import calibrate
+    from sgquant_optuna.attachment.quantized_model import attach, bind, detach, set_bit_widths
     from sgquant_optuna.exceptions import SgquantError
     from sgquant_optuna.graph.datasets import load_graph
     from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
@@ -47,7 +42,8 @@ __version__ = "0.1.0"
 # Resolved at first use (PEP 562), so that the sampler and the storage work without torch.
 _MODULES = {
     "attachment.attention": ("quantize_attention", "register_attention"),
-    "attachment.quantized_model": ("attach", "bind", "calibrate", "detach", "set_bit_widths"),
+    "attachment.calibration": ("calibrate",),
+    "attachment.quantized_model": ("attach", "bind", "detach", "set_bit_widths"),
     "exceptions": ("SgquantError",),
     "graph.datasets": ("load_graph",),
     "graph.degree_buckets": ("AddDegreeBuckets",),

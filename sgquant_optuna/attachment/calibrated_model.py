@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sgquant_optuna.attachment.quantized_model import attach, bind, calibrate, set_bit_widths
+from sgquant_optuna.attachment.calibration import calibrate
+from sgquant_optuna.attachment.quantized_model import attach, bind, set_bit_widths
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward
 from sgquant_optuna.graph.training import TrainingResult, fit

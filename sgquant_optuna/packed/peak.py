@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.quantized_model import attach, calibrate, set_bit_widths
+from sgquant_optuna.attachment.calibration import calibrate
+from sgquant_optuna.attachment.quantized_model import attach, set_bit_widths
 from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN
 from sgquant_optuna.packed.file import read_store

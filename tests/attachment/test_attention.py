@@ -11,7 +11,8 @@ from sgquant_optuna.attachment.attention import (
     quantized_class,
     register_attention,
 )
-from sgquant_optuna.attachment.quantized_model import attach, calibrate, set_bit_widths
+from sgquant_optuna.attachment.calibration import calibrate
+from sgquant_optuna.attachment.quantized_model import attach, set_bit_widths
 from sgquant_optuna.exceptions import UnsupportedConvError
 from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.quantization.sites import BitWidths

@@ -11,7 +11,8 @@ from optuna.artifacts import get_all_artifact_meta
 from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
-from sgquant_optuna.attachment.quantized_model import attach, calibrate, set_bit_widths
+from sgquant_optuna.attachment.calibration import calibrate
+from sgquant_optuna.attachment.quantized_model import attach, set_bit_widths
 from sgquant_optuna.cli import main
 from sgquant_optuna.cli.export_command import file_stem
 from sgquant_optuna.graph.datasets import load_graph

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch_geometric.nn import GIN, GATv2Conv, GCNConv, GraphSAGE, TransformerConv
 
-from sgquant_optuna.attachment.quantized_model import attach, calibrate, set_bit_widths
+from sgquant_optuna.attachment.calibration import calibrate
+from sgquant_optuna.attachment.quantized_model import attach, set_bit_widths
 from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.graph.fixed_graph import FixedGraph

@@ -1,6 +1,8 @@
-"""A look at the graph's own features: how sparse they are, and what quantizing them changes."""
+"""Contents of the graph's own features: how sparse they are, and what quantization changes."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -9,64 +11,85 @@ from sgquant_optuna.graph.sparse_features import SparseFeatures
 from sgquant_optuna.quantization.input_stores import MAX_VALUES, InputContent
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 
-_GLANCE = 1 << 20
-"""Values that are looked at first: most real features show more than 256 values there."""
+_FIRST_VALUES = 1 << 20
+"""Values that are counted first: most real features have more than 256 distinct ones there."""
 
 
 def input_contents(
     quantizer: FeatureQuantizer, x: Tensor, bucket: Tensor | None
 ) -> dict[int, InputContent]:
-    """Look at the input, bucket by bucket.
+    """Describe the values of the input, for each degree bucket.
 
     Args:
         quantizer:
-            The calibrated quantizer of the input.
+            Calibrated quantizer of the input.
         x:
-            The input, ``[N, F]``, dense or sparse.
+            Input features, ``[N, F]``, dense or sparse.
         bucket:
             Degree bucket of each row, ``[N]`` int64, or ``None`` for one bucket.
 
     Returns:
         Content of each bucket that has rows.
     """
-    dense = x.dense() if isinstance(x, SparseFeatures) else x
+    dense = _dense(x)
     rows = torch.zeros(len(dense), dtype=torch.long) if bucket is None else bucket.cpu()
-    in_row = torch.count_nonzero(dense, dim=1).cpu()
-    values = {number: _non_zero_values(dense[rows == number]) for number in rows.unique().tolist()}
-    # A width keeps all values only if there are few: nothing to look for elsewhere.
-    few = [number for number, found in values.items() if found is not None]
-    lossless: dict[int, list[int]] = {number: [] for number in values}
-    keeps_zero = True
-    widths = quantizer.bit_widths
-    for width in quantizer.candidates:
-        quantizer.set_bit_widths((width,) * quantizer.num_buckets)
-        keeps_zero = keeps_zero and quantizer.keeps_zero()
-        if few:
-            quantized = quantizer(x, bucket)
-            fake = quantized.dense() if isinstance(quantized, SparseFeatures) else quantized
-            same = (fake == dense).all(dim=1).cpu()
-            for number in few:
-                if bool(same[rows == number].all()):
-                    lossless[number].append(width)
-    quantizer.set_bit_widths(widths)
+    num_nonzeros = torch.count_nonzero(dense, dim=1).cpu()
+    num_values = {
+        number: _count_nonzero_values(dense[rows == number]) for number in rows.unique().tolist()
+    }
+    # A width can be lossless only where the values are few.
+    few = [number for number, count in num_values.items() if count is not None]
+    masks = {number: rows == number for number in few}
+    lossless, keeps_zero = _lossless_widths(quantizer, x, dense, bucket, masks)
     contents = {}
-    for number, found in values.items():
-        counts = in_row[rows == number]
+    for number, count in num_values.items():
+        in_row = num_nonzeros[rows == number]
         contents[number] = InputContent(
-            num_nonzeros=int(counts.sum()),
-            max_row_nonzeros=int(counts.max()),
-            num_values=found,
+            num_nonzeros=int(in_row.sum()),
+            max_row_nonzeros=int(in_row.max()),
+            num_values=count,
             keeps_zero=keeps_zero,
-            lossless=tuple(lossless[number]),
+            lossless=tuple(lossless.get(number, ())),
         )
     return contents
 
 
-def _non_zero_values(x: Tensor) -> int | None:
-    """Count the different values that are not zero, or give up above the size of a codebook."""
-    glance = x[: max(1, _GLANCE // max(1, x.shape[1]))].unique()
-    if len(glance) > MAX_VALUES + 1:
+def _dense(x: Tensor) -> Tensor:
+    return x.dense() if isinstance(x, SparseFeatures) else x
+
+
+def _count_nonzero_values(x: Tensor) -> int | None:
+    """Count the distinct non-zero values, or return ``None`` if a codebook cannot hold them."""
+    first = x[: max(1, _FIRST_VALUES // max(1, x.shape[1]))].unique()
+    if len(first) > MAX_VALUES + 1:
         return None
     found = x.unique()
     number = int(torch.count_nonzero(found))
     return number if number <= MAX_VALUES else None
+
+
+def _lossless_widths(
+    quantizer: FeatureQuantizer,
+    x: Tensor,
+    dense: Tensor,
+    bucket: Tensor | None,
+    masks: Mapping[int, Tensor],
+) -> tuple[dict[int, list[int]], bool]:
+    """Return the candidates that change no value of a bucket, and whether all keep zero.
+
+    ``masks`` holds the rows, ``[N]`` bool, of each bucket to compare.
+    """
+    lossless: dict[int, list[int]] = {number: [] for number in masks}
+    keeps_zero = True
+    chosen = quantizer.bit_widths
+    for width in quantizer.candidates:
+        quantizer.set_bit_widths((width,) * quantizer.num_buckets)
+        keeps_zero = keeps_zero and quantizer.keeps_zero()
+        if not masks:
+            continue
+        same = (_dense(quantizer(x, bucket)) == dense).all(dim=1).cpu()
+        for number, mask in masks.items():
+            if bool(same[mask].all()):
+                lossless[number].append(width)
+    quantizer.set_bit_widths(chosen)
+    return lossless, keeps_zero

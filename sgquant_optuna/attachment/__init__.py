@@ -1,1 +1,1 @@
-"""Quantizers onto a user's PyG model, without rewriting it."""
+"""Attaches quantizers to a user's PyG model, without rewriting the model."""

@@ -1,8 +1,8 @@
-"""Attention quantizers: where each convolution computes its coefficients.
+"""Quantized attention: a subclass of each PyG convolution that computes coefficients.
 
-Every convolution has its own place, so each gets a subclass that its instances are switched to.
-A switched instance still passes ``isinstance``, ``deepcopy`` and ``torch.compile``; PyG's own
-hooks would be skipped silently by the latter.
+Each convolution computes its attention in a method of its own, so each needs its own subclass.
+Attaching changes the class of an existing instance. ``isinstance``, ``deepcopy`` and
+``torch.compile`` still work on it; ``torch.compile`` would silently skip PyG's own hooks.
 """
 
 from __future__ import annotations
@@ -21,10 +21,27 @@ Conv = TypeVar("Conv", bound=nn.Module)
 
 
 def quantize_attention(conv: nn.Module, alpha: Tensor) -> Tensor:
-    """Quantize attention coefficients ``[E, H]`` or ``[E]`` with the quantizer of ``conv``.
+    """Quantize attention coefficients with the quantizer of a convolution.
 
-    To be called by registered subclasses, after the softmax and before dropout: dropped edges
+    Registered subclasses call it after the softmax and before dropout, because dropped edges
     must stay exactly zero.
+
+    Args:
+        conv:
+            Convolution with an attention quantizer.
+        alpha:
+            Attention coefficients of all edges, ``[E, H]`` or ``[E]``.
+
+    Returns:
+        Quantized coefficients, in the shape of ``alpha``.
+
+    Raises:
+        AttributeError:
+            If ``conv`` has no attention quantizer.
+
+    Reference:
+        SGQuant (Feng et al., 2020, arXiv:2007.05100), which quantizes the attention matrix as it
+        quantizes the embedding matrix.
     """
     quantizer = conv.get_submodule("attention_quantizer")
     if alpha.dim() == 1:
@@ -33,7 +50,7 @@ def quantize_attention(conv: nn.Module, alpha: Tensor) -> Tensor:
 
 
 class _QuantizedEdgeUpdate:
-    """Quantizes what ``edge_update`` returns, between its softmax and its dropout."""
+    """Quantizes the result of ``edge_update`` between its softmax and its dropout."""
 
     dropout: float
     training: bool
@@ -45,7 +62,11 @@ class _QuantizedEdgeUpdate:
 
 
 class QuantizedGATConv(_QuantizedEdgeUpdate, GATConv):
-    """:class:`~torch_geometric.nn.GATConv` with quantized attention, ``[E, H]``."""
+    """:class:`~torch_geometric.nn.GATConv` with quantized attention, ``[E, H]``.
+
+    Reference:
+        Veličković et al., "Graph Attention Networks", 2018.
+    """
 
     def edge_update(
         self,
@@ -66,7 +87,11 @@ class QuantizedGATConv(_QuantizedEdgeUpdate, GATConv):
 
 
 class QuantizedGATv2Conv(_QuantizedEdgeUpdate, GATv2Conv):
-    """:class:`~torch_geometric.nn.GATv2Conv` with quantized attention, ``[E, H]``."""
+    """:class:`~torch_geometric.nn.GATv2Conv` with quantized attention, ``[E, H]``.
+
+    Reference:
+        Brody et al., "How Attentive are Graph Attention Networks?", 2022.
+    """
 
     def edge_update(
         self,
@@ -87,7 +112,12 @@ class QuantizedGATv2Conv(_QuantizedEdgeUpdate, GATv2Conv):
 
 
 class QuantizedAGNNConv(AGNNConv):
-    """:class:`~torch_geometric.nn.AGNNConv` with quantized attention, ``[E]``."""
+    """:class:`~torch_geometric.nn.AGNNConv` with quantized attention, ``[E]``.
+
+    Reference:
+        Thekumparampil et al., "Attention-based Graph Neural Network for Semi-supervised
+        Learning", 2018.
+    """
 
     def message(
         self,
@@ -98,14 +128,20 @@ class QuantizedAGNNConv(AGNNConv):
         ptr: Tensor | None,
         size_i: int | None,
     ) -> Tensor:
-        """Compute attention as the plain class does, and quantize it before it weighs."""
+        """Compute attention as the plain class does, and quantize it before it is used."""
+        # alpha = softmax(beta * cos(x_i, x_j)); the features are normalized already.
         alpha = self.beta * (x_norm_i * x_norm_j).sum(dim=-1)
         alpha = quantize_attention(self, softmax(alpha, index, ptr, size_i))
         return x_j * alpha.view(-1, 1)
 
 
 class QuantizedTransformerConv(TransformerConv):
-    """:class:`~torch_geometric.nn.TransformerConv` with quantized attention, ``[E, H]``."""
+    """:class:`~torch_geometric.nn.TransformerConv` with quantized attention, ``[E, H]``.
+
+    Reference:
+        Shi et al., "Masked Label Prediction: Unified Message Passing Model for Semi-Supervised
+        Classification", 2021.
+    """
 
     def message(
         self,
@@ -122,6 +158,7 @@ class QuantizedTransformerConv(TransformerConv):
             assert edge_attr is not None
             edge_attr = self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
             key_j = key_j + edge_attr
+        # alpha = softmax(q_i k_j / sqrt(d)) for each head, with d output channels.
         alpha = (query_i * key_j).sum(dim=-1) / math.sqrt(self.out_channels)
         alpha = quantize_attention(self, softmax(alpha, index, ptr, size_i))
         self._alpha = alpha
@@ -134,13 +171,13 @@ _QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def register_attention(conv_class: type[Conv], quantized_class: type[Conv]) -> None:
-    """Tell how the attention of a convolution is quantized.
+    """Register the class that quantizes the attention of a convolution.
 
     Args:
         conv_class:
-            The plain convolution.
+            Plain convolution.
         quantized_class:
-            A subclass without ``__init__`` that passes its coefficients through
+            Subclass without ``__init__`` that passes its coefficients through
             :func:`quantize_attention`, after the softmax and before dropout.
 
     Raises:
@@ -156,12 +193,12 @@ def register_attention(conv_class: type[Conv], quantized_class: type[Conv]) -> N
 
 
 def quantized_class(conv: nn.Module) -> type[nn.Module] | None:
-    """Return the class that quantizes the attention of ``conv``, or ``None`` without attention.
+    """Return the class that quantizes the attention of ``conv``, or ``None`` if there is none.
 
     Raises:
         UnsupportedConvError:
-            If ``conv`` is a subclass of a known convolution that computes attention in its own
-            way.
+            If ``conv`` is a subclass of a registered convolution and overrides the method that
+            computes attention.
     """
     if type(conv) in _QUANTIZED:
         return _QUANTIZED[type(conv)]
@@ -170,10 +207,11 @@ def quantized_class(conv: nn.Module) -> type[nn.Module] | None:
             for name in set(vars(quantized)) & {"message", "edge_update", "forward"}:
                 if getattr(type(conv), name) is not getattr(known, name):
                     raise UnsupportedConvError(
-                        f"{type(conv).__name__} has its own {known.__name__}.{name}; tell how "
-                        f"its attention is quantized with register_attention()"
+                        f"{type(conv).__name__} has its own {known.__name__}.{name}; "
+                        f"register a class that quantizes its attention with "
+                        f"register_attention()"
                     )
-            # Derived once and kept, so that every instance gets one and the same class.
+            # Kept in the registry, so that all instances of a class share one quantizing class.
             _QUANTIZED[type(conv)] = type(
                 f"Quantized{type(conv).__name__}", (quantized, type(conv)), {}
             )
@@ -182,13 +220,13 @@ def quantized_class(conv: nn.Module) -> type[nn.Module] | None:
 
 
 def switch_class(conv: nn.Module, to: type[nn.Module]) -> None:
-    """Make ``conv`` an instance of the quantizing subclass ``to``."""
+    """Change the class of ``conv`` to its quantizing subclass ``to``, in place."""
     conv.__dict__["plain_class"] = type(conv)
     conv.__class__ = to
 
 
 def restore_class(conv: nn.Module) -> None:
-    """Undo :func:`switch_class`."""
+    """Change the class of ``conv`` back to the plain one, in place."""
     plain: Any = conv.__dict__.pop("plain_class")
     conv.__class__ = plain
 

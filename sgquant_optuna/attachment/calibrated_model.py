@@ -1,4 +1,4 @@
-"""A trained model with calibrated quantizers on one graph, that is finetuned with any widths."""
+"""A trained model that is calibrated once and finetuned with many assignments of bit widths."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from sgquant_optuna.quantization.sites import BitWidths
 
 
 class CalibratedModel:
-    """Ranges are measured once, when it is made; each finetuning starts from a fresh copy.
+    """A model with quantizers whose ranges are measured on one graph.
+
+    The constructor measures the ranges. Each finetuning starts from a fresh copy of the model.
 
     Args:
         model:
-            Trained full-precision model; it is copied and stays as it is.
+            Trained full-precision model; it is copied and not changed.
         graph:
             Graph of all finetunings, with ``degree_bucket`` if there are several buckets.
         candidates:
@@ -31,17 +33,25 @@ class CalibratedModel:
         quantizer:
             Settings of every quantizer.
         num_buckets:
-            Degree buckets B.
+            Number of degree buckets B.
         layers:
-            Paths of the layers whose inputs are quantized; all by default.
+            Paths of the layers whose input features are quantized; ``None`` for the outermost
+            convolutions and linear layers.
         attention:
-            Paths of the convolutions whose attention is quantized; all known ones by default.
+            Paths of the convolutions whose attention is quantized; ``None`` for all with a
+            registered class.
         forward:
             Function that calls the model with the graph.
 
     Raises:
+        CalibrationError:
+            If a layer is called with NaN or infinity.
+        GraphError:
+            If ``degree_bucket`` is needed and missing, or out of range.
         ModelError:
             If the model cannot be quantized.
+        QuantizerBypassedError:
+            If the forward pass bypasses a quantizer.
     """
 
     def __init__(
@@ -71,15 +81,36 @@ class CalibratedModel:
     def finetune(
         self, bits: BitWidths, config: TrainingConfig, *, seed: int
     ) -> tuple[nn.Module, TrainingResult]:
-        """Return a copy that was finetuned with these widths, and how its training went."""
+        """Finetune a copy of the model with the given bit widths.
+
+        Args:
+            bits:
+                Bit width of each site of ``layout``.
+            config:
+                Epochs, learning rate, weight decay and patience.
+            seed:
+                Seed of dropout.
+
+        Returns:
+            The finetuned copy, and the result of its training.
+
+        Raises:
+            CalibrationError:
+                If a width is not among the candidates.
+            ModelError:
+                If ``bits`` lacks a site of the model or names one that it does not have.
+
+        Reference:
+            SGQuant (Feng et al., 2020, arXiv:2007.05100), "Finetuning".
+        """
         model = copy.deepcopy(self._model)
-        # The copy has its own context, which must see the very tensors of the shared graph.
+        # The input of the copy is recognised by identity, so it needs the shared graph's tensors.
         bind(model, self.graph.data)
         set_bit_widths(model, bits)
         return model, fit(model, self.graph, config, seed=seed, forward=self._forward)
 
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Tensor:
-        """Return the class scores of all nodes, ``[N, C]``, of a finetuned copy."""
+        """Return the class scores that a finetuned copy gives all nodes, ``[N, C]``."""
         with self.graph.speed_up(model) as data:
             return self._forward(model.eval(), data)

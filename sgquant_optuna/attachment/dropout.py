@@ -1,4 +1,4 @@
-"""Tells, of a tensor that was just dropped out, what it was before and which mask was drawn."""
+"""Recording of dropout: the input and the mask of a tensor that dropout has just returned."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _RECORD = "_sgquant_before_dropout"
 
 
 class DropoutRecorder(TorchFunctionMode):
-    """While entered, ``F.dropout`` leaves on its result the input and the mask.
+    """Context in which ``F.dropout`` attaches its input and its mask to its result.
 
-    The random numbers and the result are those of the plain function, bit by bit.
+    The random numbers and the result are bit-identical to those of the plain function.
     """
 
     def __torch_function__(
@@ -29,7 +29,7 @@ class DropoutRecorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Record dropout; let everything else pass."""
+        """Record calls of dropout, and call every other function unchanged."""
         kwargs = kwargs or {}
         if func is F.dropout:
             return _recorded_dropout(*args, **kwargs)
@@ -37,7 +37,16 @@ class DropoutRecorder(TorchFunctionMode):
 
 
 def before_dropout(x: Tensor) -> tuple[Tensor, Mask | None]:
-    """Return what ``x`` was before dropout and the mask to apply again, or ``(x, None)``."""
+    """Return the tensor before dropout, and the function that applies the same mask again.
+
+    Args:
+        x:
+            Features, ``[N, F]``.
+
+    Returns:
+        Features before dropout, ``[N, F]``, and the mask; ``(x, None)`` if ``x`` is not a
+        recorded result of dropout.
+    """
     record: tuple[Tensor, Mask] | None = getattr(x, _RECORD, None)
     return record if record is not None else (x, None)
 
@@ -45,7 +54,7 @@ def before_dropout(x: Tensor) -> tuple[Tensor, Mask | None]:
 def _recorded_dropout(
     input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
-    if not training or p == 0 or inplace:  # in place, the input is gone afterwards
+    if not training or p == 0 or inplace:  # an in-place call overwrites its input
         return F.dropout(input, p, training, inplace)
     mask: Mask
     if isinstance(input, SparseFeatures):
@@ -54,7 +63,7 @@ def _recorded_dropout(
         def mask(x: Tensor) -> Tensor:
             if isinstance(x, SparseFeatures):
                 return x.with_non_zeros(x.non_zeros * factors)
-            # Zero became another value: drop those places too, or they would leak.
+            # Zeros became another value, so their positions need dropout too.
             return F.dropout(x, p)
     else:
         factors = F.dropout(torch.ones_like(input), p)

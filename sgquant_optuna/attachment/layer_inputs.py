@@ -1,4 +1,4 @@
-"""Embedding quantizers: at the input of each layer, where the features have to be stored."""
+"""Quantized embeddings: the quantizer stands at the input of a layer, which has to be stored."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from torch_geometric.nn import Linear, MessagePassing
 from sgquant_optuna.attachment.site_quantizer import SiteQuantizer
 from sgquant_optuna.exceptions import ModelError
 
-_INPUT = "x"  # PyG's convolutions call it x; torch's Linear calls it input
-_ALIASES = (_INPUT, "input")
+_INPUT_NAMES = ("x", "input")
+"""Names of the feature argument: in PyG's convolutions, and in torch's ``Linear``."""
 
 
 def default_layers(model: nn.Module) -> list[str]:
-    """Return the paths of the outermost convolutions and linear layers, in model order."""
+    """Return the paths of the outermost convolutions and linear layers, in model order.
+
+    Raises:
+        ModelError:
+            If the model has no message passing.
+    """
     convs = [name for name, module in model.named_modules() if isinstance(module, MessagePassing)]
     if not convs:
         raise ModelError(
@@ -34,10 +39,25 @@ def default_layers(model: nn.Module) -> list[str]:
 def quantize_input(
     layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook: quantize the features that the layer is called with.
+    """Quantize the input features of a layer; a forward pre-hook.
 
-    A plain function that reads the layer, so that copies and pickles of a model keep their own
-    quantizers.
+    The hook is a plain function that looks the quantizer up in the layer, so that copies and
+    pickles of a model use their own quantizers.
+
+    Args:
+        layer:
+            Layer with a feature quantizer.
+        args:
+            Positional arguments of the call.
+        kwargs:
+            Keyword arguments of the call.
+
+    Returns:
+        Both, with the features quantized.
+
+    Raises:
+        ModelError:
+            If the layer is not called with one feature tensor.
     """
     quantizer = layer.get_submodule("feature_quantizer")
     assert isinstance(quantizer, SiteQuantizer)
@@ -50,25 +70,29 @@ def map_input(
     kwargs: dict[str, Any],
     change: Callable[[Tensor], Tensor],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Change the features among the arguments of a layer, and nothing else.
+    """Apply a function to the features among the arguments of a layer.
 
     Args:
         name:
-            Where the layer stands, for error messages.
+            Name of the site, for error messages.
         args:
-            Arguments by position.
+            Positional arguments of the call.
         kwargs:
-            Arguments by name.
+            Keyword arguments of the call.
         change:
-            Takes and returns the features, ``[N, F]``; called once if they come twice.
+            Function from features to features, both ``[N, F]``; called once if the same tensor
+            is given as source and target.
+
+    Returns:
+        Positional and keyword arguments, with the features changed.
 
     Raises:
         ModelError:
-            If the layer gets no single feature tensor.
+            If the layer is not called with one feature tensor.
     """
-    for alias in _ALIASES:
-        if alias in kwargs:
-            return args, {**kwargs, alias: _changed(name, kwargs[alias], change)}
+    for input_name in _INPUT_NAMES:
+        if input_name in kwargs:
+            return args, {**kwargs, input_name: _changed(name, kwargs[input_name], change)}
     return (_changed(name, args[0], change), *args[1:]), kwargs
 
 

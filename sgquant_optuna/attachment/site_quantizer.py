@@ -1,4 +1,4 @@
-"""What all quantizers of one model share: the graph at hand and the forward pass that runs."""
+"""The quantizer of one site in a model, and the state that all sites of the model share."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from sgquant_optuna.attachment.dropout import DropoutRecorder, before_dropout
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 
 
-@dataclass(eq=False)  # comparing tensors is no yes or no
+@dataclass(eq=False)  # `==` of tensors is elementwise
 class GraphContext:
-    """State of one quantized model.
+    """State that all quantizers of one model share.
 
     Args:
         expected:
-            Names of all its quantizers, ``layer/component``.
+            Names of all quantizers of the model, ``layer/component``.
         num_buckets:
             Number of degree buckets B.
+        x:
+            Features of the bound graph, ``[N, F]``.
+        degree_bucket:
+            Degree bucket of each node of the bound graph, ``[N]`` int64.
     """
 
     expected: tuple[str, ...]
@@ -27,25 +31,25 @@ class GraphContext:
     x: Tensor | None = None
     degree_bucket: Tensor | None = None
     used: set[str] = field(default_factory=set)
-    """Quantizers that the running forward pass has reached."""
+    """Names of the quantizers that the current forward pass has called."""
     observations: dict[str, list[Tensor]] | None = None
-    """Values seen by each quantizer while ranges are measured, else ``None``."""
+    """Values that each quantizer was called with during calibration, otherwise ``None``."""
     recorders: list[DropoutRecorder] = field(default_factory=list)
-    """One for each nested forward pass."""
+    """Dropout recorders of the current forward passes, which may be nested."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> GraphContext:
-        """Copy the state, but share the graph's tensors: no quantizer writes to them."""
+        """Copy the state, but share the tensors of the graph: no quantizer writes to them."""
         return replace(self, used=set(), recorders=[])
 
 
 class SiteQuantizer(nn.Module):
-    """A quantizer at its place in a model: it knows the graph that the model is called with.
+    """The quantizer of one layer and component, with the graph that the model is called with.
 
     Args:
         quantizer:
-            The quantizer of plain tensors.
+            Quantizer of plain tensors.
         graph:
-            Shared by all quantizers of the model.
+            State that all quantizers of the model share.
     """
 
     def __init__(self, quantizer: FeatureQuantizer, graph: GraphContext) -> None:
@@ -56,14 +60,26 @@ class SiteQuantizer(nn.Module):
 
     @property
     def name(self) -> str:
-        """Where it stands, ``layer/component``."""
+        """Name of layer and component, ``layer/component``."""
         return self.quantizer.name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Observe ``x`` while ranges are measured, else fake-quantize it.
+        """Record ``x`` during calibration, otherwise fake-quantize it.
 
-        What was dropped out just before is quantized as it was before: what has to be stored is
-        the feature, not its training noise, which would be scaled out of the calibrated range.
+        A result of dropout is quantized as it was before dropout, and the same mask is applied
+        afterwards. The stored value is the feature without training noise, and dropout scales
+        features by 1 / (1 - p), out of the calibrated range.
+
+        Args:
+            x:
+                Features, ``[N, F]``, or attention coefficients, ``[E, H]``.
+
+        Returns:
+            Values in the shape of ``x``; ``x`` itself during calibration or at 32 bits.
+
+        Raises:
+            CalibrationError:
+                If the rows do not fit the buckets, or a bucket had no rows at calibration.
         """
         self.graph.used.add(self.name)
         if self.graph.observations is not None:
@@ -71,8 +87,8 @@ class SiteQuantizer(nn.Module):
             return x
         if self.quantizer.is_identity:
             return x
-        kept, mask = before_dropout(x)
-        quantized = self._quantize(kept)
+        undropped, mask = before_dropout(x)
+        quantized = self._quantize(undropped)
         return quantized if mask is None else mask(quantized)
 
     def _quantize(self, x: Tensor) -> Tensor:
@@ -80,7 +96,7 @@ class SiteQuantizer(nn.Module):
         if x is not self.graph.x or x.requires_grad:
             quantized: Tensor = self.quantizer(x, bucket)
             return quantized
-        # The graph's own features do not change from epoch to epoch.
+        # The input features are the same in every epoch: quantize them once.
         key = (x._version, self.quantizer.bit_widths)
         if self._input is None or self._input[0] is not x or self._input[1:3] != key:
             with torch.no_grad():

@@ -1,8 +1,9 @@
-"""Bytes of the graph's own features in every store that could hold them, by arithmetic alone.
+"""Bytes of the graph's own features in every store that can hold them, by arithmetic alone.
 
-Features that a layer computed are dense and new in each epoch, but the input is known: it may be
-binary, take few values or be mostly zero. Then a store that keeps the places of its non-zeros, or
-a code for each of its values, takes fewer bytes than packed rows, and often loses nothing.
+The features that a layer computes are dense and change in each epoch. The input is known: it may
+be binary, have few distinct values or be mostly zero. Then a store of the positions of its
+non-zeros, or of a code for each distinct value, takes fewer bytes than packed rows and is often
+lossless.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ RANGE_BYTES = 8
 """One scale and one zero point, float32 each."""
 
 MAX_VALUES = 256
-"""A codebook holds at most that many values: above 8 bits float32 is near."""
+"""Largest number of values in a codebook; more need codes of more than 8 bits."""
 
 
 @dataclass(frozen=True)
 class InputContent:
-    """What the rows of one degree bucket of the input hold.
+    """Contents of the rows of one degree bucket of the input.
 
     Args:
         num_nonzeros:
-            Values that are not zero.
+            Number of values that are not zero.
         max_row_nonzeros:
-            Most of them in one row.
+            Largest number of non-zeros in one row.
         num_values:
-            How many different values the non-zeros take; ``None`` if more than 256.
+            Number of distinct non-zero values; ``None`` if there are more than 256.
         keeps_zero:
-            Whether every candidate width maps zero to zero, so that only non-zeros need storing.
+            Whether every candidate width maps zero to zero, so that only non-zeros are stored.
         lossless:
             Candidate widths that change no value.
     """
@@ -46,14 +47,29 @@ class InputContent:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> InputContent:
-        """Read what ``dataclasses.asdict`` wrote."""
+        """Read the dictionary that ``dataclasses.asdict`` returned."""
         return cls(**{**content, "lossless": tuple(content["lossless"])})
 
 
 def packed_rows_nbytes(
     num_rows: int, num_columns: int, bit_width: int, num_ranges: int = 1
 ) -> int:
-    """Bytes of dense rows of ``bit_width`` bits (32: float32) with their ranges."""
+    """Return the bytes of dense rows of ``bit_width`` bits (32: float32) with their ranges.
+
+    Args:
+        num_rows:
+            Number of rows.
+        num_columns:
+            Number of values in a row.
+        bit_width:
+            Bits of each value: 1-8, 16 or 32.
+        num_ranges:
+            Number of pairs of scale and zero point.
+
+    Raises:
+        ValueError:
+            If the width is not 1-8, 16 or 32.
+    """
     if bit_width == FULL_PRECISION:
         return 4 * num_rows * num_columns
     return packed_nbytes(num_rows, num_columns, bit_width) + RANGE_BYTES * num_ranges
@@ -62,16 +78,32 @@ def packed_rows_nbytes(
 def input_stores(
     num_rows: int, num_columns: int, bit_width: int, num_ranges: int, content: InputContent
 ) -> dict[str, int]:
-    """Bytes of every store that can hold the input at a bit width.
+    """Return the bytes of every store that can hold the input at a bit width.
 
-    ``rows`` are packed dense rows (float32 at 32 bits); ``codebook`` keeps a code for every value;
-    ``sparse`` keeps count of each row, column of each non-zero, and its code of ``bit_width``
-    bits; ``sparse codebook`` keeps a code into the list of values instead, and nothing where all
-    non-zeros are equal.
+    - ``rows``: packed dense rows; float32 at 32 bits.
+    - ``codebook``: the distinct values, and the index of one for each value of the matrix.
+    - ``sparse``: the number of non-zeros of each row, and column and code of each non-zero.
+    - ``sparse codebook``: as ``sparse``, with the distinct non-zero values and the index of one
+      for each non-zero instead of its code; no index where all non-zeros are equal.
+
+    Args:
+        num_rows:
+            Number of rows in the bucket.
+        num_columns:
+            Input features F.
+        bit_width:
+            Bits of each code: 1-8, 16 or 32.
+        num_ranges:
+            Number of pairs of scale and zero point.
+        content:
+            Contents of the rows.
+
+    Returns:
+        Bytes of each store, by its name.
 
     Example:
-        Cora, binary, in one bucket: 2708 rows of 1433 columns, 49216 non-zeros, 30 at most in a
-        row. Columns take 11 bits and counts 5:
+        Cora, binary, in one bucket: 2708 rows of 1433 columns, 49216 non-zeros, at most 30 in a
+        row. A column number takes 11 bits, a count 5:
 
         >>> cora = InputContent(49216, 30, 1, keeps_zero=True)
         >>> input_stores(2708, 1433, 1, 1, cora)
@@ -79,7 +111,7 @@ def input_stores(
     """
     is_full = bit_width == FULL_PRECISION
     sizes = {"rows": packed_rows_nbytes(num_rows, num_columns, bit_width, num_ranges)}
-    # A value must decode to the same wherever it stands.
+    # A value must have one dequantized value in all rows and columns.
     has_codebook = content.num_values is not None and (
         is_full or num_ranges == 1 or bit_width in content.lossless
     )
@@ -89,13 +121,13 @@ def input_stores(
         bits = max(1, bits_for(values - 1))
         sizes["codebook"] = packed_nbytes(num_rows, num_columns, bits) + 4 * values
     if content.keeps_zero or is_full:
-        places = integers_nbytes(num_rows, bits_for(content.max_row_nonzeros))
-        places += integers_nbytes(content.num_nonzeros, bits_for(max(0, num_columns - 1)))
+        positions = integers_nbytes(num_rows, bits_for(content.max_row_nonzeros))
+        positions += integers_nbytes(content.num_nonzeros, bits_for(max(0, num_columns - 1)))
         codes = integers_nbytes(content.num_nonzeros, bit_width)
-        sizes["sparse"] = places + codes + (0 if is_full else RANGE_BYTES * num_ranges)
+        sizes["sparse"] = positions + codes + (0 if is_full else RANGE_BYTES * num_ranges)
         if has_codebook:
             assert content.num_values is not None
             bits = bits_for(max(0, content.num_values - 1))
             codes = integers_nbytes(content.num_nonzeros, bits) + 4 * content.num_values
-            sizes["sparse codebook"] = places + codes
+            sizes["sparse codebook"] = positions + codes
     return sizes

@@ -1,7 +1,8 @@
-"""How many bytes packed codes take: arithmetic alone, so that reports need no torch.
+"""Bytes of packed codes, by arithmetic alone: reports import no torch.
 
-A bit width is stored as planes whose widths divide a byte, the widest first: 3 bits are a plane
-of 2 and a plane of 1. In a plane of ``b`` bits, a row of F codes takes ``ceil(F * b / 8)`` bytes.
+A code is stored in planes whose widths divide a byte, the widest first: 3 bits are a plane of 2
+bits and a plane of 1 bit. In a plane of ``b`` bits, a row of F codes takes ``ceil(F * b / 8)``
+bytes.
 """
 
 from __future__ import annotations
@@ -30,22 +31,31 @@ def planes(bit_width: int) -> tuple[int, ...]:
 
 
 def row_bytes(num_columns: int, bit_width: int) -> int:
-    """Bytes of one row of ``num_columns`` codes; every row starts at a whole byte.
+    """Return the bytes of one row of ``num_columns`` codes; every row starts at a whole byte.
 
     Example:
         >>> row_bytes(9, 3)  # 9 codes in a plane of 2 bits and a plane of 1: 3 + 2
         5
+
+    Raises:
+        ValueError:
+            If the width is not 1-8 or 16.
     """
     return sum(-(-num_columns * plane // 8) for plane in planes(bit_width))
 
 
 def packed_nbytes(num_rows: int, num_columns: int, bit_width: int) -> int:
-    """Bytes of the packed codes of a matrix, scales and zero points not counted."""
+    """Return the bytes of the packed codes of a matrix, without scales and zero points.
+
+    Raises:
+        ValueError:
+            If the width is not 1-8 or 16.
+    """
     return num_rows * row_bytes(num_columns, bit_width)
 
 
 def bits_for(largest: int) -> int:
-    """Bits that hold 0 to ``largest``; 0 where all integers are 0.
+    """Return the bits that represent 0 to ``largest``; 0 bits if all integers are 0.
 
     Example:
         >>> bits_for(1432)  # the columns of Cora
@@ -55,7 +65,7 @@ def bits_for(largest: int) -> int:
 
 
 def integers_nbytes(count: int, bits: int) -> int:
-    """Bytes of ``count`` integers of ``bits`` bits: each plane ends at a whole byte.
+    """Return the bytes of ``count`` integers of ``bits`` bits; each plane ends at a whole byte.
 
     Example:
         >>> integers_nbytes(9, 11)  # planes of 8, 2 and 1 bits: 9 + 3 + 2

@@ -1,12 +1,15 @@
 """Bytes of an assignment of bit widths, by arithmetic on element counts alone.
 
-Two accountings stand side by side, because the paper's leaves out what really has to be stored:
+There are two accountings, because the paper's omits bytes that have to be stored:
 
 * ``paper``: dense node features only, ``sum(N * F * bits) / 8`` over the layer inputs. With 32
-  bits everywhere this is the formula ``N * (F + W) * 4`` behind the paper's Table III.
+  bits everywhere this is ``N * (F + W) * 4``, the formula behind the paper's Table III.
 * ``honest``: packed bytes of embeddings and attention with the padding of each row, the scale and
   zero point of every range, and the degree bucket of every node. The graph's own features are
   counted in the smallest store that holds them (:mod:`sgquant_optuna.quantization.input_stores`).
+
+Reference:
+    SGQuant (Feng et al., 2020, arXiv:2007.05100), Table III.
 """
 
 from __future__ import annotations
@@ -27,17 +30,17 @@ from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site
 
 @dataclass(frozen=True)
 class SiteSize:
-    """How much one site holds.
+    """Size of the matrix at one site.
 
     Args:
         num_rows:
-            Nodes (embedding) or edges (attention).
+            Number of nodes (embedding) or edges (attention).
         num_columns:
             Features F (embedding) or heads H (attention).
         num_ranges:
-            Pairs of scale and zero point that the site stores when it is quantized.
+            Number of pairs of scale and zero point that the quantized site stores.
         content:
-            What the values are, where the site holds the graph's own features; else ``None``.
+            Contents of the rows if they are the graph's own features, otherwise ``None``.
     """
 
     num_rows: int
@@ -52,7 +55,7 @@ class SiteSize:
 
     @classmethod
     def from_dict(cls, size: Mapping[str, Any]) -> SiteSize:
-        """Read what ``dataclasses.asdict`` wrote."""
+        """Read the dictionary that ``dataclasses.asdict`` returned."""
         content = size.get("content")
         return cls(
             **{**size, "content": None if content is None else InputContent.from_dict(content)}
@@ -61,15 +64,15 @@ class SiteSize:
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Every site of a model on one graph, with its size.
+    """All sites of a model on one graph, with their sizes.
 
     Args:
         sizes:
             Size of each site, in the order of the forward pass.
         num_nodes:
-            Nodes N of the graph.
+            Number of nodes N of the graph.
         num_buckets:
-            Degree buckets B; 1 where widths do not depend on the degree.
+            Number of degree buckets B; 1 if widths do not depend on the degree.
     """
 
     sizes: Mapping[Site, SiteSize]
@@ -77,7 +80,7 @@ class FeatureLayout:
     num_buckets: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the layout, ready for JSON."""
+        """Return the layout as a dictionary for JSON."""
         return {
             "num_nodes": self.num_nodes,
             "num_buckets": self.num_buckets,
@@ -86,7 +89,7 @@ class FeatureLayout:
 
     @classmethod
     def from_dict(cls, layout: Mapping[str, Any]) -> FeatureLayout:
-        """Read what ``to_dict`` wrote."""
+        """Read the dictionary that :meth:`to_dict` returned."""
         sizes = {
             Site.parse(name): SiteSize.from_dict(size) for name, size in layout["sizes"].items()
         }
@@ -95,31 +98,45 @@ class FeatureLayout:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one accounting says of an assignment, against float32 of the same elements."""
+    """Bytes of an assignment by one accounting, and of the same values at full precision.
+
+    Args:
+        memory_bytes:
+            Bytes of the assignment.
+        full_precision_bytes:
+            Bytes of the same values as float32.
+    """
 
     memory_bytes: float
     full_precision_bytes: float
 
     @property
     def saving(self) -> float:
-        """How many times smaller than float32 (the paper's 31.9x)."""
+        """Full-precision bytes divided by bytes of the assignment (31.9 at best in the paper)."""
         return self.full_precision_bytes / self.memory_bytes if self.memory_bytes else 1.0
 
     @property
     def average_bits(self) -> float:
-        """Stored bits per value."""
+        """Average number of stored bits of a value, ``32 / saving``."""
         return FULL_PRECISION / self.saving
 
 
 def paper_memory(layout: FeatureLayout, bits: BitWidths) -> Memory:
-    """Count the dense node features alone, as the paper's Table III does.
+    """Count the bytes of the dense node features alone, as the paper's Table III does.
+
+    Args:
+        layout:
+            All sites with their sizes.
+        bits:
+            Bit width of each site.
 
     Raises:
         KeyError:
             If ``bits`` lacks a site of the layout.
 
     Reference:
-        SGQuant, Table III: ``MB = N * (F + W) * 4 / 1e6`` with W the sum of the hidden widths.
+        SGQuant (Feng et al., 2020, arXiv:2007.05100), Table III: ``MB = N * (F + W) * 4 / 1e6``
+        with W the sum of the hidden widths.
     """
     elements = {
         site: size.num_elements
@@ -135,6 +152,12 @@ def paper_memory(layout: FeatureLayout, bits: BitWidths) -> Memory:
 def honest_memory(layout: FeatureLayout, bits: BitWidths) -> Memory:
     """Count every byte that packed embeddings and attention need.
 
+    Args:
+        layout:
+            All sites with their sizes.
+        bits:
+            Bit width of each site.
+
     Raises:
         KeyError:
             If ``bits`` lacks a site of the layout.
@@ -147,26 +170,44 @@ def honest_memory(layout: FeatureLayout, bits: BitWidths) -> Memory:
 
 
 def exact_input_memory(layout: FeatureLayout, bits: BitWidths) -> Memory:
-    """Count as :func:`honest_memory` does, against a float32 model with its input stored smartly.
+    """Count as :func:`honest_memory`, compared to a float32 model with a losslessly stored input.
 
-    A saving against dense float32 includes what any lossless store of a sparse or binary input
-    saves; this baseline leaves that out.
+    Compared to dense float32, a part of the saving is due to the lossless store of a sparse or
+    binary input, which needs no quantization. This baseline excludes that part.
+
+    Args:
+        layout:
+            All sites with their sizes.
+        bits:
+            Bit width of each site.
+
+    Raises:
+        KeyError:
+            If ``bits`` lacks a site of the layout.
     """
     full = sum(site_store(site, size, FULL_PRECISION)[1] for site, size in layout.sizes.items())
     return Memory(honest_memory(layout, bits).memory_bytes, float(full))
 
 
 def bucket_nbytes(layout: FeatureLayout) -> int:
-    """Bytes of the degree bucket of every node, stored once and shared by all layers."""
+    """Return the bytes of the degree bucket of every node, stored once for all layers."""
     return integers_nbytes(layout.num_nodes, bits_for(layout.num_buckets - 1))
 
 
 def site_store(site: Site, size: SiteSize, bit_width: int) -> tuple[str, int]:
-    """Return the smallest store of a site at a width, and its bytes.
+    """Return the smallest store of a site at a bit width, and its bytes.
+
+    Args:
+        site:
+            The site.
+        size:
+            Size of the site.
+        bit_width:
+            Bits of each value: 1-8, 16 or 32.
 
     Returns:
-        ``"rows"``, or for the graph's own features any of :func:`.input_stores`; then its bytes,
-        ranges included.
+        Name of the store, and its bytes with ranges. The name is ``"rows"``, or for the graph's
+        own features any name of :func:`.input_stores`.
     """
     if size.content is not None:
         stores = input_stores(
@@ -175,23 +216,23 @@ def site_store(site: Site, size: SiteSize, bit_width: int) -> tuple[str, int]:
         name = min(stores, key=lambda store: stores[store])
         return name, stores[name]
     if site.component == "attention" and bit_width != FULL_PRECISION:
-        # Consumed in edge order, so it is one run without padding.
+        # Attention is read in the order of the edges: one run of codes, without padding of rows.
         packed = packed_nbytes(1, size.num_elements, bit_width)
         return "rows", packed + RANGE_BYTES * size.num_ranges
     return "rows", packed_rows_nbytes(size.num_rows, size.num_columns, bit_width, size.num_ranges)
 
 
 def exact_inputs(layout: FeatureLayout, candidates: Sequence[int]) -> dict[Site, int]:
-    """Find the input sites that no trial need be spent on: keeping them exactly is as small.
+    """Find the input sites that need no search: a lossless store is as small as any other.
 
     Args:
         layout:
-            Every site with its size.
+            All sites with their sizes.
         candidates:
-            Widths that would be searched.
+            Bit widths that would be searched.
 
     Returns:
-        Such sites with the smallest width that changes none of their values.
+        Lossless bit width of each of these sites, the one with the fewest bytes.
     """
     exact = {}
     for site, size in layout.sizes.items():

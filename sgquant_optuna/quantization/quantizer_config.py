@@ -1,4 +1,4 @@
-"""How a quantizer rounds and where its range comes from, in plain values: no torch."""
+"""Settings of a quantizer: rounding, range estimator and axis. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ Axis = Literal["tensor", "bucket", "column", "row"]
 class QuantizerConfig:
     """Settings of every quantizer of a model.
 
-    The defaults are what measures best: with the paper's range a single outlier spends all codes,
-    and one bit on PubMed's TF-IDF features costs half of the accuracy; with an end chosen for the
-    least squared error it costs nothing measurable (``benchmarks/ranges.py``).
+    The defaults have the best measured accuracy (``benchmarks/ranges.py``). With the paper's
+    range, one outlier leaves most codes unused, and one bit for PubMed's TF-IDF features loses
+    half of the accuracy. With the range of least squared error, the loss is not measurable.
 
     Args:
         rounding:
-            ``"nearest"`` or the paper's ``"floor"``.
+            ``"nearest"``, or ``"floor"`` as in the paper.
         range_estimator:
-            ``"least_squares"`` chooses the range of each bit width for the least squared error,
-            ``"minmax"`` is the paper's, ``"percentile"`` cuts both tails.
+            ``"least_squares"``: for each bit width, the range of least squared error.
+            ``"minmax"``: minimum to maximum, as in the paper. ``"percentile"``: without both
+            tails.
         axis:
-            What shares a range: the whole ``"tensor"`` (the paper's), a degree ``"bucket"``, a
-            ``"column"`` or a ``"row"``. Each range costs 8 bytes in the honest accounting.
-            Attention always has one range.
+            Values that share a range: the whole ``"tensor"`` (as in the paper), a degree
+            ``"bucket"``, a ``"column"`` or a ``"row"``. Each range takes 8 bytes in the honest
+            accounting. Attention always has one range.
         percentile:
-            Upper percentile kept by ``"percentile"``, in percent; the lower is its mirror.
+            Upper end of the range of ``"percentile"``, in percent; the lower end is 100 minus it.
 
     Raises:
         ValueError:
-            If a setting is not one of those.
+            If a setting is not one of these values, or the percentile is not in (50, 100].
+
+    Reference:
+        SGQuant (Feng et al., 2020, arXiv:2007.05100), the quantization function.
     """
 
     rounding: Rounding = "nearest"
@@ -55,9 +59,9 @@ class QuantizerConfig:
 
     @classmethod
     def paper(cls) -> QuantizerConfig:
-        """Return the paper's settings: floor, minimum and maximum of the whole tensor."""
+        """Return the paper's settings: floor, and minimum to maximum of the whole tensor."""
         return cls(rounding="floor", range_estimator="minmax", axis="tensor")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings, ready for JSON."""
+        """Return the settings as a dictionary for JSON."""
         return asdict(self)

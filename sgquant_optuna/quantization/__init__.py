@@ -1,1 +1,1 @@
-"""Quantizers, ranges and packing of plain tensors: no PyG, no Optuna."""
+"""Quantizers, ranges and packing of plain tensors: imports neither PyG nor Optuna."""

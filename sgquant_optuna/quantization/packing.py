@@ -1,11 +1,11 @@
-"""Packs codes of 1-8 and 16 bits into bytes, and back.
+"""Packing of codes of 1-8 and 16 bits into bytes, and unpacking.
 
-A bit width is stored as planes whose widths divide a byte (:func:`.layout.planes`), the highest
-bits first. In a plane of ``b`` bits a row of F codes takes ``S = ceil(F * b / 8)`` bytes, and code
-``f`` is field ``f // S`` of byte ``f % S``. So unpacking a field is one shift and one mask over
-contiguous bytes, and every row starts at a whole byte and can be read alone.
+A code is stored in planes whose widths divide a byte (:func:`.layout.planes`), the highest bits
+first. In a plane of ``b`` bits, a row of F codes takes ``S = ceil(F * b / 8)`` bytes, and code
+``f`` is field ``f // S`` of byte ``f % S``. Unpacking a field is therefore one shift and one mask
+over contiguous bytes. Every row starts at a whole byte and can be read alone.
 
-Five codes of 3 bits, worked by hand::
+A worked example with five codes of 3 bits::
 
     codes                    5 = 101   3 = 011   6 = 110   0 = 000   7 = 111
     high plane, 2 bits           10        01        11        00        11     S = 2
@@ -30,7 +30,7 @@ def pack(codes: Tensor, bit_width: int) -> Tensor:
 
     Args:
         codes:
-            Integers, ``[R, F]``, each in ``[0, 2**bit_width - 1]``.
+            Codes, ``[R, F]``, integers in ``[0, 2**bit_width - 1]``.
         bit_width:
             Bits, 1-8 or 16.
 
@@ -39,7 +39,7 @@ def pack(codes: Tensor, bit_width: int) -> Tensor:
 
     Raises:
         PackingError:
-            If a code does not fit its width, or codes are no integer matrix.
+            If a code is out of range, or the codes are not an integer matrix.
         ValueError:
             If the width is not 1-8 or 16.
     """
@@ -69,26 +69,26 @@ def pack(codes: Tensor, bit_width: int) -> Tensor:
 def unpack(
     packed: Tensor, num_columns: int, bit_width: int, start: int = 0, stop: int | None = None
 ) -> Tensor:
-    """Unpack rows that :func:`pack` made; any subset of the rows and any run of columns will do.
+    """Unpack rows of :func:`pack`: any subset of the rows, and any range of columns.
 
     Args:
         packed:
-            ``[R, row_bytes(F, bit_width)]`` uint8.
+            Packed rows, ``[R, row_bytes(F, bit_width)]`` uint8.
         num_columns:
             Number of codes F in a row.
         bit_width:
             Bits, 1-8 or 16.
         start:
-            First column wanted.
+            First column to unpack.
         stop:
-            Column after the last one wanted; ``None`` is F.
+            Column after the last one to unpack; ``None`` for F.
 
     Returns:
         Codes, ``[R, stop - start]`` uint8, or int32 for 16 bits.
 
     Raises:
         PackingError:
-            If the rows are not as long as F codes of that width.
+            If the rows do not have the length of F codes of that width.
         ValueError:
             If the width is not 1-8 or 16.
     """
@@ -115,14 +115,14 @@ def _code_type(bit_width: int) -> torch.dtype:
 
 
 def _pack_plane(codes: Tensor, width: int, plane: Tensor) -> None:
-    """Write the fields of a plane, ``[R, S]``, all 0 before; the last field may be shorter."""
+    """Write the fields of a plane, ``[R, S]`` of zeros; the last field may be shorter."""
     fields = codes.split(max(1, plane.shape[1]), dim=1)
     for shift, field in zip(range(0, 8, width), fields, strict=False):
         plane[:, : field.shape[1]] |= field << shift
 
 
 def _unpack_plane(plane: Tensor, width: int, start: int, codes: Tensor, *, add: bool) -> None:
-    """Write or add the columns from ``start`` on of a plane, ``[R, S]``, to ``codes``."""
+    """Write or add columns of a plane, ``[R, S]``, from ``start`` on, to ``codes``."""
     size, stop = plane.shape[1], start + codes.shape[1]
     for field in range(start // size, -(-stop // size)) if size else ():
         low, high = max(start, field * size), min(stop, (field + 1) * size)

@@ -1,4 +1,4 @@
-"""The module that stands at one place of a model and fake-quantizes what passes."""
+"""The module that fake-quantizes one matrix, with one bit width for each degree bucket."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 @dataclass(frozen=True, eq=False)
 class AffineTable:
-    """What each bucket (or row) of a quantizer does to its values.
+    """Scale, zero point and bit width of each bucket or row of a quantizer.
 
     Args:
         scale:
-            ``[B, 1]``, ``[B, F]`` (axis ``"column"``) or ``[N, 1]`` (axis ``"row"``).
+            Step between neighbouring codes: ``[B, 1]``, ``[B, F]`` with axis ``"column"``, or
+            ``[N, 1]`` with axis ``"row"``.
         zero_point:
-            Real value of code 0, same shape.
+            Real value of code 0, same shape as ``scale``.
         bit_width:
-            Bits, ``[B, 1]`` or ``[N, 1]``; meaningless where ``is_full``.
+            Bits, ``[B, 1]`` or ``[N, 1]``; not used where ``is_full``.
         is_full:
             Whether values stay float32, same shape as ``bit_width``.
     """
@@ -37,7 +38,17 @@ class AffineTable:
     is_full: Tensor
 
     def at(self, rows: Tensor, columns: Tensor | None = None) -> AffineTable:
-        """Return the entries of some rows, or of single values where columns are given."""
+        """Return the entries of some rows, or of single values if columns are given.
+
+        Args:
+            rows:
+                Rows of the table, ``[n]`` int64.
+            columns:
+                Column of each value, ``[n]`` int64, or ``None``.
+
+        Returns:
+            Entries ``[n, 1]`` or ``[n, F]``; ``[n]`` if columns are given.
+        """
         if columns is None:
             return AffineTable(
                 self.scale[rows], self.zero_point[rows], self.bit_width[rows], self.is_full[rows]
@@ -52,21 +63,25 @@ class AffineTable:
 
 
 class FeatureQuantizer(nn.Module):
-    """Fake-quantizes a matrix of values, with one bit width for each bucket of rows.
+    """Fake-quantizes a matrix, with one bit width for each degree bucket of rows.
 
     It is the identity until :meth:`calibrate` has measured ranges and :meth:`set_bit_widths` has
-    chosen widths below 32. Ranges are measured once for every candidate width, so that a trial
-    only chooses among them.
+    chosen widths below 32. Ranges are measured once for every candidate width, and a trial
+    chooses among them.
 
     Args:
         name:
-            Where it stands, for error messages.
+            Name of the site without its bucket, ``layer/component``; error messages begin with it.
         config:
-            Rounding, range estimator and what shares a range.
+            Rounding, range estimator and axis.
+
+    Reference:
+        SGQuant (Feng et al., 2020, arXiv:2007.05100), "Topology-Aware Quantization", for bit
+        widths by node degree.
     """
 
-    _lower: Tensor  # [W, G], one row for each candidate width
-    _upper: Tensor
+    _lower: Tensor  # [W, G]: W candidate widths, G groups of values that share a range
+    _upper: Tensor  # [W, G]
 
     def __init__(self, name: str, config: QuantizerConfig) -> None:
         super().__init__()
@@ -75,7 +90,7 @@ class FeatureQuantizer(nn.Module):
         self.num_buckets = 1
         self.candidates: tuple[int, ...] = ()
         self.bit_widths: tuple[int, ...] = (FULL_PRECISION,)
-        # Not persistent: a state_dict of the model still loads into the plain one.
+        # Not persistent: the state_dict of a quantized model loads into the plain model.
         self.register_buffer("_lower", torch.empty(0, 0), persistent=False)
         self.register_buffer("_upper", torch.empty(0, 0), persistent=False)
         self._calibrated_bucket: Tensor | None = None
@@ -90,7 +105,7 @@ class FeatureQuantizer(nn.Module):
         return all(width == FULL_PRECISION for width in self.bit_widths)
 
     def extra_repr(self) -> str:
-        """Say the place and the widths."""
+        """Return name and bit widths, for ``repr``."""
         return f"{self.name!r}, bit_widths={self.bit_widths}"
 
     def calibrate(
@@ -101,13 +116,13 @@ class FeatureQuantizer(nn.Module):
         bucket: Tensor | None = None,
         num_buckets: int = 1,
     ) -> None:
-        """Measure the ranges of ``x`` for every candidate width, and go back to 32 bits.
+        """Measure the ranges of ``x`` for every candidate width, and set all widths to 32.
 
         Args:
             x:
                 Features, ``[N, F]``.
             candidates:
-                Bit widths to measure ranges for; 32 needs none.
+                Bit widths to measure ranges for; 32 needs no range.
             bucket:
                 Degree bucket of each row, ``[N]`` int64, or ``None`` for one bucket.
             num_buckets:
@@ -134,6 +149,7 @@ class FeatureQuantizer(nn.Module):
         self.set_bit_widths((FULL_PRECISION,) * self.num_buckets)
 
     def _groups(self, x: Tensor, bucket: Tensor | None) -> tuple[Tensor | None, int]:
+        """Return the group of each value, broadcastable to ``x``, and the number of groups G."""
         match self.config.axis:
             case "column":
                 return torch.arange(x.shape[1], device=x.device)[None, :], x.shape[1]
@@ -144,13 +160,17 @@ class FeatureQuantizer(nn.Module):
         return None, 1
 
     def set_bit_widths(self, bit_widths: Sequence[int]) -> None:
-        """Choose the width of every bucket, each a candidate or 32.
+        """Choose the bit width of every degree bucket.
+
+        Args:
+            bit_widths:
+                Bit width of each bucket, B of them; each is a calibrated candidate or 32.
 
         Raises:
             CalibrationError:
                 If a width was not among the candidates of :meth:`calibrate`.
             ValueError:
-                If there are not B widths.
+                If the number of widths is not B.
         """
         if len(bit_widths) != self.num_buckets:
             raise ValueError(
@@ -162,7 +182,7 @@ class FeatureQuantizer(nn.Module):
                     f"{self.name}: no range for {width} bits; calibrated for {self.candidates}"
                 )
         self.bit_widths = tuple(bit_widths)
-        self._forget()
+        self._clear_cache()
 
     def forward(self, x: Tensor, bucket: Tensor | None = None) -> Tensor:
         """Fake-quantize ``x``.
@@ -174,7 +194,8 @@ class FeatureQuantizer(nn.Module):
                 Degree bucket of each row, ``[N]`` int64; unused with one bucket.
 
         Returns:
-            Features on the grid of their codes, ``[N, F]``; ``x`` itself if all widths are 32.
+            Features rounded to the real values of their codes, ``[N, F]``; ``x`` itself if all
+            widths are 32. Sparse features stay sparse if every range maps zero to zero.
 
         Raises:
             CalibrationError:
@@ -193,7 +214,7 @@ class FeatureQuantizer(nn.Module):
         return x.with_non_zeros(self._fake(x.non_zeros, table))
 
     def table(self) -> AffineTable:
-        """Return scale, zero point and width of every bucket, or of every row (axis "row").
+        """Return scale, zero point and bit width of every bucket, or of every row (axis "row").
 
         Raises:
             CalibrationError:
@@ -208,7 +229,7 @@ class FeatureQuantizer(nn.Module):
             raise CalibrationError(f"{self.name}: call calibrate() before using its ranges")
         device = self._lower.device
         is_full = torch.tensor(self.bit_widths, device=device) == FULL_PRECISION
-        # A full-precision bucket borrows the first range, so that all rows have one shape.
+        # A full-precision bucket has the entry of the first candidate, which is not used.
         chosen = [
             0 if width == FULL_PRECISION else self.candidates.index(width)
             for width in self.bit_widths
@@ -234,7 +255,7 @@ class FeatureQuantizer(nn.Module):
         return AffineTable(scale, zero_point, widths[:, None], is_full[:, None])
 
     def _table_rows(self, x: Tensor, bucket: Tensor | None) -> Tensor | None:
-        """Return the row of the table for each row of ``x``, or ``None`` where it is plain."""
+        """Return the table row of each row of ``x``; ``None`` if the table broadcasts to ``x``."""
         if self.config.axis == "row":
             if x.shape[0] != self._lower.shape[1]:
                 raise CalibrationError(
@@ -251,7 +272,7 @@ class FeatureQuantizer(nn.Module):
                 f"{self.name}: expected the degree bucket of {x.shape[0]} rows, got "
                 f"{'none' if bucket is None else len(bucket)}; bind the graph that is forwarded"
             )
-        if self._checked_bucket is not bucket:  # once for each graph
+        if self._checked_bucket is not bucket:  # checked once for each graph
             for missing in set(bucket.unique().tolist()) - self.present_buckets:
                 raise CalibrationError(
                     f"{self.name}: degree bucket {missing} had no nodes at calibration; "
@@ -261,7 +282,7 @@ class FeatureQuantizer(nn.Module):
         return bucket
 
     def _gather(self, rows: Tensor) -> AffineTable:
-        """Spread the table over the rows, once for each graph."""
+        """Return the table with one entry for each row of ``x``, computed once for each graph."""
         if self._gathered is None or self._gathered[0] is not rows:
             self._gathered = (rows, self.table().at(rows))
         return self._gathered[1]
@@ -275,11 +296,11 @@ class FeatureQuantizer(nn.Module):
         return torch.where(table.is_full, x, fake)
 
     def keeps_zero(self) -> bool:
-        """Whether every range maps zero to zero, so that sparse features stay sparse."""
+        """Return whether every range maps zero to zero, so that sparse features stay sparse."""
         table = self.table()
         zeros = torch.zeros_like(table.scale)
         return not self._fake(zeros, table).any()
 
-    def _forget(self) -> None:
+    def _clear_cache(self) -> None:
         self._table = None
         self._gathered = None

@@ -1,4 +1,4 @@
-"""Range estimators: which interval of a feature matrix the codes of each bit width cover."""
+"""Range estimators: the interval of a feature matrix that the codes of a bit width cover."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from sgquant_optuna.exceptions import CalibrationError
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 
-_BLOCK = 1 << 22  # elements in flight, so that calibration never copies a large matrix
-_FRACTIONS = torch.logspace(-2, 0, 48, dtype=torch.float64)  # 10 % apart: finer changed nothing
-_SWEEPS = 2  # upper end, lower end, and once more
-_LEAST_SQUARES_WIDTHS = 8  # above 8 bits the step is so fine that clipping cannot pay
+_BLOCK = 1 << 22
+"""Number of elements in one block: calibration never copies a large matrix."""
+
+_FRACTIONS = torch.logspace(-2, 0, 48, dtype=torch.float64)
+"""Candidate ends as fractions of the full range, 10 % apart; a finer grid changed no result."""
+
+_SWEEPS = 2
+"""Number of times that the upper end and then the lower end are optimised."""
+
+_MAX_LEAST_SQUARES_WIDTH = 8
+"""Above this width the step is so small that clipping does not lower the error."""
 
 
 def estimate_ranges(
@@ -26,8 +33,8 @@ def estimate_ranges(
 ) -> tuple[Tensor, Tensor]:
     """Measure the range of every group of values, for every bit width.
 
-    Where the values of a group touch zero from above, its range starts at zero exactly, so that
-    zeros stay zeros and a sparse matrix stays sparse. An empty group gets the range [0, 0].
+    If the smallest value of a group is zero, its range starts at exactly zero, so that a sparse
+    matrix stays sparse. An empty group has the range [0, 0].
 
     Args:
         x:
@@ -37,9 +44,9 @@ def estimate_ranges(
         num_groups:
             Number of groups G.
         candidates:
-            Bit widths to choose a range for, W of them.
+            Bit widths to choose ranges for, W of them.
         config:
-            Which estimator, and its settings.
+            Range estimator, percentile and rounding.
 
     Returns:
         Lower and upper ends, ``[W, G]`` each, in the type of ``x``.
@@ -47,6 +54,10 @@ def estimate_ranges(
     Raises:
         CalibrationError:
             If ``x`` holds NaN or infinity.
+
+    Reference:
+        SGQuant (Feng et al., 2020, arXiv:2007.05100), the quantization function: ``a_min`` and
+        ``a_max`` are minimum and maximum, as the estimator ``"minmax"`` measures them.
     """
     if not torch.isfinite(x).all():
         raise CalibrationError(
@@ -64,7 +75,7 @@ def estimate_ranges(
     centers, counts = _histogram(x, index, lower, upper)
     ends = [
         _least_squares(centers, counts, lower, upper, width, config)
-        if width <= _LEAST_SQUARES_WIDTHS
+        if width <= _MAX_LEAST_SQUARES_WIDTH
         else (lower, upper)
         for width in candidates
     ]
@@ -72,6 +83,7 @@ def estimate_ranges(
 
 
 def _extremes(x: Tensor, index: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Return minimum and maximum of each group, ``[G]`` each."""
     flat_index = index.expand_as(x).reshape(-1)
     lower = x.new_full((num_groups,), torch.inf).scatter_reduce_(
         0, flat_index, x.reshape(-1), "amin"
@@ -86,7 +98,7 @@ def _extremes(x: Tensor, index: Tensor, num_groups: int) -> tuple[Tensor, Tensor
 def _percentiles(
     x: Tensor, index: Tensor, lower: Tensor, upper: Tensor, percentile: float
 ) -> tuple[Tensor, Tensor]:
-    """Cut both tails of each group at the nearest rank, by one stable sort of all values."""
+    """Return both percentiles of each group by nearest rank, ``[G]`` each, by sorting once."""
     flat_index = index.expand_as(x).reshape(-1)
     order = x.reshape(-1).argsort()
     order = order[flat_index[order].argsort(stable=True)]
@@ -94,20 +106,20 @@ def _percentiles(
     starts = counts.cumsum(0) - counts
     ranked = x.reshape(-1)[order]
 
-    def at(fraction: float) -> Tensor:
+    def quantile(fraction: float) -> Tensor:
         rank = (fraction * (counts - 1).clamp(min=0)).round().long()
         return ranked[(starts + rank).clamp(max=max(len(ranked) - 1, 0))]
 
     if not len(ranked):
         return lower, upper
     fraction = percentile / 100
-    cut_lower = torch.where(lower == 0, lower, at(1 - fraction))
+    cut_lower = torch.where(lower == 0, lower, quantile(1 - fraction))
     empty = counts == 0
-    return torch.where(empty, lower, cut_lower), torch.where(empty, upper, at(fraction))
+    return torch.where(empty, lower, cut_lower), torch.where(empty, upper, quantile(fraction))
 
 
 def _histogram(x: Tensor, index: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Summarise each group by the means and counts of equal bins, ``[G, K]`` each."""
+    """Return mean and count of the values in K equal bins of each group, ``[G, K]`` each."""
     num_groups = len(lower)
     bins = 2048 if num_groups <= 64 else 128
     counts = x.new_zeros(num_groups * bins, dtype=torch.float64)
@@ -133,7 +145,12 @@ def _least_squares(
     bit_width: int,
     config: QuantizerConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Shrink each end of the range in turn to where the squared error is least."""
+    """Choose the upper and the lower end in turn, each for the least squared error, ``[G]`` each.
+
+    With counts ``n_k`` and means ``c_k`` of the bins, the error of a range is
+    ``sum_k n_k * (fake_quantize(c_k) - c_k)**2``. The candidate ends lie between the range's own
+    end and the mean, or zero where the range starts at zero.
+    """
     num_groups, bins = centers.shape
     rows = max(_BLOCK // (bins * len(_FRACTIONS)), 1)
     lows, highs = [], []
@@ -148,14 +165,18 @@ def _least_squares(
         high_ends = pivot[:, None] + (high0 - pivot)[:, None] * fractions
         low, high = low0, high0
         for _ in range(_SWEEPS):
-            low, high = _best(center, count, low[:, None], high_ends, bit_width, config)
-            low, high = _best(center, count, low_ends, high[:, None], bit_width, config)
+            low, high = _least_error_range(
+                center, count, low[:, None], high_ends, bit_width, config
+            )
+            low, high = _least_error_range(
+                center, count, low_ends, high[:, None], bit_width, config
+            )
         lows.append(low)
         highs.append(high)
     return torch.cat(lows).to(lower.dtype), torch.cat(highs).to(upper.dtype)
 
 
-def _best(
+def _least_error_range(
     centers: Tensor,
     counts: Tensor,
     lower: Tensor,
@@ -163,9 +184,9 @@ def _best(
     bit_width: int,
     config: QuantizerConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Pick, for each group, the candidate range of the least squared error.
+    """Return the candidate range of least squared error of each group, ``[g]`` each.
 
-    One of ``lower`` and ``upper`` is ``[g, C]`` candidates, the other ``[g, 1]``.
+    One of ``lower`` and ``upper`` has the shape ``[g, C]`` for C candidates, the other ``[g, 1]``.
     """
     lower, upper = torch.broadcast_tensors(lower, upper)
     scale, zero_point = affine_parameters(lower, upper, bit_width, rounding=config.rounding)
@@ -174,6 +195,6 @@ def _best(
         values, scale[..., None], zero_point[..., None], bit_width, rounding=config.rounding
     )
     error = ((fake - values).square_() * counts[:, None, :]).sum(2)
-    # The last candidate is the widest; of equal errors it clips least, hence the flip.
+    # Flipped, because argmin returns the first minimum, and the last candidate clips least.
     choice = (error.shape[1] - 1 - error.flip(1).argmin(1)).unsqueeze(1)
     return lower.gather(1, choice).squeeze(1), upper.gather(1, choice).squeeze(1)

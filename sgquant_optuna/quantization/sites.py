@@ -1,4 +1,4 @@
-"""The value that is searched, stored and exported: how many bits each quantization site gets."""
+"""Sites and their bit widths: the assignment that is searched, stored and exported."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 PACKED_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 FULL_PRECISION = 32
-"""The width that means "untouched float32"."""
+"""Bit width of values that stay float32."""
 SUPPORTED_WIDTHS = (*PACKED_WIDTHS, FULL_PRECISION)
 
 
 def check_bit_width(bit_width: object, *, where: str = "bit width") -> int:
-    """Return ``bit_width`` as an int if it is supported.
+    """Return a bit width if it is supported.
+
+    Args:
+        bit_width:
+            Value to check.
+        where:
+            Subject of the error message.
 
     Raises:
         ValueError:
@@ -30,7 +36,7 @@ def check_bit_width(bit_width: object, *, where: str = "bit width") -> int:
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One quantization point: where in the model one bit width applies.
+    """A quantization point of a model: the values that share one bit width.
 
     Args:
         layer:
@@ -38,7 +44,11 @@ class Site:
         component:
             ``"embedding"`` (the layer's input features) or ``"attention"`` (its coefficients).
         bucket:
-            Degree bucket of the nodes, or ``None`` where widths do not depend on the degree.
+            Degree bucket of the nodes, or ``None`` if widths do not depend on the degree.
+
+    Reference:
+        SGQuant (Feng et al., 2020, arXiv:2007.05100), "Multi-Granularity Quantization": bit
+        widths by layer, component and node degree.
     """
 
     layer: str
@@ -46,7 +56,7 @@ class Site:
     bucket: int | None = None
 
     def __str__(self) -> str:
-        """Return the readable name, for instance ``conv1/embedding/bucket0``."""
+        """Return the name of the site, for instance ``conv1/embedding/bucket0``."""
         parts = [self.layer, self.component]
         if self.bucket is not None:
             parts.append(f"bucket{self.bucket}")
@@ -54,7 +64,7 @@ class Site:
 
     @classmethod
     def parse(cls, name: str) -> Site:
-        """Read the name that ``str(site)`` wrote.
+        """Read the name that ``str(site)`` returned.
 
         Raises:
             ValueError:
@@ -77,6 +87,10 @@ class Site:
 class BitWidths(Mapping[Site, int]):
     """An immutable assignment of a bit width to every site, in the order of the sites.
 
+    Args:
+        bits:
+            Bit width of each site: 1-8, 16 or 32.
+
     Example:
         >>> bits = BitWidths({Site("conv1", "embedding"): 1, Site("conv2", "embedding"): 4})
         >>> bits.to_json()
@@ -96,7 +110,7 @@ class BitWidths(Mapping[Site, int]):
         }
 
     def __getitem__(self, site: Site) -> int:
-        """Return the width of ``site`` in bits."""
+        """Return the bit width of ``site``."""
         return self._bits[site]
 
     def __iter__(self) -> Iterator[Site]:
@@ -108,15 +122,15 @@ class BitWidths(Mapping[Site, int]):
         return len(self._bits)
 
     def __hash__(self) -> int:
-        """Hash the assignment, whatever the order of its sites."""
+        """Return a hash that does not depend on the order of the sites."""
         return hash(frozenset(self._bits.items()))
 
     def __repr__(self) -> str:
-        """Return the assignment as a constructor would read it."""
+        """Return an expression that creates the assignment."""
         return f"BitWidths.from_json({self.to_json()!r})"
 
     def to_dict(self) -> dict[str, int]:
-        """Return ``{site name: bits}``, ready for JSON."""
+        """Return ``{site name: bit width}``, a dictionary for JSON."""
         return {str(site): width for site, width in self._bits.items()}
 
     def to_json(self) -> str:
@@ -125,7 +139,7 @@ class BitWidths(Mapping[Site, int]):
 
     @classmethod
     def from_dict(cls, bits: Mapping[str, int]) -> BitWidths:
-        """Read what ``to_dict`` wrote.
+        """Read the dictionary that :meth:`to_dict` returned.
 
         Raises:
             ValueError:
@@ -135,7 +149,7 @@ class BitWidths(Mapping[Site, int]):
 
     @classmethod
     def from_json(cls, text: str) -> BitWidths:
-        """Read what ``to_json`` wrote.
+        """Read the JSON that :meth:`to_json` returned.
 
         Raises:
             ValueError:

@@ -1,8 +1,9 @@
-"""What tells one graph or model from another: sizes, hashes, and a sketch of the weights."""
+"""Fingerprints of graphs and models: sizes, hashes, and a sketch of the weights."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,49 +16,51 @@ _SKETCH_SIZE = 16
 
 
 def graph_fingerprint(data: Data) -> dict[str, Any]:
-    """Describe a graph by sizes and a hash of every column that the search reads."""
-    digest = hashlib.sha256()
-    for name in ("x", "edge_index", "edge_attr", "edge_weight", "train_mask", "val_mask", "y"):
-        column = data.get(name)
-        if isinstance(column, Tensor):
-            if isinstance(column, SparseFeatures):
-                column = column.dense()
-            digest.update(name.encode())
-            digest.update(column.detach().cpu().contiguous().numpy().tobytes())
+    """Return the sizes of a graph, and a hash of every column that a search reads.
+
+    Returns:
+        Numbers of ``nodes``, ``edges`` and ``features``, and 16 hexadecimal digits ``hash``.
+    """
+    columns = ("x", "edge_index", "edge_attr", "edge_weight", "train_mask", "val_mask", "y")
     return {
         "nodes": data.num_nodes,
         "edges": data.num_edges,
         "features": data.num_features,
-        "hash": digest.hexdigest()[:16],
+        "hash": _hash_columns(data, columns),
     }
 
 
 def edges_fingerprint(data: Data) -> dict[str, Any]:
-    """Describe the edges of a graph alone, for models that bring its features along."""
-    digest = hashlib.sha256()
-    for name in ("edge_index", "edge_attr", "edge_weight"):
-        column = data.get(name)
-        if isinstance(column, Tensor):
-            digest.update(name.encode())
-            digest.update(column.detach().cpu().contiguous().numpy().tobytes())
-    return {"edges": data.num_edges, "hash": digest.hexdigest()[:16]}
+    """Return the number of edges and a hash of the edge columns, without the node features.
+
+    Packed models use it: they store the features themselves.
+
+    Returns:
+        Number of ``edges``, and 16 hexadecimal digits ``hash``.
+    """
+    columns = ("edge_index", "edge_attr", "edge_weight")
+    return {"edges": data.num_edges, "hash": _hash_columns(data, columns)}
 
 
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Describe a model by its text and the shapes of its parameters."""
+    """Return the class of a model, and a hash of its ``repr`` and the shapes of its parameters.
+
+    Returns:
+        Name ``class``, and 16 hexadecimal digits ``hash``.
+    """
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     digest = hashlib.sha256(f"{model}{shapes}".encode()).hexdigest()[:16]
     return {"class": type(model).__name__, "hash": digest}
 
 
 def weights_sketch(model: nn.Module) -> list[float]:
-    """Project all parameters on a few fixed random directions.
+    """Project all parameters on 16 fixed random directions.
 
-    Unlike a hash it forgives the rounding of another machine or thread count, and still tells
-    weights of another seed: they point elsewhere.
+    Rounding errors of another machine or thread count hardly change the projection, as they would
+    change a hash. Weights that were trained from another seed have a different projection.
 
     Returns:
-        16 numbers of norm 1.
+        16 numbers with Euclidean norm 1, or zeros if all parameters are zero.
     """
     generator = torch.Generator().manual_seed(0)
     sketch = torch.zeros(_SKETCH_SIZE, dtype=torch.float64)
@@ -67,3 +70,15 @@ def weights_sketch(model: nn.Module) -> list[float]:
         sketch += (signs.double() * 2 - 1) @ flat
     norm = float(sketch.norm())
     return [round(number, 6) for number in (sketch / norm if norm else sketch).tolist()]
+
+
+def _hash_columns(data: Data, names: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for name in names:
+        column = data.get(name)
+        if isinstance(column, Tensor):
+            if isinstance(column, SparseFeatures):
+                column = column.dense()
+            digest.update(name.encode())
+            digest.update(column.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

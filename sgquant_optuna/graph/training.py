@@ -1,4 +1,4 @@
-"""One training loop for one graph, full precision and finetuning alike; it knows no quantizer."""
+"""The training loop of one graph, for full precision and for finetuning with quantizers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sgquant_optuna.graph.training_config import TrainingConfig
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training reached.
+    """Result of a training.
 
     Args:
         accuracy:
             Accuracy on the validation nodes at the lowest validation loss, in percent; the model
-            holds the weights of that epoch.
+            has the weights of that epoch.
         epochs:
-            Epochs run.
+            Number of epochs that were run.
         losses:
             Training loss of each epoch.
     """
@@ -48,25 +48,33 @@ def fit(
 ) -> TrainingResult:
     """Train in place on ``train_mask``, and keep the weights of the lowest loss on ``val_mask``.
 
-    The loss chooses the epoch because the best of many accuracies is partly luck: over 5 seeds of
-    GCN on Cora it left a spread of 0.5 instead of 1.2 points on unseen nodes. The weights before
-    the first epoch compete too, so finetuning cannot end above its first loss.
-    A loss that is not finite ends the training; what was best until then is kept. The test nodes
-    are never looked at.
+    The epoch is chosen by the loss, because the best of many accuracies is partly chance: over 5
+    seeds of GCN on Cora, the spread on unseen nodes is 0.5 instead of 1.2 percentage points. The
+    initial weights are a candidate too, so finetuning never raises the validation loss. A loss
+    that is not finite ends the training, with the best weights until then. The test nodes are
+    never used.
 
     Args:
         model:
-            Any module that returns class scores ``[N, C]``.
+            Module that returns class scores, ``[N, C]``.
         data:
-            Graph with ``y`` (``[N]`` int64) and boolean masks ``[N]``.
+            Graph with ``y`` (``[N]`` int64), ``train_mask`` and ``val_mask`` (``[N]`` bool).
         config:
-            Epochs, rate, decay and patience.
+            Epochs, learning rate, weight decay and patience; by default ``TrainingConfig()``.
         seed:
-            Of dropout. The global random state is left as it was.
+            Seed of dropout. The global random state is restored.
         forward:
-            Calls the model with the graph.
+            Function that calls the model with the graph.
         on_epoch:
-            Called with epoch and validation accuracy after each epoch; it may raise to stop.
+            Function of epoch and validation accuracy in percent, called after each epoch; it may
+            raise an exception to stop the training.
+
+    Returns:
+        Validation accuracy, number of epochs and training losses.
+
+    Reference:
+        SGQuant (Feng et al., 2020, arXiv:2007.05100), "Finetuning": a quantized model is trained
+        as a full-precision one; its quantizers pass the gradient straight through.
     """
     config = config or TrainingConfig()
     fixed = data if isinstance(data, FixedGraph) else FixedGraph(data)
@@ -76,35 +84,42 @@ def fit(
     losses: list[float] = []
     with torch.random.fork_rng(devices), fixed.speed_up(model) as graph, torch.enable_grad():
         torch.manual_seed(seed)
-        optimizer = torch.optim.Adam(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
-        best, since = _validate(model, graph, forward), 0  # loss, accuracy
+        optimizer = _adam(model, config)
+        best_loss, best_accuracy = _validate(model, graph, forward)
         weights = copy.deepcopy(model.state_dict())
+        epochs_since_best = 0
         for epoch in range(1, config.epochs + 1):
             loss = _step(model, graph, optimizer, forward)
             losses.append(loss)
             if not math.isfinite(loss):
                 break
-            now = _validate(model, graph, forward)
-            since += 1
-            if now[0] < best[0]:
-                best, since = now, 0
+            val_loss, val_accuracy = _validate(model, graph, forward)
+            epochs_since_best += 1
+            if val_loss < best_loss:
+                best_loss, best_accuracy = val_loss, val_accuracy
                 weights = copy.deepcopy(model.state_dict())
+                epochs_since_best = 0
             if on_epoch is not None:
-                on_epoch(epoch, now[1])
-            if since >= config.patience:
+                on_epoch(epoch, val_accuracy)
+            if epochs_since_best >= config.patience:
                 break
         model.load_state_dict(weights)
     model.eval()
-    return TrainingResult(best[1], len(losses), tuple(losses))
+    return TrainingResult(best_accuracy, len(losses), tuple(losses))
+
+
+def _adam(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam:
+    return torch.optim.Adam(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
 
 
 def _step(
     model: nn.Module, data: Data, optimizer: torch.optim.Optimizer, forward: Forward
 ) -> float:
+    """Train for one full-batch epoch and return its loss."""
     model.train()
     optimizer.zero_grad()
     scores = forward(model, data)
@@ -115,7 +130,7 @@ def _step(
 
 
 def _validate(model: nn.Module, data: Data, forward: Forward) -> tuple[float, float]:
-    """Return loss and accuracy in percent; a loss that is no number loses to any other."""
+    """Return loss and accuracy in percent; a loss that is not finite counts as infinite."""
     model.eval()
     with torch.no_grad():
         scores = forward(model, data)[data.val_mask]
@@ -131,7 +146,17 @@ def accuracy(
     *,
     forward: Forward = forward,
 ) -> float:
-    """Return the share of nodes of ``mask`` (``[N]`` bool) that are classified right, in percent.
+    """Return the share of nodes that are classified correctly, in percent.
+
+    Args:
+        model:
+            Module that returns class scores, ``[N, C]``; it is set to evaluation mode.
+        data:
+            Graph with ``y``, ``[N]`` int64.
+        mask:
+            Nodes to classify, ``[N]`` bool.
+        forward:
+            Function that calls the model with the graph.
 
     Raises:
         ValueError:

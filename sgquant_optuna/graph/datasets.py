@@ -1,4 +1,4 @@
-"""Graphs for node classification: load one by name, split it, check any at the door."""
+"""Graphs for node classification: loading by name, random splits, and checks of any graph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DATA_VARIABLE = "SGQUANT_DATA"
 DIGITS = "digits"
 
 _DIGITS_NEIGHBOURS = 8
-_DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer
+_DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer of the server
 
 _DATASETS: dict[str, tuple[type[Dataset], str, str | None]] = {
     "Cora": (Planetoid, "planetoid", "Cora"),
@@ -37,33 +37,35 @@ _DATASETS: dict[str, tuple[type[Dataset], str, str | None]] = {
 }
 _OGBN_ARXIV = "ogbn-arxiv"
 GRAPH_NAMES = (DIGITS, *_DATASETS, _OGBN_ARXIV)
-"""Names that :func:`load_graph` knows."""
+"""Names that :func:`load_graph` accepts."""
 
 
 def load_graph(name: str, root: str | Path | None = None, *, seed: int = 0) -> Data:
     """Load a graph by its name.
 
-    Raw files that lie in ``root`` are used without network, in the folders of PyG's data set
-    classes: ``root/planetoid/Cora/raw``, ``root/amazon/Computers/raw``, ``root/coauthor/CS/raw``,
-    ``root/reddit/raw``. Others are downloaded. The Planetoid files are pickles, as published:
-    take them only from a source that you trust.
+    Raw files in ``root`` are read without network, from the folders of PyG's data set classes:
+    ``root/planetoid/Cora/raw``, ``root/amazon/Computers/raw``, ``root/coauthor/CS/raw``,
+    ``root/reddit/raw``. Missing files are downloaded. The Planetoid files are published as
+    pickles, which can run code when they are read: use them only from a source that you trust.
 
     Args:
         name:
-            One of :data:`GRAPH_NAMES`, in any case. ``"digits"`` needs no files: scikit-learn's
-            1,797 handwritten digits, joined with their 8 nearest neighbours.
+            One of :data:`GRAPH_NAMES`, in upper or lower case. ``"digits"`` needs no files: its
+            nodes are the 1,797 handwritten digits of scikit-learn, its edges join each with its
+            8 nearest neighbours.
         root:
-            Folder of data sets; ``$SGQUANT_DATA`` or ``data`` by default.
+            Folder of data sets; by default ``$SGQUANT_DATA``, or else ``data``.
         seed:
-            Of the split of graphs that have no public one: 20 training and 30 validation nodes a
-            class. It is recorded as ``data.split_seed``.
+            Seed of the split, for graphs without a public split: 20 training and 30 validation
+            nodes of each class. It is recorded as ``data.split_seed``.
 
     Returns:
-        The graph with ``x``, ``edge_index``, ``y``, three masks and its ``name``.
+        Graph with ``x`` (``[N, F]`` float), ``edge_index`` (``[2, E]`` int64), ``y`` (``[N]``
+        int64), ``train_mask``, ``val_mask`` and ``test_mask`` (``[N]`` bool) and ``name``.
 
     Raises:
         GraphError:
-            If there is no such graph, or its files cannot be had, read or processed.
+            If there is no such graph, or its files cannot be downloaded, read or processed.
     """
     known = {candidate.lower(): candidate for candidate in GRAPH_NAMES}
     if name.lower() not in known:
@@ -85,11 +87,24 @@ def load_graph(name: str, root: str | Path | None = None, *, seed: int = 0) -> D
 def random_split(
     data: Data, *, num_train_per_class: int = 20, num_val_per_class: int = 30, seed: int = 0
 ) -> Data:
-    """Return a copy with seeded masks: so many nodes of each class, and the rest for the test.
+    """Return a copy of a graph with random masks for training, validation and test.
+
+    Args:
+        data:
+            Graph with ``y``, ``[N]`` int64.
+        num_train_per_class:
+            Number of training nodes of each class.
+        num_val_per_class:
+            Number of validation nodes of each class; all other nodes are test nodes.
+        seed:
+            Seed of the split. It is recorded as ``split_seed``.
+
+    Returns:
+        Copy with ``train_mask``, ``val_mask`` and ``test_mask``, ``[N]`` bool each.
 
     Raises:
         GraphError:
-            If a class has too few nodes to leave one for the test.
+            If a class has too few nodes for at least one test node.
 
     Reference:
         Shchur et al., "Pitfalls of Graph Neural Network Evaluation", 2018.
@@ -119,12 +134,17 @@ def random_split(
 
 
 def check_graph(data: Data) -> None:
-    """Check that a graph has what a search needs.
+    """Check that a graph has the columns that a search needs.
+
+    Args:
+        data:
+            Graph with ``x`` (``[N, F]`` float), ``edge_index`` (``[2, E]`` int64), ``y`` (``[N]``
+            int64), ``train_mask``, ``val_mask`` and optionally ``test_mask`` (``[N]`` bool).
 
     Raises:
         GraphError:
-            If a column is missing or of another form, an edge leads nowhere, or a mask is empty
-            or overlaps another.
+            If a column is missing or has another type or shape, an edge ends outside the nodes,
+            a training or validation node has no class, a mask is empty, or two masks overlap.
     """
     x, edge_index, y = (_column(data, name) for name in ("x", "edge_index", "y"))
     _check(x.dim() == 2 and x.is_floating_point(), "x", "float features [N, F]", x)
@@ -177,7 +197,7 @@ def _digits() -> Data:
     from sklearn.neighbors import kneighbors_graph
 
     digits = load_digits()
-    x = torch.from_numpy(digits.data).float() / 16  # pixels count 0 to 16
+    x = torch.from_numpy(digits.data).float() / 16  # pixel values are 0 to 16
     neighbours = kneighbors_graph(digits.data, _DIGITS_NEIGHBOURS).tocoo()
     edge_index = torch.stack(
         [torch.from_numpy(neighbours.row).long(), torch.from_numpy(neighbours.col).long()]
@@ -190,14 +210,14 @@ def _load(name: str, root: Path) -> Data:
     make, folder, part = _DATASETS[name]
     where = root / folder
     arguments = [str(where)] if part is None else [str(where), part]
-    with _clear_errors(name, where, lambda: _missing_files(make, where, part)):
+    with _loading_errors(name, where, lambda: _missing_files(make, where, part)):
         data: Any = make(*arguments)[0]
     assert isinstance(data, Data)
     return data
 
 
 def _missing_files(make: type[Dataset], where: Path, part: str | None) -> list[Path]:
-    """Name the raw files that a data set wants and that are not there, without loading it."""
+    """Return the raw files of a data set that are missing, without loading it."""
     dataset: Any = object.__new__(make)
     dataset.root, dataset.split = str(where), "public"
     if part is not None:
@@ -213,7 +233,7 @@ def _load_ogbn_arxiv(root: Path) -> Data:
             f"graph {_OGBN_ARXIV}: it needs another package; pip install 'sgquant-optuna[ogb]'"
         ) from None
     where = root / "ogb"
-    with _clear_errors(_OGBN_ARXIV, where, lambda: [where / "ogbn_arxiv" / "raw"]):
+    with _loading_errors(_OGBN_ARXIV, where, lambda: [where / "ogbn_arxiv" / "raw"]):
         dataset = PygNodePropPredDataset(_OGBN_ARXIV, root=str(where))
         data: Data = dataset[0]
         data.y = data.y.flatten()
@@ -227,22 +247,22 @@ def _load_ogbn_arxiv(root: Path) -> Data:
 
 
 @contextlib.contextmanager
-def _clear_errors(name: str, where: Path, missing: Callable[[], list[Path]]) -> Iterator[None]:
-    """Say which file is wanted when a data set cannot be loaded; do not wait for ever."""
+def _loading_errors(name: str, where: Path, missing: Callable[[], list[Path]]) -> Iterator[None]:
+    """Turn any failure to load a data set into a GraphError that names the file."""
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
-        # PyG reports each step on stderr, amid our own lines.
+        # PyG writes each step to stderr, between the lines of our own log.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     except GraphError:
         raise
-    except Exception as error:  # whatever a damaged pickle, archive or network raises
-        wanted = missing()
-        if wanted:
+    except Exception as error:  # a damaged pickle or archive or the network may raise anything
+        absent = missing()
+        if absent:
             raise GraphError(
-                f"graph {name}: cannot download {wanted[0].name} "
-                f"({type(error).__name__}: {error}); put it into {wanted[0].parent}, or name "
+                f"graph {name}: cannot download {absent[0].name} "
+                f"({type(error).__name__}: {error}); put it into {absent[0].parent}, or name "
                 f"another folder with --root or {DATA_VARIABLE}"
             ) from error
         if isinstance(error, PermissionError) or not os.access(where, os.W_OK):

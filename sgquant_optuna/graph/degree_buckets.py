@@ -1,4 +1,8 @@
-"""A PyG transform that tells every node's degree bucket (the paper's topology-aware groups)."""
+"""Degree buckets of nodes: a PyG transform, and edges that split the nodes evenly.
+
+Reference:
+    SGQuant (Feng et al., 2020, arXiv:2007.05100), "Topology-Aware Quantization".
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,18 @@ from sgquant_optuna.graph.degree_edges import DEFAULT_DEGREE_EDGES, check_degree
 
 
 def quantile_degree_edges(data: Data, num_buckets: int) -> tuple[int, ...]:
-    """Choose edges so that every bucket holds about the same number of nodes.
+    """Choose degree edges so that every bucket holds about the same number of nodes.
 
-    Fewer buckets come out where many nodes share one degree.
+    There are fewer buckets if many nodes have the same degree.
+
+    Args:
+        data:
+            Graph with ``edge_index``, ``[2, E]`` int64.
+        num_buckets:
+            Number of buckets B to aim at.
+
+    Returns:
+        Lower degrees of the buckets above the first, in rising order; at most B - 1.
 
     Raises:
         ValueError:
@@ -33,7 +46,7 @@ def quantile_degree_edges(data: Data, num_buckets: int) -> tuple[int, ...]:
 
 
 def in_degree(data: Data) -> Tensor:
-    """Count the edges that end in each node, ``[N]`` int64; an isolated node has 0."""
+    """Return the number of edges that end in each node, ``[N]`` int64; 0 if it is isolated."""
     edge_index = data.edge_index
     assert edge_index is not None
     degrees: Tensor = degree(edge_index[1], data.num_nodes, dtype=torch.long)
@@ -42,11 +55,11 @@ def in_degree(data: Data) -> Tensor:
 
 @functional_transform("add_degree_buckets")
 class AddDegreeBuckets(BaseTransform):
-    """Write ``data.degree_bucket``: ``[N]`` int64, the bucket of every node's in-degree.
+    """Add ``data.degree_bucket``, ``[N]`` int64: the bucket of each node by its in-degree.
 
-    Bucket ``b`` holds the nodes with ``edges[b - 1] <= degree < edges[b]``, so isolated nodes
-    are in bucket 0. As a node attribute it follows ``subgraph`` and mini-batch loaders, which
-    keep the bucket that a node has in the whole graph.
+    Bucket ``b`` holds the nodes with ``edges[b - 1] <= degree < edges[b]``, so isolated nodes are
+    in bucket 0. It is a node attribute: in subgraphs and mini-batches each node keeps the bucket
+    that it has in the whole graph.
 
     Args:
         edges:
@@ -54,22 +67,22 @@ class AddDegreeBuckets(BaseTransform):
 
     Raises:
         ValueError:
-            If the edges do not rise or are not positive.
+            If the edges are not positive integers in rising order.
 
     Reference:
-        SGQuant, "Topology-Aware Quantization".
+        SGQuant (Feng et al., 2020, arXiv:2007.05100), "Topology-Aware Quantization".
     """
 
     def __init__(self, edges: Sequence[int] = DEFAULT_DEGREE_EDGES) -> None:
         self.edges = check_degree_edges(edges)
 
     def forward(self, data: Data) -> Data:
-        """Write the attribute into ``data`` and return it."""
+        """Add the attribute to ``data``, in place, and return it."""
         boundaries = torch.tensor(self.edges, dtype=torch.long)
         degrees = in_degree(data)
         data.degree_bucket = torch.bucketize(degrees, boundaries.to(degrees.device), right=True)
         return data
 
     def __repr__(self) -> str:
-        """Return the constructor call."""
+        """Return the constructor call as text."""
         return f"{self.__class__.__name__}(edges={self.edges})"

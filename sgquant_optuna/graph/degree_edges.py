@@ -1,18 +1,18 @@
-"""Where the degree buckets begin, in plain values: no torch."""
+"""Degree edges: the degrees at which the degree buckets begin. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 DEFAULT_DEGREE_EDGES = (4, 8, 16)
-"""Buckets [0, 4), [4, 8), [8, 16) and [16, inf)."""
+"""Edges of the buckets [0, 4), [4, 8), [8, 16) and [16, inf)."""
 
 DEFAULT_NUM_BUCKETS = 4
-"""Buckets of a search, of about equal size: each is worth its parameter on any graph."""
+"""Number of buckets in a search; they are of about equal size, so that each has many nodes."""
 
 
 def check_degree_edges(edges: Sequence[int]) -> tuple[int, ...]:
-    """Return the edges as a tuple if they rise and are positive.
+    """Return the edges as a tuple if they are positive and in rising order.
 
     Raises:
         ValueError:
@@ -28,7 +28,12 @@ def check_degree_edges(edges: Sequence[int]) -> tuple[int, ...]:
 
 
 def bucket_labels(edges: Sequence[int]) -> list[str]:
-    """Name the degrees of each bucket, for instance ``['0-3', '4-7', '8-15', '16+']``."""
+    """Return the degrees of each bucket as text.
+
+    Example:
+        >>> bucket_labels((4, 8, 16))
+        ['0-3', '4-7', '8-15', '16+']
+    """
     lows = [0, *edges]
     highs = [*edges, None]
     return [

@@ -1,4 +1,4 @@
-"""Calls any model with the columns of a graph that its ``forward`` names."""
+"""The call of a model with a graph: the columns are chosen by the parameters of ``forward``."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from torch_geometric.data import Data
 from sgquant_optuna.exceptions import ModelError
 
 Forward = Callable[[nn.Module, Data], Tensor]
-"""How a model is called with a graph."""
+"""Function that calls a model with a graph and returns class scores, ``[N, C]``."""
 
 
 def forward(model: nn.Module, data: Data) -> Tensor:
-    """Call a model with the columns of a graph that its ``forward`` names.
+    """Call a model with the columns of a graph that are parameters of its ``forward``.
 
-    ``forward(x, edge_index)`` gets those two; optional parameters such as ``edge_weight`` get
-    their column where the graph has it; a single parameter ``data`` or ``batch`` gets the graph.
+    ``forward(x, edge_index)`` is called with these two columns. An optional parameter such as
+    ``edge_weight`` is passed if the graph has the column. A ``forward`` whose only required
+    parameter is ``data`` is called with the graph itself.
+
+    Args:
+        model:
+            Module whose ``forward`` has named parameters.
+        data:
+            Graph with a column for each required parameter.
 
     Returns:
-        What the model returns: scores, ``[N, C]``.
+        Result of the model: class scores, ``[N, C]``.
 
     Raises:
         ModelError:

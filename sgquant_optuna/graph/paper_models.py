@@ -1,6 +1,7 @@
-"""The three models of the paper, from PyG's convolutions, for node classification.
+"""The three models of the paper for node classification, built of PyG's convolutions.
 
-Reference: SGQuant, Table I.
+Reference:
+    SGQuant (Feng et al., 2020, arXiv:2007.05100), Table I.
 """
 
 from __future__ import annotations
@@ -20,18 +21,22 @@ from sgquant_optuna.graph.training_config import PAPER_TRAINING, TrainingConfig
 class GCN(nn.Module):
     """Two graph convolutions.
 
+    A layer computes ``A_norm X W`` with ``A_norm = D^(-1/2) (A + I) D^(-1/2)``, where ``D`` holds
+    the degrees of ``A + I``.
+
     Args:
         in_channels:
-            Input features F.
+            Number of input features F.
         out_channels:
-            Classes C.
+            Number of classes C.
         hidden_channels:
-            Width of the hidden layer.
+            Number of hidden features.
         dropout:
-            Probability, before each convolution.
+            Probability of dropout, before each convolution.
 
     Reference:
-        Kipf and Welling, "Semi-Supervised Classification with Graph Convolutional Networks", 2017.
+        Kipf and Welling, "Semi-Supervised Classification with Graph Convolutional Networks",
+        2017.
     """
 
     def __init__(
@@ -54,18 +59,25 @@ class GCN(nn.Module):
 class AGNN(nn.Module):
     """A linear layer, attention propagations of the hidden features, and a linear layer.
 
+    A propagation computes ``P H`` with ``P_ij = softmax_j(beta * cos(H_i, H_j))`` over the
+    neighbours ``j`` of node ``i`` and itself.
+
     Args:
         in_channels:
-            Input features F.
+            Number of input features F.
         out_channels:
-            Classes C.
+            Number of classes C.
         hidden_channels:
-            Width of the hidden features.
+            Number of hidden features.
         num_layers:
-            All layers, the two linear ones included: 4 are two propagations. The paper's memory
-            figures, ``N * (F + 3 * hidden + C)``, hold for this count.
+            Number of layers, with both linear ones: 4 means two propagations. The paper's memory
+            figures, ``N * (F + 3 * hidden + C)``, hold for 4.
         dropout:
-            Probability, before each linear layer.
+            Probability of dropout, before each linear layer.
+
+    Raises:
+        ValueError:
+            If ``num_layers`` is below 3.
 
     Reference:
         Thekumparampil et al., "Attention-based Graph Neural Network for Semi-supervised
@@ -85,7 +97,7 @@ class AGNN(nn.Module):
             raise ValueError(f"num_layers: expected at least 3, got {num_layers}")
         self.dropout = dropout
         self.lin1 = nn.Linear(in_channels, hidden_channels)
-        # The first propagation's temperature stays 1, as in PyG's example and the paper's code.
+        # beta of the first propagation stays 1, as in PyG's example and the paper's code.
         self.props = nn.ModuleList(
             AGNNConv(requires_grad=index > 0) for index in range(num_layers - 2)
         )
@@ -105,17 +117,24 @@ class AGNN(nn.Module):
 class GAT(nn.Module):
     """Two graph attention layers.
 
+    The attention of an edge is ``softmax_j(LeakyReLU(a . [W x_i || W x_j]))`` over the neighbours
+    ``j`` of node ``i`` and itself.
+
     Args:
         in_channels:
-            Input features F.
+            Number of input features F.
         out_channels:
-            Classes C.
+            Number of classes C.
         hidden_channels:
-            Width of the hidden features, all heads together.
+            Number of hidden features, all heads together.
         heads:
-            Attention heads H of the first layer; the second has one.
+            Number of attention heads H of the first layer; the second layer has one.
         dropout:
-            Probability, before each layer and on the attention.
+            Probability of dropout, before each layer and on the attention.
+
+    Raises:
+        ValueError:
+            If ``hidden_channels`` is not a multiple of ``heads``.
 
     Reference:
         Veličković et al., "Graph Attention Networks", 2018.
@@ -149,7 +168,14 @@ class GAT(nn.Module):
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A model of the paper with the settings that it is usually trained with."""
+    """A model of the paper with its usual training.
+
+    Args:
+        build:
+            Class of the model, called with ``in_channels`` and ``out_channels``.
+        training:
+            Settings of the full-precision training.
+    """
 
     build: Callable[..., nn.Module]
     training: TrainingConfig
@@ -164,17 +190,17 @@ MODELS = {
 
 
 def make_model(name: str, in_channels: int, out_channels: int, *, seed: int = 0) -> nn.Module:
-    """Build ``"gcn"``, ``"agnn"`` or ``"gat"`` with seeded weights.
+    """Build a model of the paper with seeded initial weights.
 
     Args:
         name:
-            Which model.
+            Name of the model: ``"gcn"``, ``"agnn"`` or ``"gat"``.
         in_channels:
-            Input features F.
+            Number of input features F.
         out_channels:
-            Classes C.
+            Number of classes C.
         seed:
-            Of the first weights. The global random state is left as it was.
+            Seed of the initial weights. The global random state is restored.
 
     Raises:
         ValueError:
@@ -188,7 +214,7 @@ def make_model(name: str, in_channels: int, out_channels: int, *, seed: int = 0)
 
 
 def architecture(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """Return name and constructor arguments of a model of the paper, or ``None`` for another."""
+    """Return name and constructor arguments of a model of the paper, otherwise ``None``."""
     if type(model) is GCN:
         sizes = {
             "in_channels": model.conv1.in_channels,

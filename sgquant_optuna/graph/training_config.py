@@ -1,4 +1,4 @@
-"""How long and how fast a model is trained, in plain values: no torch."""
+"""Settings of a training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a model is trained.
+    """Settings of a full-batch training with Adam and early stopping.
 
     Args:
         epochs:
-            Upper limit of full-batch epochs.
+            Largest number of full-batch epochs.
         learning_rate:
-            Step size of Adam.
+            Learning rate of Adam.
         weight_decay:
             L2 penalty of Adam.
         patience:
-            Epochs without a lower validation loss before it stops.
+            Number of epochs without a lower validation loss after which training stops.
 
     Raises:
         ValueError:
-            If a number is out of range.
+            If ``epochs`` or ``weight_decay`` is negative, ``learning_rate`` is not positive, or
+            ``patience`` is below 1.
     """
 
     epochs: int = 200
@@ -31,7 +32,7 @@ class TrainingConfig:
     patience: int = 100
 
     def __post_init__(self) -> None:
-        """Check every number."""
+        """Check that every number is in its range."""
         if self.epochs < 0 or self.patience < 1:
             raise ValueError(
                 f"training: expected epochs >= 0 and patience >= 1, got {self.epochs} and "
@@ -44,16 +45,16 @@ class TrainingConfig:
             )
 
     def with_epochs(self, epochs: int) -> TrainingConfig:
-        """Return the same settings with another limit of epochs."""
+        """Return the same settings with another largest number of epochs."""
         return replace(self, epochs=epochs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings, ready for JSON."""
+        """Return the settings as a dictionary for JSON."""
         return asdict(self)
 
 
 FINETUNING = TrainingConfig(epochs=30, learning_rate=0.002, patience=15)
-"""Finetuning of a quantized copy in each trial: a small rate, because it starts trained."""
+"""Finetuning in each trial; the learning rate is small because the model is trained already."""
 
 PaperModel = Literal["gcn", "agnn", "gat"]
 
@@ -62,4 +63,4 @@ PAPER_TRAINING: dict[PaperModel, TrainingConfig] = {
     "agnn": TrainingConfig(),
     "gat": TrainingConfig(learning_rate=0.005),
 }
-"""How each model of the paper is usually trained at full precision, by its name."""
+"""Usual full-precision training of each model of the paper, by its name."""

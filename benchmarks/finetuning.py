@@ -1,9 +1,10 @@
-"""One finetuning epoch of a quantized GCN: ours against the naive way, in one process.
+"""Time of one finetuning epoch of a quantized GCN: ours and a naive implementation.
 
-The naive way is what fake quantization usually does: dense features are quantized anew in each
-epoch, and PyG gathers and scatters messages. Ours quantizes the non-zeros once, multiplies them
-alone, and aggregates by one sparse product. Both must lose the same: without dropout the losses
-of the first epochs are compared; with dropout (sparse features draw other masks) only time is.
+The naive implementation is the usual one: dense features are quantized again in each epoch, and
+PyG gathers and scatters messages. Ours quantizes the non-zeros once, multiplies only them, and
+aggregates by one sparse product. Both run in one process, epoch by epoch in turn. Without dropout,
+the losses of the first epochs must agree. With dropout, only the time is compared, because sparse
+features draw other masks.
 
     python benchmarks/finetuning.py [--quick] [--dataset Cora --root FOLDER]
 """
@@ -36,7 +37,7 @@ COMPARED_EPOCHS = 10
 
 
 class NaiveGCN(nn.Module):
-    """A GCN that quantizes its dense inputs in every epoch, each bucket at its width."""
+    """A GCN that quantizes its dense inputs in every epoch, with one bit width for each bucket."""
 
     def __init__(self, plain: GCN, ranges: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class NaiveGCN(nn.Module):
 
 
 def synthetic_cora() -> Data:
-    """Return a graph of Cora's size and density, with seeded random columns."""
+    """Return a graph with Cora's numbers of nodes, features and edges, and random values."""
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(2708, 1433, generator=generator) < 0.0127).float()
     edge_index = torch.randint(2708, (2, 10556), generator=generator)
@@ -65,7 +66,7 @@ def synthetic_cora() -> Data:
 
 
 def prepare(data: Data, dropout: float):
-    """Return two steps (ours, naive) that train equal models for one epoch."""
+    """Return the graph, our model, and two functions that train equal models for one epoch."""
     data = AddDegreeBuckets((2, 3, 5))(data.clone())
     torch.manual_seed(0)
     plain = GCN(data.num_features, int(data.y.max()) + 1, dropout=dropout)
@@ -115,7 +116,7 @@ def measure(data: Data, dropout: float, epochs: int) -> None:
                 losses[name] = step()
                 if epoch >= 2:  # the first epochs fill the caches
                     times[name].append(time.perf_counter() - started)
-            # Later a value on the border of two codes may fall to the other side by rounding.
+            # In later epochs, rounding errors may move a value across the border of two codes.
             if epoch < COMPARED_EPOCHS:
                 difference = max(difference, abs(losses["ours"] - losses["naive"]))
     ratios = [n / o for n, o in zip(times["naive"], times["ours"], strict=True)]

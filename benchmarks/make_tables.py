@@ -1,8 +1,9 @@
-"""Measure every configuration of a small search space with our own objective, and store it.
+"""Measure all configurations of a small search space with our own objective, and store them.
 
-A GCN of two layers with three degree buckets each and widths 1, 2, 4 and 8 has 4,096
-configurations. Finetuning is short, and rounding and ranges are the paper's by default: they
-break at few bits, where our own would leave a plateau with little to search.
+A GCN of two layers with three degree buckets each and bit widths 1, 2, 4 and 8 has 4,096
+configurations. Finetuning is short. Rounding and ranges are the paper's by default, because they
+lose accuracy at few bits. With the defaults of this package, most configurations have nearly the
+same accuracy, which leaves little to search.
 
     python benchmarks/make_tables.py --dataset Cora --max-drop 1 --root FOLDER
 """
@@ -38,10 +39,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="64 configurations, not kept")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--root", help="folder of data sets; not kept in the table")
-    parser.add_argument("--max-drop", type=float, default=0.5, help="limit that samplers get")
+    parser.add_argument("--max-drop", type=float, default=0.5, help="limit of the accuracy drop")
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="paper")
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--epochs", type=int, default=5, help="of each finetuning")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of each finetuning")
     parser.add_argument("--seeds", type=int, default=2, help="finetunings of each configuration")
     options = parser.parse_args()
     folder = FOLDER
@@ -49,7 +50,7 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp())
         options.widths, options.epochs, options.seeds = [2, 8], 1, 1
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-    torch.set_num_threads(1)  # several threads are slower on graphs this small
+    torch.set_num_threads(1)  # on graphs of this size, several threads are slower
 
     data = load_graph(options.dataset, options.root)
     model = make_model("gcn", data.num_features, int(data.y.max()) + 1, seed=0)

@@ -1,8 +1,8 @@
-"""Which range estimator and which rounding keep the accuracy: the reason for our defaults.
+"""Accuracy of a GCN for each range estimator and rounding: the reason for the defaults.
 
-Input features and hidden features of a GCN get the same setting; the input's width varies, the
-hidden ones have 4 bits. Each cell is finetuned as a trial is, from several seeds of training;
-it shows mean and standard deviation of the validation accuracy, in percent.
+Input features and hidden features have the same setting. The input has 1 to 4 bits, the hidden
+features have 4. Each model is finetuned as in a trial, for several seeds of the training. A cell
+of the table shows mean and standard deviation of the validation accuracy, in percent.
 
     python benchmarks/ranges.py --dataset PubMed --root FOLDER [--quick]
 """

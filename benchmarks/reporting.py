@@ -1,10 +1,10 @@
-"""How long `sgquant status` and `sgquant report` take on a study of 10,000 trials.
+"""Time of `sgquant list`, `status` and `report` on a study of 10,000 trials.
 
     python benchmarks/reporting.py            # 10,000 trials in SQLite, each command three times
-    python benchmarks/reporting.py --quick    # 1,000 trials, once
+    python benchmarks/reporting.py --quick    # 1,000 trials, each command once
 
-Whole processes are timed, from start to end, on one thread. The first trials are made through
-Optuna, and copied within the database until there are enough.
+Each command is a process of its own, with one thread, timed from start to end. The first 100
+trials are added by Optuna; the others are copies of them, made within the database.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _COPIES = (
 
 
 def make_study(path: Path, trials: int) -> None:
-    """Make a study of random configurations with as many trials as asked for."""
+    """Create a study in SQLite with the given number of trials of random configurations."""
     rng, made = random.Random(0), layout(buckets=4)
     study = new_study(open_storage(path), name="big", planned=trials, made=made)
     for number in range(_FIRST):
@@ -73,7 +73,7 @@ def make_study(path: Path, trials: int) -> None:
 
 
 def seconds_of(arguments: list[str], path: Path) -> tuple[float, float]:
-    """Return the wall-clock and processor seconds of one command, as a process of its own."""
+    """Run one command as a process of its own; return its wall-clock and processor seconds."""
     code = "from sgquant_optuna.cli import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -8,21 +8,21 @@ dense matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from sgquant_optuna.graph.sparse_products import CsrPattern, SparseMatmul
+from sgquant_optuna.graph.tensor_base import WrapperTensor
 
 MAX_DENSITY = 0.15
 """Above this share of non-zeros the dense product is faster, for wide layers at least."""
 
 
-class SparseFeatures(Tensor):
+class SparseFeatures(WrapperTensor):
     """Node features ``[N, F]`` of which only the non-zeros are stored.
 
     A tensor to every model: it has shape, type and device, ``torch.nn.functional.linear`` and
@@ -36,10 +36,7 @@ class SparseFeatures(Tensor):
     @staticmethod
     def __new__(cls, pattern: CsrPattern, non_zeros: Tensor) -> SparseFeatures:
         """Make the tensor from a pattern and the non-zeros, ``[nnz]``."""
-        self = Tensor._make_wrapper_subclass(
-            cls, pattern.shape, dtype=non_zeros.dtype, device=non_zeros.device
-        )
-        assert isinstance(self, SparseFeatures)
+        self = cls._wrap(pattern.shape, non_zeros.dtype, non_zeros.device)
         self.pattern, self.non_zeros = pattern, non_zeros
         return self
 
@@ -61,61 +58,20 @@ class SparseFeatures(Tensor):
         """Return features with other non-zeros at the same places."""
         return SparseFeatures(self.pattern, non_zeros)
 
-    def __repr__(self) -> str:  # type: ignore[override]
-        """Return shape and number of non-zeros."""
-        return f"SparseFeatures(shape={self.pattern.shape}, nnz={len(self.non_zeros)})"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SparseFeatures:
-        """Return itself: an input is never written to, and copies of models may share it."""
-        return self
+    def extra_repr(self) -> str:
+        """Return the number of non-zeros."""
+        return f"nnz={len(self.non_zeros)}"
 
     @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def _compute(
+        cls, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Work on the non-zeros where that is the same, else on the dense matrix."""
-        kwargs = kwargs or {}
+        """Work on the non-zeros where that gives the same."""
         if func is F.linear and isinstance(args[0], SparseFeatures):
             return _linear(*args, **kwargs)
         if func is F.dropout:
             return _dropout(*args, **kwargs)
-        if func in _METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Make dense for operations that come from below Python."""
-        return func(*tree_map(_dense, args), **tree_map(_dense, kwargs or {}))
-
-
-_METADATA = {
-    Tensor.size,
-    Tensor.dim,
-    Tensor.numel,
-    Tensor.is_floating_point,
-    Tensor.__len__,
-    *(
-        getattr(Tensor, name).__get__
-        for name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_leaf")
-    ),
-    *(getattr(Tensor, name).__get__ for name in ("is_sparse", "is_cuda", "grad_fn", "_version")),
-}
-
-
-def _dense(value: object) -> object:
-    return value.dense() if isinstance(value, SparseFeatures) else value
+        return NotImplemented
 
 
 def _linear(x: SparseFeatures, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from sgquant_optuna.graph.sparse_products import csr
-from sgquant_optuna.packed.absent_input import METADATA
+from sgquant_optuna.graph.tensor_base import WrapperTensor
 from sgquant_optuna.packed.adjacency import add_rows, parts_of, row_blocks
 from sgquant_optuna.packed.features import PackedFeatures
 from sgquant_optuna.packed.row_selection import split_index
@@ -79,7 +78,7 @@ class HiddenRows:
         return self.features.rows(index)
 
 
-class PackedTensor(Tensor):
+class PackedTensor(WrapperTensor):
     """Packed features ``[N, F]`` as an argument of a layer, or as the ``x`` of a ``Data``.
 
     Selecting rows unpacks those rows alone, so ``Data.subgraph`` and the loaders built on it never
@@ -101,25 +100,13 @@ class PackedTensor(Tensor):
     def __new__(cls, packed: PackedFeatures | Rows) -> PackedTensor:
         """Wrap what holds the rows."""
         rows = HiddenRows(packed) if isinstance(packed, PackedFeatures) else packed
-        self = Tensor._make_wrapper_subclass(
-            cls, rows.shape, dtype=torch.float32, device=rows.device
-        )
-        assert isinstance(self, PackedTensor)
+        self = cls._wrap(rows.shape, device=rows.device)
         self.packed = rows
         return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedTensor:
-        """Share the bytes: they are only read."""
-        memo[id(self)] = copied = PackedTensor(self.packed)
-        return copied
 
     def __reduce_ex__(self, protocol: object) -> tuple[type[PackedTensor], tuple[Rows]]:
         """Pickle what holds the rows."""
         return PackedTensor, (self.packed,)
-
-    def __repr__(self) -> str:  # type: ignore[override]
-        """Return the shape."""
-        return f"PackedTensor(shape={self.packed.shape})"
 
     def dense(self) -> Tensor:
         """Return the features as an ordinary tensor, ``[N, F]``."""
@@ -129,38 +116,17 @@ class PackedTensor(Tensor):
         return out
 
     @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def _compute(
+        cls, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Work block by block where that is possible, else on the dense matrix."""
-        kwargs = kwargs or {}
+        """Work block by block, or on the selected rows alone."""
         if func is F.linear and isinstance(args[0], PackedTensor):
             return _linear(*args, **kwargs)
         if func in _MATMUL and args[0].layout == torch.sparse_csr:
             return _sparse_product(*args)
-        if func in METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
         if args and isinstance(args[0], PackedTensor):
-            found = _packed_result(func, *args, **kwargs)
-            if found is not None:
-                return found
-        return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Make dense for operations that come from below Python."""
-        return func(*tree_map(_dense, args), **tree_map(_dense, kwargs or {}))
+            return _packed_result(func, *args, **kwargs)
+        return NotImplemented
 
 
 _MATMUL = {torch.matmul, torch.mm, torch.sparse.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
@@ -178,22 +144,16 @@ def blocks_of(x: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
     return x.packed.blocks() if isinstance(x, PackedTensor) else iter([(slice(None), x)])
 
 
-def _dense(value: object) -> object:
-    return value.dense() if isinstance(value, PackedTensor) else value
-
-
-def _packed_result(
-    func: Callable[..., Any], x: PackedTensor, *args: Any, **kwargs: Any
-) -> Tensor | None:
-    """Return what a call gives without unpacking all of ``x``; ``None`` if it must."""
+def _packed_result(func: Callable[..., Any], x: PackedTensor, *args: Any, **kwargs: Any) -> Any:
+    """Return what a call gives without unpacking all of ``x``; ``NotImplemented`` if it must."""
     name = getattr(func, "__name__", "")
     if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
         raise TypeError(
             f"packed features: expected an operation that does not change them, got {name}; "
             f"change dense() and pack it"
         )
-    if func is F.dropout:
-        return None if kwargs.get("training", args[1] if len(args) > 1 else True) else x
+    if func is F.dropout and not kwargs.get("training", args[1] if len(args) > 1 else True):
+        return x
     if func in _COPIES:
         return PackedTensor(x.packed)
     if func in _MOVES:
@@ -204,24 +164,26 @@ def _packed_result(
         given = dict(zip(("dim", "index"), args, strict=False)) | kwargs
         if given.keys() == {"dim", "index"} and given["dim"] in (0, -2):
             return _selected(x, given["index"])
-    return None
+    return NotImplemented
 
 
-def _moved(func: Callable[..., Any], x: PackedTensor, *args: Any, **kwargs: Any) -> Tensor | None:
+def _moved(func: Callable[..., Any], x: PackedTensor, *args: Any, **kwargs: Any) -> Any:
     others = [arg.new_empty(0) if isinstance(arg, PackedTensor) else arg for arg in args]
     to = func(torch.empty(0, device=x.packed.device), *others, **kwargs)
     if to.dtype != torch.float32:
-        return None
+        return NotImplemented
     if to.device == x.packed.device:
         return x
     rows = x.packed
-    return PackedTensor(rows.features.to(to.device)) if isinstance(rows, HiddenRows) else None
+    if not isinstance(rows, HiddenRows):
+        return NotImplemented
+    return PackedTensor(rows.features.to(to.device))
 
 
-def _selected(x: PackedTensor, index: object) -> Tensor | None:
+def _selected(x: PackedTensor, index: object) -> Any:
     found = split_index(index, x.packed.shape[0])
     if found is None:
-        return None
+        return NotImplemented
     rows, rest = found
     unpacked = x.packed.rows(rows)
     return unpacked if rest is None else unpacked[rest]

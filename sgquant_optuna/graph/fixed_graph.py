@@ -19,14 +19,12 @@ from torch.nn import functional as F
 from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, GINConv, MessagePassing, SAGEConv
 
+from sgquant_optuna.graph.adjacency_cache import AdjacencyCache
 from sgquant_optuna.graph.sparse_features import as_sparse_features
 from sgquant_optuna.graph.sparse_products import AttentionMatmul, CsrPattern, SparseMatmul
 
 _SPARSE_PRODUCTS = (GCNConv, SAGEConv, GINConv, GATConv, GATv2Conv)
 """Convolutions whose messages are (weighted) neighbours, so that aggregation is ``A @ x``."""
-
-_MAX_ADJACENCIES = 8
-"""A model that draws new edges in each forward pass must not fill the memory with them."""
 
 
 class FixedGraph:
@@ -41,7 +39,7 @@ class FixedGraph:
         self.data = copy.copy(data)
         if data.x is not None:
             self.data.x = as_sparse_features(data.x)
-        self._adjacencies: list[_Adjacency] = []
+        self._adjacencies = AdjacencyCache(_Adjacency)
 
     @contextmanager
     def speed_up(self, model: nn.Module) -> Iterator[Data]:
@@ -72,16 +70,13 @@ class FixedGraph:
     ) -> Tensor:
         """Stand in for PyG's ``propagate``, with GCN's ``edge_weight`` or GAT's ``alpha``."""
         source = x[0] if isinstance(x, tuple) else x
-        if (
-            not isinstance(edge_index, Tensor)
-            or edge_index.layout != torch.strided
-            or (size is not None and size != (None, None))
-        ):
+        if not is_edge_list(edge_index, size):
             plain: Tensor = type(conv).propagate(conv, edge_index, size=size, x=x, **weights)
             return plain
         alpha = weights.get("alpha")
-        weight = weights.get("edge_weight")
-        adjacency = self._adjacency(conv, edge_index, weight, source.shape[0])
+        adjacency = self._adjacencies.get(
+            (edge_index, weights.get("edge_weight")), conv.flow, str(conv.aggr), source.shape[0]
+        )
         out: Tensor
         if alpha is not None:
             out = AttentionMatmul.apply(adjacency.pattern, alpha[adjacency.order], source)  # type: ignore[no-untyped-call]
@@ -89,48 +84,53 @@ class FixedGraph:
             out = SparseMatmul.apply(adjacency.pattern, adjacency.values, source)  # type: ignore[no-untyped-call]
         return out
 
-    def _adjacency(
-        self, conv: MessagePassing, edge_index: Tensor, weight: Tensor | None, num_nodes: int
-    ) -> _Adjacency:
-        key = (conv.flow, str(conv.aggr))
-        for known in self._adjacencies:
-            if known.key == key and known.holds(edge_index, weight):
-                return known
-        if len(self._adjacencies) == _MAX_ADJACENCIES:
-            self._adjacencies.pop(0)
-        self._adjacencies.append(_Adjacency(key, edge_index, weight, num_nodes))
-        return self._adjacencies[-1]
-
 
 class _Adjacency:
     """The matrix ``A`` with ``A @ x`` the aggregation over ``edge_index``."""
 
     def __init__(
-        self, key: tuple[str, str], edge_index: Tensor, weight: Tensor | None, num_nodes: int
+        self, edge_index: Tensor, weight: Tensor | None, flow: str, aggr: str, num_nodes: int
     ) -> None:
-        self.key, self._edge_index, self._weight = key, edge_index, weight
-        flow, aggr = key
         source, target = edge_index if flow == "source_to_target" else edge_index.flip(0)
-        order = (target * num_nodes + source).argsort(stable=True)
-        self.order = order
+        self.order = (target * num_nodes + source).argsort(stable=True)
         counts = torch.bincount(target, minlength=num_nodes)
         crow = F.pad(counts.cumsum(0), (1, 0))
-        self.pattern = CsrPattern(crow, source[order], (num_nodes, num_nodes))
-        values = torch.ones(len(order), device=order.device) if weight is None else weight[order]
-        if aggr == "mean":
-            values = values / counts.clamp(min=1).repeat_interleave(counts)
-        self.values = values
-
-    def holds(self, edge_index: Tensor, weight: Tensor | None) -> bool:
-        # Models may derive equal tensors anew in each forward pass: comparing is far cheaper
-        # than sorting, and the same object needs no comparing.
-        return _same(self._edge_index, edge_index) and _same(self._weight, weight)
+        self.pattern = CsrPattern(crow, source[self.order], (num_nodes, num_nodes))
+        self.values = edge_values(weight, self.order, counts, aggr)
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is other or one is None or other is None:
-        return one is other
-    return one.shape == other.shape and one.device == other.device and torch.equal(one, other)
+def edge_values(weight: Tensor | None, order: Tensor, counts: Tensor, aggr: str) -> Tensor:
+    """Return the entries of the matrix ``A`` with ``A @ x`` the aggregation.
+
+    Args:
+        weight:
+            Weight of each edge, ``[E]``, or ``None`` for 1.
+        order:
+            Edges by destination, ``[E]``.
+        counts:
+            Number of edges of each destination, ``[N]``.
+        aggr:
+            Aggregation of the convolution: ``"add"``, ``"sum"`` or ``"mean"``.
+
+    Returns:
+        Entries, ``[E]`` float32, in ``order``.
+    """
+    if weight is None:
+        values = torch.ones(len(order), device=order.device)
+    else:
+        values = weight.index_select(0, order)
+    if aggr == "mean":
+        values = values / counts.clamp(min=1).repeat_interleave(counts)
+    return values
+
+
+def is_edge_list(edge_index: object, size: object) -> bool:
+    """Whether edges are a plain tensor ``[2, E]`` within one set of nodes."""
+    return (
+        isinstance(edge_index, Tensor)
+        and edge_index.layout == torch.strided
+        and (size is None or size == (None, None))
+    )
 
 
 def is_sparse_product(conv: MessagePassing) -> bool:

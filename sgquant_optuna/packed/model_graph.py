@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, GCNConv, GINConv, MessagePassing
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from sgquant_optuna.graph.fixed_graph import is_sparse_product
+from sgquant_optuna.graph.adjacency_cache import AdjacencyCache
+from sgquant_optuna.graph.fixed_graph import edge_values, is_edge_list, is_sparse_product
 from sgquant_optuna.packed.adjacency import Adjacency, add_rows
 from sgquant_optuna.packed.attention import (
     EdgeInputs,
@@ -31,7 +32,6 @@ BLOCK_EDGES = 1 << 14
 """Edges whose attention exists at one time, where features of edges are not wide."""
 _BLOCK_VALUES = 1 << 18
 """Float32 values of edges in one of the few tensors that a block of wide ones takes: 1 MiB."""
-_MAX_ADJACENCIES = 8
 
 
 class MessagePasser:
@@ -48,7 +48,7 @@ class MessagePasser:
     """
 
     def __init__(self, model: nn.Module, attention: dict[str, Quantize | None]) -> None:
-        self._adjacencies: list[Adjacency] = []
+        self._adjacencies = AdjacencyCache(Adjacency)
         self.fallback: list[str] = []
         for name, conv in list(model.named_modules()):
             if not isinstance(conv, MessagePassing):
@@ -68,31 +68,18 @@ class MessagePasser:
                 if type(conv) is GINConv:
                     conv.__dict__["forward"] = partial(_gin, conv)
 
-    def _adjacency(self, conv: MessagePassing, edge_index: Tensor, num_nodes: int) -> Adjacency:
-        for known in self._adjacencies:
-            if known.flow == conv.flow and _same(known.edge_index, edge_index):
-                return known
-        if len(self._adjacencies) == _MAX_ADJACENCIES:
-            self._adjacencies.pop(0)
-        self._adjacencies.append(Adjacency(edge_index, conv.flow, num_nodes))
-        return self._adjacencies[-1]
-
     def _propagate(
         self, conv: MessagePassing, edge_index: Any, size: Any = None, *, x: Any, **weights: Any
     ) -> Tensor:
         """Stand in for ``propagate`` of GCN, SAGE and GIN: one product with a sparse matrix."""
         source = x[0] if isinstance(x, tuple) else x
-        if not _is_plain(edge_index, size):
+        if not is_edge_list(edge_index, size):
             plain: Tensor = type(conv).propagate(conv, edge_index, size=size, x=x, **weights)
             return plain
-        adjacency = self._adjacency(conv, edge_index, source.shape[0])
-        weight = weights.get("edge_weight")
-        if weight is None:
-            values = torch.ones(len(adjacency.col), device=adjacency.col.device)
-        else:
-            values = weight.index_select(0, adjacency.order)
-        if str(conv.aggr) == "mean":
-            values = values / adjacency.counts.clamp(min=1).repeat_interleave(adjacency.counts)
+        adjacency = self._adjacencies.get((edge_index,), conv.flow, source.shape[0])
+        values = edge_values(
+            weights.get("edge_weight"), adjacency.order, adjacency.counts, str(conv.aggr)
+        )
         out: Tensor = adjacency.matrix(values) @ source
         return out
 
@@ -109,12 +96,12 @@ class MessagePasser:
         """Stand in for ``propagate`` of GAT and GATv2."""
         source = x[0] if isinstance(x, tuple) else x
         num_nodes, heads, _ = source.shape
-        if not _is_plain(edge_index, size):
+        if not is_edge_list(edge_index, size):
             weights = type(conv).edge_updater(conv, edge_index, size=size, **alpha.inputs)
             weights = weights if quantize is None else quantize(weights)
             plain: Tensor = type(conv).propagate(conv, edge_index, size=size, x=x, alpha=weights)
             return plain
-        adjacency = self._adjacency(conv, edge_index, num_nodes)
+        adjacency = self._adjacencies.get((edge_index,), conv.flow, num_nodes)
         out: Tensor = source.new_zeros(source.shape)
         limit = hub_limit = _edges_of_block(source[:1].numel())
         if isinstance(conv, GATv2Conv):  # its scores come from the features of each edge
@@ -138,7 +125,7 @@ class MessagePasser:
         self, conv: AGNNConv, quantize: Quantize | None, x: Tensor, edge_index: Any
     ) -> Tensor:
         """Stand in for ``forward`` of AGNN, whose scores are cosines of the packed features."""
-        if not _is_plain(edge_index, None):
+        if not is_edge_list(edge_index, None):
             dense = x.dense() if isinstance(x, PackedTensor) else x
             plain: Tensor = type(conv).forward(conv, dense, edge_index)
             return plain
@@ -146,7 +133,7 @@ class MessagePasser:
         if conv.add_self_loops:
             edge_index, _ = remove_self_loops(edge_index)
             edge_index, _ = add_self_loops(edge_index, num_nodes=num_nodes)
-        adjacency = self._adjacency(conv, edge_index, num_nodes)
+        adjacency = self._adjacencies.get((edge_index,), conv.flow, num_nodes)
         out = torch.zeros(num_nodes, num_columns, device=x.device)
         score = agnn_score(conv, adjacency, x)
         for found in attend(adjacency, score, quantize, _edges_of_block(num_columns)):
@@ -178,15 +165,3 @@ def _gin(conv: GINConv, x: Tensor, edge_index: Any, size: Any = None) -> Tensor:
         out[nodes] += (1 + conv.eps) * block.to_dense()
     result: Tensor = conv.nn(out)
     return result
-
-
-def _is_plain(edge_index: Any, size: Any) -> bool:
-    return (
-        isinstance(edge_index, Tensor)
-        and edge_index.layout == torch.strided
-        and (size is None or size == (None, None))
-    )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (one.shape == other.shape and torch.equal(one, other))

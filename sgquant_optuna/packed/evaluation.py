@@ -17,8 +17,8 @@ from sgquant_optuna.exceptions import GraphError, PackingError
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.packed.container import read_container
 from sgquant_optuna.packed.export import KIND, load_packed
-from sgquant_optuna.packed.file import read_store
 from sgquant_optuna.packed.model_reading import plain_model
 from sgquant_optuna.packed.peak import Kind, peak_nbytes
 
@@ -104,7 +104,7 @@ def evaluate_packed(
         )
     data = load_graph(provenance["dataset"], root, seed=provenance["seed"])
     scores = packed(data)
-    fields, tensors = read_store(path, KIND, verify=False)
+    fields, tensors = read_container(path, KIND, verify=False)
     model = plain_model(fields, tensors, None).eval()
     fixed = FixedGraph(data)
     with fixed.speed_up(model) as graph:

@@ -20,7 +20,7 @@ from sgquant_optuna.attachment.quantized_model import bind, detach
 from sgquant_optuna.exceptions import PackingError, SgquantError
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
-from sgquant_optuna.packed.file import read_store, write_store
+from sgquant_optuna.packed.container import read_container, write_container
 from sgquant_optuna.packed.model import PackedModel
 from sgquant_optuna.packed.model_contents import pack_contents
 from sgquant_optuna.quantization.memory import FeatureLayout
@@ -109,7 +109,7 @@ def export_packed(
     unfinished = path.with_name(f"{path.name}.part")
     try:
         try:
-            write_store(unfinished, KIND, fields, tensors)
+            write_container(unfinished, KIND, fields, tensors)
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -139,7 +139,7 @@ def load_packed(
         PackingError:
             If the file is cut, altered, not of ours, or its parts do not fit one another.
     """
-    fields, tensors = read_store(path, KIND)
+    fields, tensors = read_container(path, KIND)
     if not isinstance(fields.get("provenance"), dict):
         raise PackingError(f"{path}: expected where it comes from, as provenance")
     try:

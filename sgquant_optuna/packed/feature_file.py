@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.bit_array import pack_integers, read_integers
 from sgquant_optuna.packed.checks import check_finite, check_flag, check_shape, check_widths
+from sgquant_optuna.packed.container import read_checksum, read_container, write_container
 from sgquant_optuna.packed.feature_checks import check_declared_size
-from sgquant_optuna.packed.file import read_store, stored_checksum, write_store
+from sgquant_optuna.packed.integers import pack_integers, read_integers
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.sites import FULL_PRECISION
 
@@ -23,7 +23,7 @@ KIND = "packed_features"
 
 def save_features(features: PackedFeatures, path: str | Path) -> None:
     """Write a file of safetensors with a versioned header."""
-    write_store(
+    write_container(
         path,
         KIND,
         {
@@ -49,7 +49,7 @@ def open_features(made: type[PackedFeatures], path: str | Path, *, verify: bool)
         PackingError:
             If the file is cut, altered, not of this kind, or holds what cannot be.
     """
-    fields, tensors = read_store(path, KIND, verify=verify)
+    fields, tensors = read_container(path, KIND, verify=verify)
     try:
         shape = check_shape(fields["shape"], "shape of the features")
         widths = check_widths(fields["bit_widths"])
@@ -82,7 +82,7 @@ def reopen_features(made: type[PackedFeatures], path: str, checksum: int) -> Pac
         FileNotFoundError:
             If none does.
     """
-    if stored_checksum(path) != checksum:
+    if read_checksum(path) != checksum:
         raise PackingError(f"{path}: expected the file that was pickled by name, got another")
     return made.open(path, verify=False)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_geometric.data import FeatureStore, TensorAttr
 
 from sgquant_optuna.packed.features import PackedFeatures
-from sgquant_optuna.packed.row_selection import row_numbers
+from sgquant_optuna.packed.indexing import row_numbers
 
 
 class PackedFeatureStore(FeatureStore):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sgquant_optuna.packed.checks import check_widths
+from sgquant_optuna.packed.container import read_checksum
 from sgquant_optuna.packed.fast import has_kernels
 from sgquant_optuna.packed.feature_checks import bucket_order, check_features, stored_row_bytes
 from sgquant_optuna.packed.feature_file import open_features, reopen_features, save_features
 from sgquant_optuna.packed.feature_packing import pack_bucket
-from sgquant_optuna.packed.file import stored_checksum
 from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes
 from sgquant_optuna.quantization.packing import unpack
@@ -289,7 +289,7 @@ class PackedFeatures:
                 another.
         """
         opened = open_features(cls, path, verify=verify)
-        object.__setattr__(opened, "_origin", (str(Path(path).resolve()), stored_checksum(path)))
+        object.__setattr__(opened, "_origin", (str(Path(path).resolve()), read_checksum(path)))
         return opened
 
     def __reduce__(self) -> tuple[Callable[..., PackedFeatures], tuple[Any, ...]]:

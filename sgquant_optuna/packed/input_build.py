@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgquant_optuna.packed.bit_array import pack_integers
 from sgquant_optuna.packed.input_part import InputPart, codebook_bits
+from sgquant_optuna.packed.integers import pack_integers
 from sgquant_optuna.quantization.affine import fake_quantize, quantize
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.packing import pack

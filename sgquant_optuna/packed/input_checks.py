@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.integer_runs import read_run
+from sgquant_optuna.packed.integers import read_integer_run
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.packing import unpack
 
@@ -36,7 +36,7 @@ def check_places(packed: Tensor, crow: Tensor, num_columns: int) -> None:
     """
     last, bits = -1, bits_for(max(0, num_columns - 1))
     for start, stop in _runs(int(crow[-1])):
-        column = read_run(packed, int(crow[-1]), bits, start, stop)
+        column = read_integer_run(packed, int(crow[-1]), bits, start, stop)
         place = torch.arange(start, stop, device=crow.device)
         row = torch.searchsorted(crow, place, right=True) - 1
         at = row * num_columns + column
@@ -74,7 +74,9 @@ def check_codes(
         rows = packed.split(max(1, _BLOCK // max(1, num_columns)))
         blocks = (unpack(block, num_columns, bits) for block in rows)
     else:
-        blocks = (read_run(packed, num_nonzeros, bits, *run) for run in _runs(num_nonzeros))
+        blocks = (
+            read_integer_run(packed, num_nonzeros, bits, *run) for run in _runs(num_nonzeros)
+        )
     for codes in blocks:
         if codes.numel() and int(codes.max()) >= num_values:
             raise PackingError(

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.graph.sparse_products import csr
-from sgquant_optuna.packed.bit_array import read_integers
 from sgquant_optuna.packed.checks import (
     check_count,
     check_finite,
@@ -24,7 +23,7 @@ from sgquant_optuna.packed.checks import (
     check_widths,
 )
 from sgquant_optuna.packed.input_checks import check_codes, check_places
-from sgquant_optuna.packed.integer_runs import read_run
+from sgquant_optuna.packed.integers import read_integer_run, read_integers
 from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.input_stores import MAX_VALUES
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
@@ -138,11 +137,11 @@ class InputPart:
             return dense.to_sparse_csr() if sparse else dense
         low, high = int(self._crow[start]), int(self._crow[stop])
         crow = (self._crow[start : stop + 1] - low).int()
-        column = read_run(self.tensors["columns"], self._nnz, self._column_bits, low, high)
+        column = read_integer_run(self.tensors["columns"], self._nnz, self._column_bits, low, high)
         if self.bit_width == FULL_PRECISION and self.store == "sparse":
             values = self.tensors["values"][low:high]
         else:
-            codes = read_run(self.tensors["codes"], self._nnz, self._code_bits, low, high)
+            codes = read_integer_run(self.tensors["codes"], self._nnz, self._code_bits, low, high)
             by_value = "scale" in self.tensors and len(self.tensors["scale"]) > 1
             row = index.repeat_interleave(crow.diff()) if by_value else index
             values = self._decode(codes, row, column)

@@ -15,9 +15,9 @@ from sgquant_optuna.exceptions import CalibrationError, GraphError, ModelError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint, model_fingerprint
 from sgquant_optuna.graph.paper_models import architecture
 from sgquant_optuna.graph.sparse_features import SparseFeatures, as_sparse_features
-from sgquant_optuna.packed.bit_array import pack_integers
 from sgquant_optuna.packed.input_build import build_input_part
 from sgquant_optuna.packed.input_part import InputPart
+from sgquant_optuna.packed.integers import pack_integers
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.memory import FeatureLayout, site_store
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer

@@ -18,7 +18,7 @@ from sgquant_optuna.graph.sparse_products import csr
 from sgquant_optuna.graph.tensor_base import WrapperTensor
 from sgquant_optuna.packed.adjacency import add_rows, parts_of, row_blocks
 from sgquant_optuna.packed.features import PackedFeatures
-from sgquant_optuna.packed.row_selection import split_index
+from sgquant_optuna.packed.indexing import split_index
 from sgquant_optuna.quantization.affine import dequantize
 from sgquant_optuna.quantization.packing import unpack
 from sgquant_optuna.quantization.sites import FULL_PRECISION

@@ -21,7 +21,7 @@ from sgquant_optuna.attachment.calibration import calibrate
 from sgquant_optuna.attachment.quantized_model import attach, set_bit_widths
 from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN
-from sgquant_optuna.packed.file import read_store
+from sgquant_optuna.packed.container import read_container
 from sgquant_optuna.packed.model import PackedModel
 from sgquant_optuna.packed.model_contents import pack_contents
 from sgquant_optuna.packed.model_reading import plain_model
@@ -65,7 +65,7 @@ def _measure(kind: Kind, path: str, folder: Path) -> int:
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     data = Data(**load_file(folder / "edges"))
-    fields, tensors = read_store(path, "packed_model")
+    fields, tensors = read_container(path, "packed_model")
     if kind == "packed":
         PackedModel(fields, tensors)(data)
     else:

@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(folder, tmp_path, mo
         path.write_bytes(b"a part")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("sgquant_optuna.packed.export.write_store", write)
+    monkeypatch.setattr("sgquant_optuna.packed.export.write_container", write)
     code, _, err = run(capsys, "export", "--storage", str(folder / "s.db"), "--out", "m.sgq")
     assert (code, err) == (2, "error: m.sgq: cannot write it (No space left on device)\n")
     assert not list(tmp_path.iterdir())

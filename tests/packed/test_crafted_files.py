@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from sgquant_optuna.exceptions import GraphError, PackingError, SgquantError
 from sgquant_optuna.packed import model_reading
-from sgquant_optuna.packed.bit_array import read_integers
+from sgquant_optuna.packed.container import read_container, write_container
 from sgquant_optuna.packed.evaluation import evaluate_packed
 from sgquant_optuna.packed.export import export_packed, load_packed
 from sgquant_optuna.packed.features import PackedFeatures
-from sgquant_optuna.packed.file import read_store, write_store
 from sgquant_optuna.packed.input_build import build_input_part
 from sgquant_optuna.packed.input_part import InputPart
+from sgquant_optuna.packed.integers import read_integers
 from tests.packed.test_features import make
 from tests.packed.test_model import BUILT_IN, graph_of, quantized
 
@@ -92,12 +92,12 @@ def leads_inside(part):
 @pytest.mark.parametrize("axis", ["bucket", "column", "row"])
 def test_altered_packed_features_are_refused_or_hold_numbers(axis, tmp_path):
     make(9, 5, [4, 32, 2], axis)[0].save(tmp_path / "x")
-    fields, tensors = read_store(tmp_path / "x", "packed_features")
+    fields, tensors = read_container(tmp_path / "x", "packed_features")
 
     @settings(deadline=None, max_examples=120)
     @given(alterations(fields, tensors))
     def alter(altered):
-        write_store(tmp_path / "y", "packed_features", *altered[:2])
+        write_container(tmp_path / "y", "packed_features", *altered[:2])
         try:
             opened = PackedFeatures.open(tmp_path / "y")
         except PackingError as error:
@@ -123,12 +123,12 @@ def test_altered_packed_models_are_refused_or_give_scores(name, sparse, tmp_path
     monkeypatch.setattr(model_reading, "InputPart", SeenPart)
     model, data, layout, scores, _ = quantized(name, graph_of(sparse))
     export_packed(model, data, tmp_path / "m", layout=layout)
-    fields, tensors = read_store(tmp_path / "m", "packed_model")
+    fields, tensors = read_container(tmp_path / "m", "packed_model")
 
     @settings(deadline=None, max_examples=80)
     @given(alterations(fields, tensors))
     def alter(altered):
-        write_store(tmp_path / "y", "packed_model", *altered[:2])
+        write_container(tmp_path / "y", "packed_model", *altered[:2])
         parts.clear()
         try:
             packed = load_packed(tmp_path / "y")
@@ -216,8 +216,8 @@ def test_parts_of_features_that_cannot_be_are_refused(change):
 )
 def test_a_header_of_features_says_what_was_expected(field, value, tmp_path):
     make(9, 5, [4, 8, 2])[0].save(tmp_path / "x")
-    fields, tensors = read_store(tmp_path / "x", "packed_features")
-    write_store(tmp_path / "y", "packed_features", {**fields, field: value}, tensors)
+    fields, tensors = read_container(tmp_path / "x", "packed_features")
+    write_container(tmp_path / "y", "packed_features", {**fields, field: value}, tensors)
     with pytest.raises(PackingError, match="/y: .*expected"):
         PackedFeatures.open(tmp_path / "y")
 
@@ -227,11 +227,11 @@ def packed_gcn(tmp_path):
     """Writes a packed GCN with other fields."""
     model, data, layout, *_ = quantized("gcn", graph_of(sparse=True))
     export_packed(model, data, tmp_path / "m", layout=layout)
-    fields, tensors = read_store(tmp_path / "m", "packed_model")
+    fields, tensors = read_container(tmp_path / "m", "packed_model")
 
     def write(**change):
         left = {key: value for key, value in {**fields, **change}.items() if value is not None}
-        write_store(tmp_path / "y", "packed_model", left, tensors)
+        write_container(tmp_path / "y", "packed_model", left, tensors)
         return tmp_path / "y"
 
     return fields, write

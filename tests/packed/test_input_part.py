@@ -4,10 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.bit_array import pack_integers, read_integers
 from sgquant_optuna.packed.input_build import build_input_part
 from sgquant_optuna.packed.input_part import InputPart
-from sgquant_optuna.packed.integer_runs import read_run
+from sgquant_optuna.packed.integers import pack_integers, read_integer_run, read_integers
 from sgquant_optuna.packed.model_input import PackedInput
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
 from sgquant_optuna.quantization.input_stores import InputContent, input_stores
@@ -26,7 +25,7 @@ def test_a_run_is_what_reading_one_by_one_gives(values, bits, ends):
     packed = pack_integers(values, bits)
     start, stop = sorted(min(end, len(values)) for end in ends)
     expected = read_integers(packed, len(values), bits, torch.arange(start, stop))
-    assert read_run(packed, len(values), bits, start, stop).tolist() == expected.tolist()
+    assert read_integer_run(packed, len(values), bits, start, stop).tolist() == expected.tolist()
 
 
 def values_of(kind, num_rows, num_columns, generator):

@@ -225,11 +225,11 @@ def test_an_altered_or_cut_file_never_gives_other_scores(tmp_path):
 
 
 def test_a_header_that_does_not_fit_its_tensors_is_refused(tmp_path):
-    from sgquant_optuna.packed.file import read_store, write_store
+    from sgquant_optuna.packed.container import read_container, write_container
 
     model, data, layout, *_ = quantized("gcn", make_graph())
     export_packed(model, data, tmp_path / "m", layout=layout)
-    fields, tensors = read_store(tmp_path / "m", "packed_model")
+    fields, tensors = read_container(tmp_path / "m", "packed_model")
     for change in (
         {"sites": None},
         {"bit_widths": {"conv1": 4}},
@@ -238,11 +238,11 @@ def test_a_header_that_does_not_fit_its_tensors_is_refused(tmp_path):
         {"model": {"name": "none", "arguments": {}}},
         {"sites": [{**site, "bit_widths": [9, 9, 9]} for site in fields["sites"]]},
     ):
-        write_store(tmp_path / "y", "packed_model", {**fields, **change}, tensors)
+        write_container(tmp_path / "y", "packed_model", {**fields, **change}, tensors)
         with pytest.raises(PackingError, match="/y: .*(expected|got)"):
             load_packed(tmp_path / "y")
     for missing in tensors:
         left = {name: tensor for name, tensor in tensors.items() if name != missing}
-        write_store(tmp_path / "y", "packed_model", fields, left)
+        write_container(tmp_path / "y", "packed_model", fields, left)
         with pytest.raises(PackingError):
             load_packed(tmp_path / "y")

@@ -34,7 +34,7 @@ _DAMAGES = (
 _CHECKSUM_BYTES = 1 << 24  # read a mapped file piece by piece, so that it need not fit in memory
 
 
-def write_store(
+def write_container(
     path: str | Path, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
     """Write the fields and tensors of a store.
@@ -43,7 +43,7 @@ def write_store(
         path:
             File to write.
         kind:
-            Name of the kind of store; :func:`read_store` asks for the same.
+            Name of the kind of store; :func:`read_container` asks for the same.
         fields:
             Whatever JSON can hold.
         tensors:
@@ -55,14 +55,14 @@ def write_store(
     save_file(on_cpu, path, {_KEY: json.dumps(header | {"crc32": checksum}, sort_keys=True)})
 
 
-def read_store(
+def read_container(
     path: str | Path, kind: str, *, verify: bool = True
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Map a store into memory; its bytes are read from disk when they are used.
 
     Args:
         path:
-            File that :func:`write_store` made.
+            File that :func:`write_container` made.
         kind:
             Kind of store that is expected.
         verify:
@@ -88,7 +88,7 @@ def read_store(
     return fields, tensors
 
 
-def stored_checksum(path: str | Path) -> int:
+def read_checksum(path: str | Path) -> int:
     """Return the checksum that a store has in its header; its tensors are not read.
 
     Raises:

@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from sgquant_optuna.packed.fast import has_kernels
-from sgquant_optuna.packed.features import PackedFeatures
+from sgquant_optuna.packed.kernels import has_kernels
 from sgquant_optuna.packed.operations import aggregate, linear
+from sgquant_optuna.packed.packed_features import PackedFeatures
 from sgquant_optuna.quantization.affine import affine_parameters
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sgquant_optuna.packed.export import export_packed, load_packed
     from sgquant_optuna.packed.feature_store import PackedFeatureStore
-    from sgquant_optuna.packed.features import PackedFeatures
-    from sgquant_optuna.packed.model import PackedModel
     from sgquant_optuna.packed.operations import aggregate, linear
+    from sgquant_optuna.packed.packed_features import PackedFeatures
+    from sgquant_optuna.packed.packed_model import PackedModel
     from sgquant_optuna.packed.packed_tensor import PackedTensor
 
 # Resolved at first use (PEP 562), as the names of the package itself.
 _MODULE_OF = {
     "PackedFeatureStore": "feature_store",
-    "PackedFeatures": "features",
-    "PackedModel": "model",
+    "PackedFeatures": "packed_features",
+    "PackedModel": "packed_model",
     "PackedTensor": "packed_tensor",
     "aggregate": "operations",
     "export_packed": "export",

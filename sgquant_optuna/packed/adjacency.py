@@ -1,8 +1,6 @@
-"""Edges by destination, and runs of destinations with a bounded number of them."""
+"""Edges in the orders in which PyG's softmax and a CSR product add them up."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,27 +10,26 @@ from sgquant_optuna.graph.sparse_products import csr
 
 
 class Adjacency:
-    """Edges in two orders: by destination as they came, and by destination and source.
+    """Edges in two orders: by destination in their given order, and by destination and source.
 
     PyG's softmax adds up in the first order, a product with a CSR matrix in the second.
 
     Args:
         edge_index:
-            ``[2, E]``.
+            Edges, ``[2, E]``.
         flow:
-            Of the convolution.
+            Direction of the messages, as in PyG: ``"source_to_target"`` or the reverse.
         num_nodes:
-            Nodes N.
+            Number of nodes N.
     """
 
     def __init__(self, edge_index: Tensor, flow: str, num_nodes: int) -> None:
-        self.edge_index, self.flow = edge_index, flow
         ends = edge_index if flow == "source_to_target" else edge_index.flip(0)
         self.source: Tensor = ends[0]
         self.target: Tensor = ends[1]
         by_target = self.target.argsort(stable=True)
         pairs = (self.target * num_nodes + self.source)[by_target]
-        # int32 is what MKL computes with: int64 would be copied in each product.
+        # MKL computes with int32: each product would copy int64.
         self._by_target = by_target.int()
         self._to_source = pairs.argsort(stable=True).int()
         self.counts: Tensor = torch.bincount(self.target, minlength=num_nodes)
@@ -45,7 +42,7 @@ class Adjacency:
         return self._by_target.index_select(0, self._to_source)
 
     def edges(self, part: slice) -> Tensor:
-        """Return some edges by destination, as they came, ``[e]`` int64."""
+        """Return some edges by destination, in their given order, ``[e]`` int64."""
         return self._by_target[part].long()
 
     def edges_by_source(self, part: slice) -> Tensor:
@@ -53,7 +50,7 @@ class Adjacency:
         return self._by_target.index_select(0, self._to_source[part]).long()
 
     def to_source(self, part: slice) -> Tensor:
-        """Return the places in :meth:`edges` of :meth:`edges_by_source`, for whole rows."""
+        """Return the place in :meth:`edges` of each of :meth:`edges_by_source`, for whole rows."""
         places: Tensor = self._to_source[part].long() - part.start
         return places
 
@@ -63,40 +60,15 @@ class Adjacency:
         return csr(self.crow, self.col, values, (num_nodes, num_nodes))
 
     def rows_of_matrix(self, rows: slice, part: slice, values: Tensor) -> Tensor:
-        """Return some whole rows of A, of which ``part`` are the entries."""
+        """Return some whole rows of A, whose entries are ``part``."""
         crow = self.crow[rows.start : rows.stop + 1] - part.start
         shape = (rows.stop - rows.start, len(self.crow) - 1)
         return csr(crow, self.col[part], values, shape)
 
 
-def row_blocks(
-    crow: Tensor, limit: int, most_rows: int | None = None
-) -> Iterator[tuple[slice, slice]]:
-    """Cut a CSR matrix into runs of whole rows with at most ``limit`` entries.
-
-    A row that alone has more, a hub, is a run of its own: :func:`parts_of` cuts it further.
-
-    Yields:
-        Rows, and their entries.
-    """
-    row, last = 0, len(crow) - 1
-    while row < last:
-        low = int(crow[row])
-        stop = int(torch.searchsorted(crow, low + limit, right=True)) - 1
-        stop = min(max(stop, row + 1), last, row + (most_rows or last))
-        yield slice(row, stop), slice(low, int(crow[stop]))
-        row = stop
-
-
-def parts_of(entries: slice, limit: int) -> list[slice]:
-    """Cut entries into runs of at most ``limit``."""
-    starts = range(entries.start, entries.stop, limit)
-    return [slice(start, min(start + limit, entries.stop)) for start in starts]
-
-
 def add_rows(out: Tensor, index: Tensor, rows: Tensor) -> None:
-    """Add rows ``[n, F]`` to those of ``out`` that ``index`` names, one after the other.
+    """Add rows ``[n, F]`` to the rows ``index`` of ``out``, one after the other.
 
-    So a sum that is cut is the same number as one that is not, and as that of the CSR product.
+    A sum in parts is then the same number as a whole one, and as that of the CSR product.
     """
     out.scatter_add_(0, index[:, None].expand_as(rows), rows)

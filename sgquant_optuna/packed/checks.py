@@ -1,6 +1,6 @@
-"""What a file may claim of itself: a crafted one has a right checksum too.
+"""Checks of what a file says of itself: a crafted file has a right checksum too.
 
-Every number here sizes a buffer or is an index into one later, so it is checked before.
+Every number here is the size of a buffer or an index into one later, so it is checked before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.quantization.sites import FULL_PRECISION, check_bit_width
 
 MAX_COUNT = 2**31 - 1
-"""Most nodes, columns or edges: places are int32."""
+"""Largest number of nodes, columns or edges: places are int32."""
 MAX_BUCKETS = 256
 """Buckets are numbered by one byte."""
 
@@ -32,11 +32,11 @@ def check_count(value: object, where: str, *, low: int = 0, high: int = MAX_COUN
 
 
 def check_shape(value: object, where: str) -> tuple[int, int]:
-    """Return two counts, of rows and of columns.
+    """Return the number of rows and of columns.
 
     Raises:
         PackingError:
-            If they are none.
+            If the value is not two counts.
     """
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise PackingError(f"{where}: expected rows and columns, got {value!r}")
@@ -60,7 +60,7 @@ def check_widths(value: object, where: str = "bit widths") -> tuple[int, ...]:
 
     Raises:
         PackingError:
-            If it is no list of 1 to 256 supported widths.
+            If the value is not a list of 1 to 256 supported widths.
     """
     if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_BUCKETS:
         raise PackingError(f"{where}: expected a list of 1 to {MAX_BUCKETS}, got {value!r}")
@@ -86,6 +86,19 @@ def check_tensor(
         )
 
 
+def check_buckets(bucket: Tensor, num_buckets: int) -> None:
+    """Check that every degree bucket, ``[N]``, is one of B.
+
+    Raises:
+        PackingError:
+            If one is not.
+    """
+    if len(bucket) and int(bucket.max()) >= num_buckets:
+        raise PackingError(
+            f"degree buckets: expected 0 to {num_buckets - 1}, got {int(bucket.max())}"
+        )
+
+
 def check_finite(tensor: Tensor, where: str) -> None:
     """Check that a tensor holds neither NaN nor infinity.
 
@@ -104,23 +117,23 @@ def check_ranges(
     shapes: Collection[tuple[int, ...]],
     top: Tensor | int,
 ) -> None:
-    """Check steps between codes and the values of code 0.
+    """Check steps between codes and the real values of code 0.
 
     Args:
         scale:
-            Steps.
+            Steps between codes.
         zero_point:
-            Values of code 0.
+            Real values of code 0.
         where:
-            What they belong to.
+            Name of what the ranges belong to, for messages.
         shapes:
             Shapes that both may have.
         top:
-            Largest code, or that of each line, ``[lines, 1]``; it must come back finite.
+            Largest code, or that of each line, ``[lines, 1]``; its real value must be finite.
 
     Raises:
         PackingError:
-            If a step is not above 0, or a value cannot be told.
+            If type or shape differ, a step is not above 0, or a value is not finite.
     """
     check_tensor(scale, f"scale of {where}", torch.float32, shapes)
     check_tensor(zero_point, f"zero point of {where}", torch.float32, {tuple(scale.shape)})

@@ -20,7 +20,7 @@ from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.packed.container import read_container
 from sgquant_optuna.packed.export import KIND, load_packed
 from sgquant_optuna.packed.model_reading import plain_model
-from sgquant_optuna.packed.peak import Kind, peak_nbytes
+from sgquant_optuna.packed.peak_memory import Kind, peak_nbytes
 
 
 @dataclass(frozen=True)

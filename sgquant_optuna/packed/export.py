@@ -21,8 +21,8 @@ from sgquant_optuna.exceptions import PackingError, SgquantError
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.packed.container import read_container, write_container
-from sgquant_optuna.packed.model import PackedModel
 from sgquant_optuna.packed.model_contents import pack_contents
+from sgquant_optuna.packed.packed_model import PackedModel
 from sgquant_optuna.quantization.memory import FeatureLayout
 
 KIND = "packed_model"

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch_geometric.data import FeatureStore, TensorAttr
 
-from sgquant_optuna.packed.features import PackedFeatures
 from sgquant_optuna.packed.indexing import row_numbers
+from sgquant_optuna.packed.packed_features import PackedFeatures
 
 
 class PackedFeatureStore(FeatureStore):

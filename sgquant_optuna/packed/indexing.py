@@ -1,7 +1,8 @@
-"""Which rows an index asks for, so that no others are unpacked."""
+"""Rows that an index asks for, so that no others are unpacked; places of rows in buckets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,14 @@ def row_numbers(index: object, num_rows: int) -> Tensor | None:
         index:
             Slice, whole number, or list, range, array or tensor of numbers or of N truth values.
         num_rows:
-            Rows N.
+            Number of rows N.
 
     Returns:
         Numbers from 0 to N - 1, int64, in the shape of the index; ``None`` for another index.
 
     Raises:
         IndexError:
-            If a number is not one of ``-N ... N - 1``, or the truth values are not N.
+            If a number is not one of ``-N ... N - 1``, or there are not N truth values.
     """
     if isinstance(index, slice):
         return torch.arange(num_rows)[index]
@@ -44,17 +45,17 @@ def row_numbers(index: object, num_rows: int) -> Tensor | None:
 
 
 def split_index(index: object, num_rows: int) -> tuple[Tensor, tuple[Any, ...] | None] | None:
-    """Split what stands in brackets into rows and an index of those rows alone.
+    """Split an index into rows and an index of those rows alone.
 
     Args:
         index:
-            What stands in brackets.
+            Index as it stands in brackets.
         num_rows:
-            Rows N.
+            Number of rows N.
 
     Returns:
-        Rows, ``[n]``, and what to index their features ``[n, F]`` with (``None`` for no more);
-        ``None`` in all where the index does not begin with rows.
+        Rows, ``[n]``, and the index of their features ``[n, F]`` (``None`` where all are wanted);
+        ``None`` for both where the index does not begin with rows.
 
     Raises:
         IndexError:
@@ -68,6 +69,24 @@ def split_index(index: object, num_rows: int) -> tuple[Tensor, tuple[Any, ...] |
         return rows, None
     place = slice(None) if isinstance(first, slice) else torch.arange(rows.numel()).view_as(rows)
     return rows.reshape(-1), (place, *rest)
+
+
+def places_in_buckets(bucket: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the place of each node among the nodes of its bucket, in node order.
+
+    Args:
+        bucket:
+            Degree bucket of each node, ``[N]``.
+        counts:
+            Number of nodes of each bucket.
+
+    Returns:
+        Places, ``[N]`` int32.
+    """
+    places = torch.empty(len(bucket), dtype=torch.int32, device=bucket.device)
+    for number, count in enumerate(counts):
+        places[bucket == number] = torch.arange(count, dtype=torch.int32, device=bucket.device)
+    return places
 
 
 def _as_tensor(index: object) -> Tensor | None:

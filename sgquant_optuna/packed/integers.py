@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.quantization.layout import integer_planes, integers_nbytes
+from sgquant_optuna.quantization.layout import bits_for, integer_planes, integers_nbytes
 from sgquant_optuna.quantization.packing import pack
 
 
@@ -95,6 +95,21 @@ def read_integer_run(packed: Tensor, count: int, bits: int, start: int, stop: in
                 part = plane[low - field * stride : high - field * stride]
                 out[low - start : high - start] |= (part >> (field * width)) & ((1 << width) - 1)
     return out
+
+
+def pack_buckets(bucket: Tensor, num_buckets: int) -> Tensor:
+    """Pack the degree bucket of each node, ``[N]``; no bytes where there is one bucket."""
+    return pack_integers(bucket.long(), bits_for(num_buckets - 1))
+
+
+def read_buckets(packed: Tensor, num_nodes: int, num_buckets: int) -> Tensor:
+    """Read the degree bucket of each node, ``[N]`` uint8.
+
+    Raises:
+        PackingError:
+            If the bytes are not those of that many nodes.
+    """
+    return read_integers(packed, num_nodes, bits_for(num_buckets - 1)).to(torch.uint8)
 
 
 def _planes(packed: Tensor, count: int, bits: int) -> Iterator[tuple[int, Tensor]]:

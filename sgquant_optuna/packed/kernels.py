@@ -1,232 +1,93 @@
-"""Compiled kernels of the ``fast`` extra; import this file only where numba is installed.
-
-They are functions of the module, so that numba's cache on disk finds them again, and they index
-row slices from 0 with unsigned bytes: a computed signed index stops LLVM from vectorizing.
-"""
+"""Calls of the compiled kernels of the ``fast`` extra; the first one imports numba."""
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
 
-import numba
-import numpy as np
-from llvmlite import ir
-from numba import njit, prange, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+import numpy
+import torch
+from torch import Tensor
 
-# numba's OpenMP layer would load a second OpenMP next to torch's. Its own work queue does not,
-# but takes one caller at a time.
-numba.config.THREADING_LAYER = "workqueue"  # type: ignore[attr-defined]
-LOCK = threading.Lock()
+from sgquant_optuna.quantization.layout import planes
+from sgquant_optuna.quantization.sites import FULL_PRECISION
+
+PlaneTable = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.int64]]
 
 
-@njit(cache=True, nogil=True)
-def unpack_rows(packed, widths, num_columns, out):  # type: ignore[no-untyped-def]
-    """Unpack rows, ``[R, bytes]``, to float32 codes in ``out``, ``[R, F + 8]``.
+def has_kernels(device: torch.device | None = None) -> bool:
+    """Whether the ``fast`` extra is installed, and runs on the device if one is given."""
+    return find_spec("numba") is not None and (device is None or device.type == "cpu")
 
-    On one thread: the threads of MKL wait busily between two products, and threads of another
-    pool would wait for them.
+
+def pack_rows(
+    x: Tensor,
+    places: Tensor,
+    lines: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bit_width: int,
+    to_nearest: bool,
+    packed: Tensor,
+) -> None:
+    """Quantize and pack some rows.
+
+    Args:
+        x:
+            Rows, ``[R, F]`` float32, contiguous.
+        places:
+            Rows of ``x`` to pack, ``[n]`` int64.
+        lines:
+            Line of ``scale`` of each of them, ``[n]`` int64.
+        scale:
+            Step between codes, ``[lines, 1]`` or ``[lines, F]``.
+        zero_point:
+            Real value of code 0, same shape.
+        bit_width:
+            Bits of a code, 1-8 or 16.
+        to_nearest:
+            Whether to round to the nearest code; else down.
+        packed:
+            Output, ``[n, bytes of a row]`` uint8.
+
+    Raises:
+        ValueError:
+            If a row holds NaN.
     """
-    left = 0
-    for width in widths:
-        left += width
-    left -= widths[0]
-    for row in range(len(packed)):
-        line = out[row]
-        start = (num_columns * widths[0] + 7) // 8
-        # The first plane is written, not added: most widths have no other.
-        plane = packed[row, :start]
-        for field in range(8 // widths[0]):
-            shift = field * widths[0]
-            # Masked in its place, and scaled down instead of shifted.
-            mask = np.uint8(((1 << widths[0]) - 1) << shift)
-            step = np.float32(1 << left) / np.float32(1 << shift)
-            part = line[field * start : (field + 1) * start]
-            for j in range(start):
-                part[j] = step * np.float32(plane[j] & mask)
-        low = left
-        for width in widths[1:]:
-            if width == 0:
-                continue
-            low -= width
-            stride = (num_columns * width + 7) // 8
-            plane = packed[row, start : start + stride]
-            start += stride
-            for field in range(8 // width):
-                shift = field * width
-                mask = np.uint8(((1 << width) - 1) << shift)
-                step = np.float32(1 << low) / np.float32(1 << shift)
-                part = line[field * stride : (field + 1) * stride]
-                for j in range(stride):
-                    part[j] += step * np.float32(plane[j] & mask)
+    from sgquant_optuna.packed import numba_kernels
+
+    with numba_kernels.LOCK:
+        num_nan = numba_kernels.pack_rows(
+            x.numpy(),
+            places.numpy(),
+            lines.numpy(),
+            scale.numpy(),
+            zero_point.numpy(),
+            bit_width,
+            plane_table([bit_width])[0],
+            to_nearest,
+            packed.numpy(),
+        )
+    if num_nan:
+        raise ValueError(f"features: expected numbers, got NaN in {num_nan} rows")
 
 
-@njit(cache=True, parallel=True)
-def pack_rows(  # type: ignore[no-untyped-def]
-    x, nodes, lines, scale, zero_point, bit_width, widths, to_nearest, packed
-):
-    """Quantize and pack the rows ``nodes`` of ``x`` into ``[R, bytes]``; count those with NaN.
+def unpack_rows(packed: Tensor, num_columns: int, bit_width: int, out: Tensor) -> None:
+    """Unpack rows, ``[R, bytes of a row]``, to float32 codes in ``out``, ``[R, F + 8]``.
 
-    Not ``fastmath``: a code must be the one that torch computes, and NaN must be seen.
+    Codes of the last byte may reach beyond the last column.
     """
-    num_columns = x.shape[1]
-    by_column = scale.shape[1] > 1
-    top = np.float32((1 << bit_width) - 1)
-    bad = 0
-    for row in prange(len(nodes)):
-        codes = np.zeros(num_columns + 8, np.uint16)
-        values, line = x[nodes[row]], lines[row]
-        step, low = scale[line, 0], zero_point[line, 0]
-        is_bad = False
-        for j in range(num_columns):
-            if by_column:
-                step, low = scale[line, j], zero_point[line, j]
-            value = (values[j] - low) / step
-            value = np.rint(value) if to_nearest else np.floor(value)
-            is_bad |= value != value
-            codes[j] = np.uint16(min(max(value, np.float32(0)), top))
-        bad += is_bad
-        left = bit_width
-        start = 0
-        for width in widths:
-            if width == 0:
-                continue
-            left -= width
-            stride = (num_columns * width + 7) // 8
-            mask = np.uint16((1 << width) - 1)
-            plane = packed[row, start : start + stride]
-            for j in range(stride):
-                plane[j] = np.uint8(0)
-            for field in range(8 // width):
-                shift = np.uint16(field * width)
-                part = codes[field * stride : (field + 1) * stride]
-                for j in range(min(stride, max(0, num_columns - field * stride))):
-                    plane[j] |= np.uint8(((part[j] >> np.uint16(left)) & mask) << shift)
-            start += stride
-    return bad
+    from sgquant_optuna.packed import numba_kernels
+
+    numba_kernels.unpack_rows(
+        packed.numpy(), plane_table([bit_width])[0], num_columns, out.numpy()
+    )
 
 
-QUEUE = 8
-"""Rows of a bucket that are on their way from memory while :data:`TOGETHER` are added up."""
-TOGETHER = 4
-"""Rows added up in one pass, so that the sums are read and written once for all of them."""
+def plane_table(bit_widths: Sequence[int]) -> PlaneTable:
+    """Return the widths of the planes of each bucket, ``[B, 3]``, filled up with 0.
 
-
-@intrinsic
-def _prefetch(typing_context, array, index):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of ``array[index]`` into the second level; the first is small."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        address_type, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [address_type, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), address_type)
-        read, second_level, is_data = number(0), number(2), number(1)
-        builder.call(function, [address, read, second_level, is_data])
-        return context.get_dummy_value()
-
-    return types.void(array, index), generate
-
-
-@njit(cache=True, fastmath=True)
-def _add_rows(data, places, factors, stride, widths, num_columns, out):  # type: ignore[no-untyped-def]
-    """Add :data:`TOGETHER` rows of codes, each times its factor, to ``out``, ``[F + 8]``."""
-    left = 0
-    for width in widths:
-        left += width
-    start = 0
-    for width in widths:
-        if width == 0:
-            continue
-        left -= width
-        size = (num_columns * width + 7) // 8
-        a = data[places[0] + start : places[0] + start + size]
-        b = data[places[1] + start : places[1] + start + size]
-        c = data[places[2] + start : places[2] + start + size]
-        d = data[places[3] + start : places[3] + start + size]
-        start += size
-        for field in range(8 // width):
-            shift = field * width
-            # Masked in its place, and scaled down instead of shifted.
-            mask = np.uint8(((1 << width) - 1) << shift)
-            step = np.float32(1 << left) / np.float32(1 << shift)
-            by_a, by_b = step * factors[0], step * factors[1]
-            by_c, by_d = step * factors[2], step * factors[3]
-            part = out[field * size : (field + 1) * size]
-            for j in range(size):
-                part[j] += (
-                    by_a * np.float32(a[j] & mask)
-                    + by_b * np.float32(b[j] & mask)
-                    + by_c * np.float32(c[j] & mask)
-                    + by_d * np.float32(d[j] & mask)
-                )
-
-
-@njit(cache=True, parallel=True, fastmath=True)
-def aggregate(  # type: ignore[no-untyped-def]
-    crow, col, weight, data, full, starts, strides, widths, bucket, position,
-    scale, zero_point, by_row, out,
-):  # fmt: skip
-    """Add up the weighted rows of the neighbours: ``out = A @ X``, ``[R, F]``.
-
-    With one range for each row or bucket the scale goes into the weight of an edge. With one for
-    each column, ``[B, F]``, codes are added up for each bucket alone, and each sum is scaled once.
+    A line of zeros stands for float32.
     """
-    num_columns, num_buckets = out.shape[1], len(widths)
-    by_column = scale.shape[1] > 1
-    for row in prange(len(out)):
-        total = np.zeros((num_buckets if by_column else 1, num_columns + 8), np.float32)
-        constant = np.float32(0)
-        weights = np.zeros(num_buckets, np.float32)
-        places = np.zeros((num_buckets, QUEUE), np.int64)
-        factors = np.zeros((num_buckets, QUEUE), np.float32)
-        waiting = np.zeros(num_buckets, np.int64)
-        for edge in range(crow[row], crow[row + 1]):
-            node, factor = col[edge], weight[edge]
-            b = bucket[node]
-            if widths[b, 0] == 0:
-                values = full[starts[b] // strides[b] + position[node]]
-                line = total[b if by_column else 0]
-                for j in range(num_columns):
-                    line[j] += factor * values[j]
-                continue
-            if by_column:
-                weights[b] += factor
-            else:
-                of_range = node if by_row else b
-                constant += factor * zero_point[of_range, 0]
-                factor *= scale[of_range, 0]
-            place = starts[b] + strides[b] * position[node]
-            for ahead in range(0, strides[b], 64):
-                _prefetch(data, place + ahead)  # type: ignore[call-arg]
-            n = waiting[b]
-            places[b, n], factors[b, n] = place, factor
-            waiting[b] = n + 1
-            if n + 1 == QUEUE:  # the oldest rows have arrived
-                line = total[b if by_column else 0]
-                _add_rows(data, places[b], factors[b], strides[b], widths[b], num_columns, line)
-                for k in range(QUEUE - TOGETHER):
-                    places[b, k], factors[b, k] = places[b, k + TOGETHER], factors[b, k + TOGETHER]
-                waiting[b] = QUEUE - TOGETHER
-        for b in range(num_buckets):
-            line = total[b if by_column else 0]
-            # Fill up with rows that count for nothing.
-            for k in range(waiting[b], QUEUE):
-                places[b, k], factors[b, k] = places[b, 0], np.float32(0)
-            for k in range(0, waiting[b], TOGETHER):
-                _add_rows(
-                    data, places[b, k:], factors[b, k:], strides[b], widths[b], num_columns, line
-                )
-        for j in range(num_columns):
-            value = constant
-            if not by_column:
-                value += total[0, j]
-            else:
-                for b in range(num_buckets):
-                    if widths[b, 0] == 0:
-                        value += total[b, j]
-                    else:
-                        value += scale[b, j] * total[b, j] + zero_point[b, j] * weights[b]
-            out[row, j] = value
+    lines = [() if width == FULL_PRECISION else planes(width) for width in bit_widths]
+    return torch.tensor([(*line, 0, 0, 0)[:3] for line in lines]).numpy()

@@ -15,8 +15,7 @@ from sgquant_optuna.exceptions import CalibrationError, GraphError, ModelError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint, model_fingerprint
 from sgquant_optuna.graph.paper_models import architecture
 from sgquant_optuna.graph.sparse_features import SparseFeatures, as_sparse_features
-from sgquant_optuna.packed.input_build import build_input_part
-from sgquant_optuna.packed.input_part import InputPart
+from sgquant_optuna.packed.input_features import InputPart
 from sgquant_optuna.packed.integers import pack_integers
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.memory import FeatureLayout, site_store
@@ -159,7 +158,7 @@ def _input_part(
             line = slice(None) if bucket is None else bucket == number
         scale, zero_point = table.scale[line], table.zero_point[line]
     store, expected = site_store(site, layout.sizes[site], width)
-    part = build_input_part(rows, store, width, scale, zero_point, quantizer.config.rounding)
+    part = InputPart.from_dense(rows, store, width, scale, zero_point, quantizer.config.rounding)
     if part.nbytes != expected:
         raise GraphError(
             f"{site}: the accounting says {expected} bytes, the graph takes {part.nbytes}; give "

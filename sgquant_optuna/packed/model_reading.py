@@ -13,11 +13,10 @@ from sgquant_optuna.exceptions import ModelError, PackingError
 from sgquant_optuna.graph.fingerprint import model_fingerprint
 from sgquant_optuna.graph.paper_models import MODELS
 from sgquant_optuna.packed.checks import check_count
-from sgquant_optuna.packed.input_part import InputPart
+from sgquant_optuna.packed.input_features import InputPart, PackedInput
 from sgquant_optuna.packed.integers import read_integers
 from sgquant_optuna.packed.model_checks import check_weights, site_ranges
 from sgquant_optuna.packed.model_contents import stored_lines
-from sgquant_optuna.packed.model_input import PackedInput
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.memory import FeatureLayout, site_store
 from sgquant_optuna.quantization.sites import Site

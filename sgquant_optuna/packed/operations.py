@@ -1,4 +1,4 @@
-"""Linear and aggregation on packed features, with a bounded float32 workspace."""
+"""Products with packed features, ``linear`` and ``aggregate``, in a bounded float32 workspace."""
 
 from __future__ import annotations
 
@@ -6,26 +6,20 @@ import torch
 from torch import Tensor
 
 from sgquant_optuna.graph.sparse_products import csr
-from sgquant_optuna.packed.adjacency import row_blocks
-from sgquant_optuna.packed.fast import has_kernels, plane_table
-from sgquant_optuna.packed.features import PackedFeatures
-from sgquant_optuna.quantization.affine import dequantize
+from sgquant_optuna.packed import kernels
+from sgquant_optuna.packed.blocks import BLOCK_VALUES, row_blocks
+from sgquant_optuna.packed.packed_features import PackedFeatures
 from sgquant_optuna.quantization.packing import unpack
 from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 NARROW_COLUMNS = 128
-"""Below this, unpacking and MKL's product beat the kernel, which unpacks a row for each edge."""
+"""Below this, unpacking and MKL's product are faster than the kernel."""
 WORKSPACE_VALUES = 1 << 22
-"""Float32 values that may exist beside the output: 16 MiB."""
-BLOCK_VALUES = 1 << 20
-"""Float32 values of a block that is multiplied at once: 4 MiB, which stay in the cache.
-
-Smaller ones fit a cache better, but the threads of MKL meet at the end of each, and on a busy
-machine one of them is late."""
+"""Largest number of float32 values beside the output: 16 MiB."""
 BLOCK_EDGES = 1 << 20
 """Edges of a block: a product makes 32-bit copies of their indices."""
 COMPILED_THREADS = 2
-"""Up to so many threads, the kernel on one of them unpacks faster than torch on all."""
+"""Largest number of threads at which the kernel, on one of them, unpacks faster than torch."""
 
 
 def linear(
@@ -37,15 +31,15 @@ def linear(
         x:
             Packed features ``[N, F]``.
         weight:
-            ``[H, F]``, as in ``torch.nn.functional.linear``.
+            Matrix, ``[H, F]``, as in ``torch.nn.functional.linear``.
         bias:
-            ``[H]``.
+            Constant of each output, ``[H]``.
         fast:
-            Whether to unpack by the compiled kernel; ``None`` takes it where it is faster:
-            installed, on the CPU and at most :data:`COMPILED_THREADS` threads.
+            Whether to unpack by the compiled kernel; by default where it is faster: installed, on
+            the CPU and at most :data:`COMPILED_THREADS` threads.
 
     Returns:
-        ``[N, H]`` float32.
+        Products, ``[N, H]`` float32.
 
     Raises:
         ValueError:
@@ -54,7 +48,7 @@ def linear(
     if weight.dim() != 2 or weight.shape[1] != x.num_columns:
         raise ValueError(f"weight: expected [H, {x.num_columns}], got {list(weight.shape)}")
     if fast is None:
-        fast = _has_kernels_for(x) and torch.get_num_threads() <= COMPILED_THREADS
+        fast = kernels.has_kernels(x.device) and torch.get_num_threads() <= COMPILED_THREADS
     out = x.scale.new_empty(x.shape[0], weight.shape[0])
     block_rows = max(1, min(BLOCK_VALUES // max(1, x.num_columns), x.shape[0]))
     # Buffers serve all blocks: the kernel of the system would zero fresh ones each time. Codes of
@@ -69,12 +63,12 @@ def linear(
             # (scale * codes + zero_point) @ W.T = codes @ (scale * W).T + zero_point @ W.T
             scaled = weight * x.scale[b]
             constant = (x.zero_point[b] * weight).sum(dim=1)
-        for rows, nodes in x.blocks(b, block_rows):
+        for rows, nodes in x.bucket_blocks(b, block_rows):
             block = codes[: len(nodes), : x.num_columns]
             if width == FULL_PRECISION:
                 block = packed[rows].view(torch.float32)
             elif fast:
-                _unpack_compiled(packed[rows], x.num_columns, width, codes)
+                kernels.unpack_rows(packed[rows], x.num_columns, width, codes)
             else:
                 block.copy_(unpack(packed[rows], x.num_columns, width))
             product = torch.addmm(constant, block, scaled.t(), out=result[: len(nodes)])
@@ -104,11 +98,11 @@ def aggregate(
         x:
             Packed features ``[N, F]``.
         fast:
-            Whether to use the compiled kernel; ``None`` takes it where it is faster: installed,
-            on the CPU and at least :data:`NARROW_COLUMNS` features.
+            Whether to use the compiled kernel; by default where it is faster: installed, on the
+            CPU and at least :data:`NARROW_COLUMNS` features.
 
     Returns:
-        ``[R, F]`` float32.
+        Sums, ``[R, F]`` float32.
 
     Raises:
         ValueError:
@@ -118,12 +112,12 @@ def aggregate(
     if weight is None:
         weight = x.scale.new_ones(len(col))
     if fast is None:
-        fast = _has_kernels_for(x) and x.num_columns >= NARROW_COLUMNS
+        fast = kernels.has_kernels(x.device) and x.num_columns >= NARROW_COLUMNS
     return (_aggregate_compiled if fast else _aggregate_unpacked)(crow, col, weight, x)
 
 
 def check_graph(crow: Tensor, col: Tensor, weight: Tensor | None, num_nodes: int) -> None:
-    """Check the parts of a CSR matrix; a kernel would read beyond its arrays.
+    """Check the parts of a CSR matrix: a kernel would read beyond its arrays.
 
     Raises:
         ValueError:
@@ -138,26 +132,16 @@ def check_graph(crow: Tensor, col: Tensor, weight: Tensor | None, num_nodes: int
         raise ValueError(f"weight: expected {list(col.shape)}, got {list(weight.shape)}")
 
 
-def _has_kernels_for(x: PackedFeatures) -> bool:
-    return has_kernels() and x.data.device.type == "cpu"
-
-
-def _unpack_compiled(packed: Tensor, num_columns: int, bit_width: int, out: Tensor) -> None:
-    from sgquant_optuna.packed import kernels
-
-    kernels.unpack_rows(packed.numpy(), plane_table([bit_width])[0], num_columns, out.numpy())
-
-
 def _aggregate_compiled(crow: Tensor, col: Tensor, weight: Tensor, x: PackedFeatures) -> Tensor:
-    from sgquant_optuna.packed import kernels
+    from sgquant_optuna.packed import numba_kernels
 
     out = torch.empty(len(crow) - 1, x.num_columns)
     num_full = sum(
         len(x.packed_rows(b)) for b, q in enumerate(x.bit_widths) if q == FULL_PRECISION
     )
     full = x.data[: 4 * num_full * x.num_columns].view(torch.float32)
-    with kernels.LOCK:
-        kernels.aggregate(
+    with numba_kernels.LOCK:
+        numba_kernels.aggregate(
             crow.numpy(),
             col.numpy(),
             weight.detach().float().numpy(),
@@ -165,7 +149,7 @@ def _aggregate_compiled(crow: Tensor, col: Tensor, weight: Tensor, x: PackedFeat
             full.view(num_full, x.num_columns).numpy(),
             torch.tensor(x.starts).numpy(),
             torch.tensor([x.packed_rows(b).shape[1] for b in range(len(x.bit_widths))]).numpy(),
-            plane_table(x.bit_widths),
+            kernels.plane_table(x.bit_widths),
             x.bucket.numpy(),
             x.position.numpy(),
             x.scale.numpy(),
@@ -177,7 +161,7 @@ def _aggregate_compiled(crow: Tensor, col: Tensor, weight: Tensor, x: PackedFeat
 
 
 def _aggregate_unpacked(crow: Tensor, col: Tensor, weight: Tensor, x: PackedFeatures) -> Tensor:
-    """Multiply by some columns of all nodes at a time: they fit the workspace, and the cache."""
+    """Multiply by some columns of all nodes at a time, so that they fit workspace and cache."""
     num_rows, num_nodes = len(crow) - 1, x.shape[0]
     out = x.scale.new_zeros(num_rows, x.num_columns)
     step = max(1, WORKSPACE_VALUES // max(1, num_nodes))
@@ -198,14 +182,9 @@ def _aggregate_unpacked(crow: Tensor, col: Tensor, weight: Tensor, x: PackedFeat
 def _columns(x: PackedFeatures, start: int, stop: int) -> Tensor:
     """Bring some columns of all nodes back to float32, ``[N, stop - start]``."""
     out = x.scale.new_empty(x.shape[0], stop - start)
-    for b, width in enumerate(x.bit_widths):
-        packed = x.packed_rows(b)
-        by_column = slice(start, stop) if x.scale.shape[1] > 1 else slice(None)
-        for rows, nodes in x.blocks(b, max(1, BLOCK_VALUES // max(1, stop - start))):
-            if width == FULL_PRECISION:
-                out[nodes] = packed[rows].view(torch.float32)[:, start:stop]
-                continue
-            line = nodes if x.ranges_by_row else slice(b, b + 1)
-            codes = unpack(packed[rows], x.num_columns, width, start, stop)
-            out[nodes] = dequantize(codes, x.scale[line, by_column], x.zero_point[line, by_column])
+    block_rows = max(1, BLOCK_VALUES // max(1, stop - start))
+    for number in range(len(x.bit_widths)):
+        packed = x.packed_rows(number)
+        for rows, nodes in x.bucket_blocks(number, block_rows):
+            out[nodes] = x.decode(packed[rows], number, nodes, slice(start, stop))
     return out

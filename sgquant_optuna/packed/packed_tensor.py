@@ -14,68 +14,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sgquant_optuna.exceptions import ModelError
 from sgquant_optuna.graph.sparse_products import csr
 from sgquant_optuna.graph.tensor_base import WrapperTensor
-from sgquant_optuna.packed.adjacency import add_rows, parts_of, row_blocks
-from sgquant_optuna.packed.features import PackedFeatures
+from sgquant_optuna.packed.adjacency import add_rows
+from sgquant_optuna.packed.blocks import BLOCK_VALUES, cut, row_blocks
 from sgquant_optuna.packed.indexing import split_index
-from sgquant_optuna.quantization.affine import dequantize
-from sgquant_optuna.quantization.packing import unpack
-from sgquant_optuna.quantization.sites import FULL_PRECISION
-
-BLOCK_VALUES = 1 << 20
-"""Float32 values of neighbours that exist at one time: 4 MiB."""
+from sgquant_optuna.packed.packed_features import PackedFeatures
 
 
 class Rows(Protocol):
-    """What holds packed rows."""
+    """Anything that holds rows packed."""
 
-    shape: tuple[int, int]
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of columns."""
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Device of the packed rows."""
 
     def blocks(self) -> Iterator[tuple[Tensor | slice, Tensor]]:
         """Bring all rows back block by block: their nodes, and a matrix, dense or CSR."""
 
     def rows(self, index: Tensor) -> Tensor:
         """Bring some rows back, ``[n, F]`` float32."""
-
-
-class HiddenRows:
-    """Features that a layer computed, packed.
-
-    Args:
-        features:
-            The packed features.
-    """
-
-    def __init__(self, features: PackedFeatures) -> None:
-        self.features = features
-        self.shape = features.shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.features.device
-
-    def blocks(self) -> Iterator[tuple[Tensor | slice, Tensor]]:
-        """Bring all rows back block by block: their nodes, and a dense matrix."""
-        x = self.features
-        for number, width in enumerate(x.bit_widths):
-            packed = x.packed_rows(number)
-            for rows, nodes in x.blocks(number):
-                if width == FULL_PRECISION:
-                    yield nodes, packed[rows].view(torch.float32)
-                    continue
-                line = nodes if x.ranges_by_row else number
-                codes = unpack(packed[rows], x.num_columns, width)
-                yield nodes, dequantize(codes, x.scale[line], x.zero_point[line])
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Bring some rows back, ``[n, F]`` float32."""
-        return self.features.rows(index)
 
 
 class PackedTensor(WrapperTensor):
@@ -87,7 +50,7 @@ class PackedTensor(WrapperTensor):
 
     Args:
         packed:
-            The features, or what else holds rows.
+            Packed features, or anything else that holds rows.
 
     Raises:
         TypeError:
@@ -97,15 +60,14 @@ class PackedTensor(WrapperTensor):
     packed: Rows
 
     @staticmethod
-    def __new__(cls, packed: PackedFeatures | Rows) -> PackedTensor:
-        """Wrap what holds the rows."""
-        rows = HiddenRows(packed) if isinstance(packed, PackedFeatures) else packed
-        self = cls._wrap(rows.shape, device=rows.device)
-        self.packed = rows
+    def __new__(cls, packed: Rows) -> PackedTensor:
+        """Wrap packed rows."""
+        self = cls._wrap(packed.shape, device=packed.device)
+        self.packed = packed
         return self
 
     def __reduce_ex__(self, protocol: object) -> tuple[type[PackedTensor], tuple[Rows]]:
-        """Pickle what holds the rows."""
+        """Pickle the packed rows."""
         return PackedTensor, (self.packed,)
 
     def dense(self) -> Tensor:
@@ -129,19 +91,36 @@ class PackedTensor(WrapperTensor):
         return NotImplemented
 
 
+class InputPlaceholder(WrapperTensor):
+    """Stands for the graph's own features ``[N, F]``, which only quantized layers hold."""
+
+    @staticmethod
+    def __new__(cls, shape: tuple[int, int]) -> InputPlaceholder:
+        """Make a tensor without values."""
+        return cls._wrap(shape)
+
+    def dense(self) -> Tensor:
+        """Refuse: there are no values."""
+        raise ModelError("packed model: the graph's features are not there")
+
+    @classmethod
+    def _compute(
+        cls, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Refuse everything that would need the values."""
+        if func is F.dropout and not kwargs.get("training", args[2] if len(args) > 2 else True):
+            return args[0]
+        name = getattr(func, "__name__", str(func))
+        raise ModelError(
+            f"packed model: the model uses the graph's features outside its quantized layers "
+            f"(in {name}), but the file holds them only as those layers take them; let a "
+            f"quantized layer take them, at 32 bits where they have to stay exact"
+        )
+
+
 _MATMUL = {torch.matmul, torch.mm, torch.sparse.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
 _COPIES = {Tensor.clone, torch.clone, Tensor.detach, torch.detach, Tensor.contiguous}
 _MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.float}
-
-
-def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """Return some rows of packed or ordinary features, ``[n, F]`` float32."""
-    return x.packed.rows(index) if isinstance(x, PackedTensor) else x[index]
-
-
-def blocks_of(x: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
-    """Bring features back block by block: their nodes, and a matrix, dense or CSR."""
-    return x.packed.blocks() if isinstance(x, PackedTensor) else iter([(slice(None), x)])
 
 
 def _packed_result(func: Callable[..., Any], x: PackedTensor, *args: Any, **kwargs: Any) -> Any:
@@ -174,10 +153,9 @@ def _moved(func: Callable[..., Any], x: PackedTensor, *args: Any, **kwargs: Any)
         return NotImplemented
     if to.device == x.packed.device:
         return x
-    rows = x.packed
-    if not isinstance(rows, HiddenRows):
+    if not isinstance(x.packed, PackedFeatures):
         return NotImplemented
-    return PackedTensor(rows.features.to(to.device))
+    return PackedTensor(x.packed.to(to.device))
 
 
 def _selected(x: PackedTensor, index: object) -> Any:
@@ -201,14 +179,14 @@ def _linear(input: PackedTensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 
 def _sparse_product(matrix: Tensor, x: PackedTensor) -> Tensor:
-    """Multiply ``[R, N] @ [N, F]``: a few rows at a time, with only their neighbours unpacked."""
+    """Multiply ``[R, N] @ [N, F]``, a few rows at a time: only their neighbours are unpacked."""
     crow, col, value = matrix.crow_indices(), matrix.col_indices(), matrix.values()
     num_columns = x.packed.shape[1]
     out = value.new_empty(matrix.shape[0], num_columns)
     limit = max(1, BLOCK_VALUES // max(1, num_columns))
     for rows, entries in row_blocks(crow, limit):
         if entries.stop - entries.start > limit:
-            _add_hub(out[rows], col, value, parts_of(entries, limit), x)
+            _add_hub(out[rows], col, value, cut(entries, limit), x)
             continue
         nodes, place = col[entries].long().unique(return_inverse=True)
         shape = (rows.stop - rows.start, len(nodes))

@@ -12,12 +12,11 @@ from sgquant_optuna.packed import model_reading
 from sgquant_optuna.packed.container import read_container, write_container
 from sgquant_optuna.packed.evaluation import evaluate_packed
 from sgquant_optuna.packed.export import export_packed, load_packed
-from sgquant_optuna.packed.features import PackedFeatures
-from sgquant_optuna.packed.input_build import build_input_part
-from sgquant_optuna.packed.input_part import InputPart
+from sgquant_optuna.packed.input_features import InputPart
 from sgquant_optuna.packed.integers import read_integers
-from tests.packed.test_features import make
-from tests.packed.test_model import BUILT_IN, graph_of, quantized
+from sgquant_optuna.packed.packed_features import PackedFeatures
+from tests.packed.test_packed_features import make
+from tests.packed.test_packed_model import BUILT_IN, graph_of, quantized
 
 ONE = torch.ones(1, 1)
 DTYPES = (torch.float64, torch.float16, torch.int32, torch.uint8, torch.bool)
@@ -149,7 +148,7 @@ def test_altered_packed_models_are_refused_or_give_scores(name, sparse, tmp_path
 def test_columns_outside_the_matrix_are_refused():
     x = torch.zeros(3, 12)  # columns take 4 bits, so 12 to 15 can be written
     x[:, [2, 7]] = 1
-    part = build_input_part(x, "sparse", 4, ONE, 0 * ONE, "nearest")
+    part = InputPart.from_dense(x, "sparse", 4, ONE, 0 * ONE, "nearest")
     for byte in (0xFF, 0x00):  # 15 everywhere; 0 twice in each row
         columns = torch.full_like(part.tensors["columns"], byte)
         with pytest.raises(PackingError, match="rising ones below 12"):
@@ -159,7 +158,7 @@ def test_columns_outside_the_matrix_are_refused():
 @pytest.mark.parametrize("store", ["codebook", "sparse codebook"])
 def test_codes_without_a_value_are_refused(store):
     x = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
-    part = build_input_part(x, store, 32, ONE, 0 * ONE, "nearest")
+    part = InputPart.from_dense(x, store, 32, ONE, 0 * ONE, "nearest")
     codes = torch.full_like(part.tensors["codes"], 0xFF)
     with pytest.raises(PackingError, match="codes of the input: expected some below"):
         InputPart(store, 32, (2, 3), {**part.tensors, "codes": codes}, part.count_bits)
@@ -178,7 +177,7 @@ def test_codes_without_a_value_are_refused(store):
     ],
 )
 def test_ranges_of_an_input_that_cannot_be_are_refused(change):
-    part = build_input_part(torch.eye(6), "rows", 4, ONE, 0 * ONE, "nearest")
+    part = InputPart.from_dense(torch.eye(6), "rows", 4, ONE, 0 * ONE, "nearest")
     with pytest.raises(PackingError, match="of the input: expected"):
         InputPart("rows", 4, (6, 6), {**part.tensors, **change})
 

@@ -7,13 +7,14 @@ from torch.nn import functional as F
 from sgquant_optuna.exceptions import GraphError, ModelError
 from sgquant_optuna.packed.export import export_packed, load_packed
 from sgquant_optuna.packed.feature_store import PackedFeatureStore
-from sgquant_optuna.packed.features import PackedFeatures
 from sgquant_optuna.packed.operations import aggregate, linear
+from sgquant_optuna.packed.packed_features import PackedFeatures
 from sgquant_optuna.packed.packed_tensor import PackedTensor
 from sgquant_optuna.quantization.affine import affine_parameters
 from tests.conftest import make_graph
-from tests.packed.test_features import make, random_graph
-from tests.packed.test_model import quantized
+from tests.packed.test_operations import random_graph
+from tests.packed.test_packed_features import make
+from tests.packed.test_packed_model import quantized
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]

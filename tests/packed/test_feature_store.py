@@ -7,9 +7,9 @@ from torch_geometric.nn import GCNConv
 from torch_geometric.utils import k_hop_subgraph
 
 from sgquant_optuna.packed.feature_store import PackedFeatureStore
-from sgquant_optuna.packed.features import PackedFeatures
-from sgquant_optuna.packed.packed_tensor import HiddenRows, PackedTensor
-from tests.packed.test_features import make
+from sgquant_optuna.packed.packed_features import PackedFeatures
+from sgquant_optuna.packed.packed_tensor import PackedTensor
+from tests.packed.test_packed_features import make
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ EDGES = torch.stack([torch.arange(40), (torch.arange(40) + 1) % 40])
 
 def test_a_data_set_of_packed_features_is_sampled_by_the_loaders_of_pyg(mapped):
     features, expected, unpacked = mapped
-    data = Data(x=PackedTensor(HiddenRows(features)), edge_index=EDGES, node=torch.arange(40))
+    data = Data(x=PackedTensor(features), edge_index=EDGES, node=torch.arange(40))
     loader = RandomNodeLoader(data, num_parts=4)
     nodes = []
     for batch in loader:
@@ -79,7 +79,7 @@ def test_neighbourhoods_read_their_rows_from_the_store(mapped):
 )
 def test_selecting_rows_unpacks_them_alone(mapped, index):
     features, expected, unpacked = mapped
-    x = PackedTensor(HiddenRows(features))
+    x = PackedTensor(features)
     assert torch.equal(x[index], expected[index])
     assert unpacked == [len(expected[index])]
     assert torch.equal(x.index_select(0, torch.tensor([7])), expected[7:8])

@@ -7,10 +7,12 @@ import torch
 from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.packed import packed_tensor
 from sgquant_optuna.packed.feature_store import PackedFeatureStore
-from sgquant_optuna.packed.features import PackedFeatures
-from sgquant_optuna.packed.packed_tensor import HiddenRows, PackedTensor
-from tests.packed.test_features import make
+from sgquant_optuna.packed.packed_features import PackedFeatures
+from sgquant_optuna.packed.packed_tensor import PackedTensor
+from tests.packed.allocations import LargestOutput
+from tests.packed.test_packed_features import make
 
 NUM_NODES, NUM_COLUMNS = 40, 6
 MASK = [node % 3 == 0 for node in range(NUM_NODES)]
@@ -158,6 +160,21 @@ def test_packed_features_are_not_written_to(packed):
 
 def test_dense_operations_see_all_rows(packed):
     features, expected = packed
-    x = PackedTensor(HiddenRows(features))
+    x = PackedTensor(features)
     assert torch.equal(x * 2 + x, expected * 2 + expected)
     assert x.shape == expected.shape and x.device == expected.device
+
+
+def test_a_row_of_many_neighbours_is_added_up_in_parts(monkeypatch):
+    packed, dense, _ = make(4000, 16, [8, 3, 32])
+    degree = torch.tensor([0, 5, 4000, 0, 30])
+    crow = torch.nn.functional.pad(degree.cumsum(0), (1, 0))
+    col = torch.cat([torch.arange(5), torch.arange(4000), torch.arange(30)])
+    value = torch.rand(len(col), generator=torch.Generator().manual_seed(0))
+    matrix = torch.sparse_csr_tensor(crow, col, value, (5, 4000), check_invariants=False)
+    monkeypatch.setattr(packed_tensor, "BLOCK_VALUES", 100 * 16)
+    x = PackedTensor(packed)
+    with LargestOutput() as largest:
+        found = matrix @ x
+    torch.testing.assert_close(found, matrix @ dense, rtol=1e-5, atol=1e-4)
+    assert largest.nbytes <= 8 * len(col)  # its columns; 16 features of each would be 8 times that

@@ -4,23 +4,20 @@ from torch import nn
 from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv
 
 from sgquant_optuna.graph.paper_models import AGNN, GAT
-from sgquant_optuna.packed import model_graph, packed_tensor
-from sgquant_optuna.packed.adjacency import Adjacency, parts_of, row_blocks
+from sgquant_optuna.packed import message_passing, packed_tensor
 from sgquant_optuna.packed.export import export_packed, load_packed
-from sgquant_optuna.packed.model import PackedModel
-from sgquant_optuna.packed.packed_tensor import HiddenRows, PackedTensor
+from sgquant_optuna.packed.packed_model import PackedModel
 from tests.conftest import make_graph
-from tests.packed import test_model
+from tests.packed import test_packed_model
 from tests.packed.allocations import LargestOutput
-from tests.packed.test_features import make
 
 FLOW = "source_to_target"
 NUM_NODES, HUB_EDGES = 200, 8_000
 
 
 def limit_blocks(monkeypatch, edges, values):
-    monkeypatch.setattr(model_graph, "BLOCK_EDGES", edges)
-    monkeypatch.setattr(model_graph, "_BLOCK_VALUES", values)
+    monkeypatch.setattr(message_passing, "ATTENTION_EDGES", edges)
+    monkeypatch.setattr(message_passing, "EDGE_VALUES", values)
     monkeypatch.setattr(packed_tensor, "BLOCK_VALUES", values)
 
 
@@ -58,7 +55,7 @@ def test_attention_in_blocks_equals_that_of_pyg(build, block_edges, flow, monkey
         given = (torch.randn(200, 2, generator=generator),)
     with torch.no_grad():
         expected = conv(x, edges, *given)
-        model_graph.MessagePasser(nn.ModuleDict({"conv": conv}), {"conv": None})
+        message_passing.MessagePasser(nn.ModuleDict({"conv": conv}), {"conv": None})
         torch.testing.assert_close(conv(x, edges, *given), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -71,10 +68,10 @@ def test_attention_that_a_subclass_computes_in_its_own_way_is_left_to_it():
     edges, x, conv = torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.rand(3, 4), OwnScores(4, 2)
     with torch.no_grad():
         expected = conv(x, edges)
-        passer = model_graph.MessagePasser(nn.ModuleDict({"conv": conv}), {})
+        passer = message_passing.MessagePasser(nn.ModuleDict({"conv": conv}), {})
         assert torch.equal(conv(x, edges), expected)
     assert passer.fallback == []
-    passer = model_graph.MessagePasser(nn.ModuleDict({"conv": conv}), {"conv": None})
+    passer = message_passing.MessagePasser(nn.ModuleDict({"conv": conv}), {"conv": None})
     assert passer.fallback == ["conv"]
 
 
@@ -83,13 +80,15 @@ def test_a_hub_takes_no_more_memory_than_a_block(name, hub, tmp_path, monkeypatc
     wide = {
         "agnn": lambda: AGNN(12, 3, hidden_channels=64),
         "gat": lambda: GAT(12, 3, hidden_channels=64, heads=8),
-        "gatv2": lambda: test_model.TwoConvs(GATv2Conv(12, 16, heads=4), GATv2Conv(64, 3)),
+        "gatv2": lambda: test_packed_model.TwoConvs(GATv2Conv(12, 16, heads=4), GATv2Conv(64, 3)),
     }
-    monkeypatch.setattr(test_model, "MODELS", wide)
-    model, data, layout, scores, _ = test_model.quantized(name, hub)
+    monkeypatch.setattr(test_packed_model, "MODELS", wide)
+    model, data, layout, scores, _ = test_packed_model.quantized(name, hub)
     limit_blocks(monkeypatch, 1 << 10, 1 << 14)
     export_packed(model, data, tmp_path / "m", layout=layout)
-    packed = load_packed(tmp_path / "m", None if name in test_model.BUILT_IN else wide[name]())
+    packed = load_packed(
+        tmp_path / "m", None if name in test_packed_model.BUILT_IN else wide[name]()
+    )
     with LargestOutput() as largest:
         found = packed(data)
     assert torch.allclose(found, scores, rtol=0, atol=1e-5 * float(scores.abs().max()))
@@ -106,41 +105,10 @@ def test_no_block_sees_more_edges_than_it_may(hub, tmp_path, monkeypatch):
         seen.append(len(alpha))
         return count(self, name, width, alpha)
 
-    model, data, layout, *_ = test_model.quantized("gat", hub)
+    model, data, layout, *_ = test_packed_model.quantized("gat", hub)
     export_packed(model, data, tmp_path / "m", layout=layout)
     limit_blocks(monkeypatch, 300, 1 << 14)
     monkeypatch.setattr(PackedModel, "_count_attention", spied)
     load_packed(tmp_path / "m")(data)
     assert max(seen) <= 300
     assert sum(seen) == 2 * (data.num_edges + NUM_NODES)  # two layers, self-loops included
-
-
-def test_a_row_of_many_neighbours_is_added_up_in_parts(monkeypatch):
-    packed, dense, _ = make(4000, 16, [8, 3, 32])
-    degree = torch.tensor([0, 5, 4000, 0, 30])
-    crow = torch.nn.functional.pad(degree.cumsum(0), (1, 0))
-    col = torch.cat([torch.arange(5), torch.arange(4000), torch.arange(30)])
-    value = torch.rand(len(col), generator=torch.Generator().manual_seed(0))
-    matrix = torch.sparse_csr_tensor(crow, col, value, (5, 4000), check_invariants=False)
-    limit_blocks(monkeypatch, 1 << 10, 100 * 16)
-    x = PackedTensor(HiddenRows(packed))
-    with LargestOutput() as largest:
-        found = matrix @ x
-    torch.testing.assert_close(found, matrix @ dense, rtol=1e-5, atol=1e-4)
-    assert largest.nbytes <= 8 * len(col)  # its columns; 16 features of each would be 8 times that
-
-
-def test_edges_are_cut_at_the_rows_and_a_hub_within_it():
-    sources = torch.tensor([5, 1, 4, 1, 0, 3, 2])
-    adjacency = Adjacency(torch.stack([sources, torch.tensor([2, 0, 2, 2, 1, 2, 0])]), FLOW, 6)
-    assert adjacency.crow.tolist() == [0, 2, 3, 7, 7, 7, 7]
-    assert adjacency.edges(slice(0, 7)).tolist() == [1, 6, 4, 0, 2, 3, 5]
-    assert adjacency.order.tolist() == [1, 6, 4, 3, 5, 2, 0]
-    assert adjacency.to_source(slice(3, 7)).tolist() == [2, 3, 1, 0]
-    blocks = list(row_blocks(adjacency.crow, 3))
-    assert blocks == [
-        (slice(0, 2), slice(0, 3)),
-        (slice(2, 3), slice(3, 7)),
-        (slice(3, 6), slice(7, 7)),
-    ]
-    assert parts_of(slice(3, 7), 3) == [slice(3, 6), slice(6, 7)]

@@ -1,6 +1,6 @@
 """Peak memory of one inference, by the kernel's high-water mark of a process of its own.
 
-Run as ``python -m sgquant_optuna.packed.peak MODEL FOLDER`` it prints the bytes of each kind.
+``python -m sgquant_optuna.packed.peak_memory MODEL FOLDER`` prints the bytes of each kind.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sgquant_optuna.attachment.quantized_model import attach, set_bit_widths
 from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN
 from sgquant_optuna.packed.container import read_container
-from sgquant_optuna.packed.model import PackedModel
 from sgquant_optuna.packed.model_contents import pack_contents
 from sgquant_optuna.packed.model_reading import plain_model
+from sgquant_optuna.packed.packed_model import PackedModel
 from sgquant_optuna.quantization.sites import BitWidths
 
 Kind = Literal["packed", "float32"]

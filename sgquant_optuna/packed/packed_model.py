@@ -20,19 +20,18 @@ from sgquant_optuna.exceptions import (
 )
 from sgquant_optuna.graph.fingerprint import edges_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
-from sgquant_optuna.packed.absent_input import AbsentInput
-from sgquant_optuna.packed.features import PackedFeatures
+from sgquant_optuna.packed.input_features import PackedInput
+from sgquant_optuna.packed.message_passing import MessagePasser
 from sgquant_optuna.packed.model_checks import check_header, site_ranges
 from sgquant_optuna.packed.model_contents import stored_lines
-from sgquant_optuna.packed.model_graph import MessagePasser
-from sgquant_optuna.packed.model_input import PackedInput
 from sgquant_optuna.packed.model_reading import (
     degree_buckets,
     packed_input,
     plain_model,
     spread_ranges,
 )
-from sgquant_optuna.packed.packed_tensor import HiddenRows, PackedTensor
+from sgquant_optuna.packed.packed_features import PackedFeatures
+from sgquant_optuna.packed.packed_tensor import InputPlaceholder, PackedTensor
 from sgquant_optuna.quantization.affine import fake_quantize
 from sgquant_optuna.quantization.input_stores import RANGE_BYTES
 from sgquant_optuna.quantization.layout import packed_nbytes
@@ -129,7 +128,7 @@ class PackedModel(nn.Module):
                 If the forward pass does not reach a quantized layer.
         """
         data = Data(edge_index=graph) if isinstance(graph, Tensor) else copy.copy(graph)
-        data.x = AbsentInput((self.layout.num_nodes, int(self.fields["num_features"])))
+        data.x = InputPlaceholder((self.layout.num_nodes, int(self.fields["num_features"])))
         self._check_edges(data)
         self._used = {}
         with torch.no_grad():
@@ -220,7 +219,7 @@ class PackedModel(nn.Module):
         layer.register_forward_pre_hook(partial(_change_input, name, change), with_kwargs=True)
 
     def _take_input(self, name: str, stored: PackedTensor, x: Tensor) -> Tensor:
-        if not isinstance(x, AbsentInput):
+        if not isinstance(x, InputPlaceholder):
             raise ModelError(f"{name}: expected the graph's features, got {type(x).__name__}")
         assert isinstance(stored.packed, PackedInput)
         self._used[name] = stored.packed.nbytes
@@ -253,7 +252,7 @@ class PackedModel(nn.Module):
         self._used[name] = packed.data.nbytes + RANGE_BYTES * scale[lines].numel()
         if self._frees and x._base is None:
             x.data = x.new_empty(0)  # the models of the paper do not read it again
-        return PackedTensor(HiddenRows(packed))
+        return PackedTensor(packed)
 
     def _attention(
         self, site: Mapping[str, Any], tensors: Mapping[str, Tensor], config: QuantizerConfig

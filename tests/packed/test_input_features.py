@@ -4,28 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.input_build import build_input_part
-from sgquant_optuna.packed.input_part import InputPart
-from sgquant_optuna.packed.integers import pack_integers, read_integer_run, read_integers
-from sgquant_optuna.packed.model_input import PackedInput
+from sgquant_optuna.packed.input_features import InputPart, PackedInput
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
 from sgquant_optuna.quantization.input_stores import InputContent, input_stores
 
 ONE = torch.ones(1, 1)
-
-
-@given(
-    values=st.lists(st.integers(0, 2**19 - 1), max_size=70),
-    bits=st.integers(0, 19),
-    ends=st.tuples(st.integers(0, 70), st.integers(0, 70)),
-)
-@settings(deadline=None, max_examples=60)
-def test_a_run_is_what_reading_one_by_one_gives(values, bits, ends):
-    values = torch.tensor(values, dtype=torch.long) % (1 << bits)
-    packed = pack_integers(values, bits)
-    start, stop = sorted(min(end, len(values)) for end in ends)
-    expected = read_integers(packed, len(values), bits, torch.arange(start, stop))
-    assert read_integer_run(packed, len(values), bits, start, stop).tolist() == expected.tolist()
 
 
 def values_of(kind, num_rows, num_columns, generator):
@@ -58,7 +41,7 @@ def test_every_store_gives_the_fake_quantized_rows_in_the_bytes_that_were_counte
         0 * ONE, x.max().clamp(min=0.1) * ONE, min(bit_width, 16)
     )
     expected = x if bit_width == 32 else fake_quantize(x, scale, zero_point, bit_width)
-    part = build_input_part(x, store, bit_width, scale, zero_point, "nearest")
+    part = InputPart.from_dense(x, store, bit_width, scale, zero_point, "nearest")
     assert part.nbytes == input_stores(*shape, bit_width, 1, content_of(x))[store]
     index = torch.arange(len(x)).flip(0).repeat(2)
     assert torch.equal(part.rows(index), expected[index])
@@ -76,7 +59,7 @@ def test_ranges_by_column_and_by_row(store, shape):
     x = values_of("many", 5, 7, torch.Generator().manual_seed(0))
     scale, zero_point = affine_parameters(torch.zeros(shape), torch.rand(shape) + 0.5, 4)
     expected = fake_quantize(x, scale, zero_point, 4)
-    part = build_input_part(x, store, 4, scale, zero_point, "nearest")
+    part = InputPart.from_dense(x, store, 4, scale, zero_point, "nearest")
     assert part.nbytes == input_stores(5, 7, 4, scale.numel(), content_of(x))[store]
     assert torch.equal(part.rows(torch.arange(5)), expected)
     for sparse in (False, True):
@@ -87,14 +70,14 @@ def test_binary_rows_take_only_the_places_of_their_non_zeros():
     # 2 rows of 9 columns with 1 and 3 non-zeros: counts of 2 bits, columns of 4 bits, one value.
     x = torch.zeros(2, 9)
     x[0, 8] = x[1, 0] = x[1, 4] = x[1, 5] = 1
-    part = build_input_part(x, "sparse codebook", 1, ONE, 0 * ONE, "nearest")
+    part = InputPart.from_dense(x, "sparse codebook", 1, ONE, 0 * ONE, "nearest")
     sizes = {name: tensor.nbytes for name, tensor in part.tensors.items()}
     assert sizes == {"counts": 1, "columns": 2, "codes": 0, "values": 4}
 
 
 def test_tensors_that_do_not_fit_are_refused():
     x = torch.eye(6)
-    part = build_input_part(x, "sparse", 4, ONE, 0 * ONE, "nearest")
+    part = InputPart.from_dense(x, "sparse", 4, ONE, 0 * ONE, "nearest")
     arguments = part.store, part.bit_width, part.shape
     for name, value in {
         "columns": torch.zeros(99, dtype=torch.uint8),
@@ -111,7 +94,7 @@ def test_tensors_that_do_not_fit_are_refused():
 
 
 def test_parts_that_do_not_fit_the_buckets_are_refused():
-    part = build_input_part(torch.eye(3), "rows", 32, ONE, ONE, "nearest")
+    part = InputPart.from_dense(torch.eye(3), "rows", 32, ONE, ONE, "nearest")
     bucket = torch.tensor([0, 1, 1, 1], dtype=torch.uint8)
     with pytest.raises(PackingError, match="degree buckets"):
         PackedInput([part, None], bucket, sparse=False)

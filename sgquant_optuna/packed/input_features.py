@@ -1,0 +1,421 @@
+"""The graph's own features as a packed model holds them: each degree bucket in its own store.
+
+The bytes of each store are those of :func:`sgquant_optuna.quantization.input_stores.input_stores`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.graph.sparse_products import csr
+from sgquant_optuna.packed.blocks import BLOCK_ROWS, cut
+from sgquant_optuna.packed.checks import (
+    check_count,
+    check_finite,
+    check_ranges,
+    check_shape,
+    check_tensor,
+    check_widths,
+)
+from sgquant_optuna.packed.indexing import places_in_buckets
+from sgquant_optuna.packed.integers import pack_integers, read_integer_run, read_integers
+from sgquant_optuna.quantization.affine import dequantize, fake_quantize, quantize
+from sgquant_optuna.quantization.input_stores import MAX_VALUES
+from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
+from sgquant_optuna.quantization.packing import pack, unpack
+from sgquant_optuna.quantization.quantizer_config import Rounding
+from sgquant_optuna.quantization.sites import FULL_PRECISION
+
+STORES = ("rows", "codebook", "sparse", "sparse codebook")
+_MOST_BITS = 31  # of a count: it is at most the number of columns
+_BLOCK_INTEGERS = 1 << 16
+"""Integers that are unpacked at one time to check them."""
+
+
+class InputPart:
+    """Rows of one degree bucket; their bytes are read when the rows are.
+
+    Args:
+        store:
+            ``"rows"``, ``"codebook"``, ``"sparse"`` or ``"sparse codebook"``.
+        bit_width:
+            Bits of a quantized value; 32 keeps the values.
+        shape:
+            Number of rows and columns, ``(R, F)``.
+        tensors:
+            Stored tensors: those of ``codes``, ``values``, ``counts``, ``columns``, ``scale`` and
+            ``zero_point`` that the store has.
+        count_bits:
+            Bits of the number of non-zeros of a row, in a sparse store.
+
+    Raises:
+        PackingError:
+            If the tensors do not fit one another.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        bit_width: int,
+        shape: tuple[int, int],
+        tensors: Mapping[str, Tensor],
+        count_bits: int = 0,
+    ) -> None:
+        check_widths((bit_width,), "bit width of the input")
+        check_shape(shape, "shape of the input")
+        check_count(count_bits, "bits of a count", high=_MOST_BITS)
+        self.store, self.bit_width, self.shape = store, bit_width, shape
+        self.tensors, self.count_bits = dict(tensors), count_bits
+        if store not in STORES or set(tensors) != _names(store, bit_width):
+            raise PackingError(f"input part: got {store!r} of {sorted(tensors)}")
+        self.is_sparse, self.has_codebook = store.startswith("sparse"), "codebook" in store
+        if self.is_sparse:  # the start of each row is derived, so it is not stored
+            counts = read_integers(tensors["counts"], shape[0], count_bits)
+            self._crow = F.pad(counts.cumsum(0), (1, 0))
+            self._nnz = int(self._crow[-1])
+        self._check_tensors()
+        if self.is_sparse:
+            self._check_columns()
+        if self.has_codebook:
+            self._check_codes()
+
+    @classmethod
+    def from_dense(
+        cls,
+        x: Tensor,
+        store: str,
+        bit_width: int,
+        scale: Tensor,
+        zero_point: Tensor,
+        rounding: Rounding,
+    ) -> InputPart:
+        """Pack rows.
+
+        Args:
+            x:
+                Rows, ``[R, F]`` float32.
+            store:
+                Name of the store.
+            bit_width:
+                Bits of a quantized value: 1-8, 16 or 32.
+            scale:
+                Step between codes, ``[1, 1]``, ``[1, F]`` or ``[R, 1]``; unused at 32 bits.
+            zero_point:
+                Real value of code 0, same shape.
+            rounding:
+                ``"nearest"`` or the paper's ``"floor"``.
+        """
+        tensors: dict[str, Tensor] = {}
+        count_bits = 0
+        nonzero = x != 0
+        if store.startswith("sparse"):
+            counts = nonzero.sum(dim=1)
+            count_bits = bits_for(int(counts.max()) if len(counts) else 0)
+            column = nonzero.nonzero()[:, 1]
+            tensors["counts"] = pack_integers(counts, count_bits)
+            tensors["columns"] = pack_integers(column, bits_for(max(0, x.shape[1] - 1)))
+        if "codebook" in store:
+            tensors |= _codebook(x, store, bit_width, scale, zero_point, rounding)
+        elif bit_width == FULL_PRECISION:
+            tensors["values"] = x[nonzero] if store == "sparse" else x
+        else:
+            tensors |= {"scale": scale, "zero_point": zero_point}
+            if store == "sparse":
+                ranges = scale.expand_as(x)[nonzero], zero_point.expand_as(x)[nonzero]
+                codes = quantize(x[nonzero], *ranges, bit_width, rounding=rounding)
+                tensors["codes"] = pack_integers(codes.long(), bit_width)
+            else:
+                codes = quantize(x, scale, zero_point, bit_width, rounding=rounding)
+                tensors["codes"] = pack(codes, bit_width)
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        return cls(store, bit_width, (x.shape[0], x.shape[1]), tensors, count_bits)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes, ranges and values of a codebook included."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        return next(iter(self.tensors.values())).device
+
+    def fields(self) -> dict[str, Any]:
+        """Return what the tensors do not say, ready for JSON."""
+        return {
+            "store": self.store,
+            "bit_width": self.bit_width,
+            "shape": list(self.shape),
+            "count_bits": self.count_bits,
+        }
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Bring some rows back, ``[n, F]`` float32.
+
+        Args:
+            index:
+                Places in this part, ``[n]`` int64; may repeat.
+        """
+        if not self.is_sparse:
+            return self._decode(self._stored_rows(index), index[:, None])
+        counts = self._crow[index + 1] - self._crow[index]
+        row = torch.arange(len(index), device=index.device).repeat_interleave(counts)
+        first = counts.cumsum(0) - counts
+        place = torch.arange(len(row), device=index.device) - first[row]
+        place += self._crow[index][row]
+        column = read_integers(self.tensors["columns"], self._nnz, self._column_bits, place)
+        if "codes" not in self.tensors:
+            values = self.tensors["values"][place]
+        else:
+            codes = read_integers(self.tensors["codes"], self._nnz, self._code_bits, place)
+            values = self._decode(codes, index[row], column)
+        out = torch.zeros(len(index), self.shape[1], device=index.device)
+        out[row, column] = values
+        return out
+
+    def matrix(self, start: int, stop: int, *, sparse: bool) -> Tensor:
+        """Bring neighbouring rows back as one matrix, ``[stop - start, F]``.
+
+        Args:
+            start:
+                First row.
+            stop:
+                Row after the last one.
+            sparse:
+                Whether to return a CSR matrix (of int32 indices) instead of a dense one.
+        """
+        index = torch.arange(start, stop, device=self.device)
+        if not self.is_sparse:
+            dense = self._decode(self._stored_rows(slice(start, stop)), index[:, None])
+            return dense.to_sparse_csr() if sparse else dense
+        low, high = int(self._crow[start]), int(self._crow[stop])
+        crow = (self._crow[start : stop + 1] - low).int()
+        column = read_integer_run(self.tensors["columns"], self._nnz, self._column_bits, low, high)
+        if "codes" not in self.tensors:
+            values = self.tensors["values"][low:high]
+        else:
+            codes = read_integer_run(self.tensors["codes"], self._nnz, self._code_bits, low, high)
+            by_row = "scale" in self.tensors and len(self.tensors["scale"]) > 1
+            row = index.repeat_interleave(crow.diff()) if by_row else index
+            values = self._decode(codes, row, column)
+        shape = (stop - start, self.shape[1])
+        if sparse:
+            return csr(crow, column, values, shape)
+        row = torch.arange(shape[0], device=self.device).repeat_interleave(crow.diff())
+        out = torch.zeros(shape, device=self.device)
+        out[row, column.long()] = values
+        return out
+
+    def _stored_rows(self, rows: Tensor | slice) -> Tensor:
+        if "codes" not in self.tensors:
+            return self.tensors["values"][rows]
+        return unpack(self.tensors["codes"][rows], self.shape[1], self._code_bits)
+
+    def _decode(self, codes: Tensor, row: Tensor, column: Tensor | None = None) -> Tensor:
+        """Bring codes back; ``column`` is given for those of single non-zeros."""
+        if self.has_codebook:
+            return self.tensors["values"][codes.long()]
+        if self.bit_width == FULL_PRECISION:
+            return codes
+        scale, zero_point = self.tensors["scale"], self.tensors["zero_point"]
+        if len(scale) > 1:
+            line = row.reshape(-1)
+            shape = (-1, 1) if column is None else (-1,)
+            scale, zero_point = scale[line].view(shape), zero_point[line].view(shape)
+        elif column is not None:
+            column = column.long() if scale.shape[1] > 1 else column.new_zeros(1).long()
+            scale, zero_point = scale[0, column], zero_point[0, column]
+        return dequantize(codes, scale, zero_point)
+
+    @property
+    def _column_bits(self) -> int:
+        return bits_for(max(0, self.shape[1] - 1))
+
+    @property
+    def _code_bits(self) -> int:
+        if not self.has_codebook:
+            return self.bit_width
+        return _codebook_bits(self.store, len(self.tensors["values"]))
+
+    def _check_tensors(self) -> None:
+        """Check types, shapes and ranges of all tensors."""
+        (num_rows, num_columns), tensors = self.shape, self.tensors
+        sizes: dict[str, tuple[int, ...]] = {}
+        if self.has_codebook:
+            num_values = tensors["values"].numel()
+            sizes["values"] = (check_count(num_values, "values of a codebook", high=MAX_VALUES),)
+        elif "values" in tensors:
+            sizes["values"] = (self._nnz,) if self.is_sparse else self.shape
+        if self.is_sparse:
+            sizes["columns"] = (integers_nbytes(self._nnz, self._column_bits),)
+        if "codes" in tensors and self.is_sparse:
+            sizes["codes"] = (integers_nbytes(self._nnz, self._code_bits),)
+        elif "codes" in tensors:
+            sizes["codes"] = (num_rows, row_bytes(num_columns, self._code_bits))
+        for name, size in sizes.items():
+            dtype = torch.float32 if name == "values" else torch.uint8
+            check_tensor(tensors[name], f"{name} of the input", dtype, {size})
+        if "values" in tensors:
+            check_finite(tensors["values"], "values of the input")
+        if "scale" in tensors:
+            shapes = {(1, 1), (1, num_columns), (num_rows, 1)}
+            ranges = tensors["scale"], tensors["zero_point"]
+            check_ranges(*ranges, "the input", shapes, 2**self.bit_width - 1)
+
+    def _check_columns(self) -> None:
+        """Check that the columns of non-zeros exist and rise within each row.
+
+        A product reads where a column leads, and a column that stands there twice would count
+        twice in a product and once in a row.
+        """
+        last, num_columns = -1, self.shape[1]
+        for run in cut(slice(0, self._nnz), _BLOCK_INTEGERS):
+            ends = run.start, run.stop
+            column = read_integer_run(self.tensors["columns"], self._nnz, self._column_bits, *ends)
+            place = torch.arange(*ends, device=column.device)
+            row = torch.searchsorted(self._crow, place, right=True) - 1
+            at = row * num_columns + column
+            rises = int(at[0]) > last and not bool((at.diff() <= 0).any())
+            if int(column.max()) >= num_columns or not rises:
+                raise PackingError(
+                    f"columns of the input: expected rising ones below {num_columns} in each row"
+                )
+            last = int(at[-1])
+
+    def _check_codes(self) -> None:
+        """Check that every code has a value in the codebook."""
+        packed, bits, num_columns = self.tensors["codes"], self._code_bits, self.shape[1]
+        blocks: Iterator[Tensor]
+        if self.is_sparse:
+            runs = cut(slice(0, self._nnz), _BLOCK_INTEGERS)
+            blocks = (read_integer_run(packed, self._nnz, bits, r.start, r.stop) for r in runs)
+        else:
+            rows = packed.split(max(1, _BLOCK_INTEGERS // max(1, num_columns)))
+            blocks = (unpack(block, num_columns, bits) for block in rows)
+        num_values = len(self.tensors["values"])
+        for codes in blocks:
+            if codes.numel() and int(codes.max()) >= num_values:
+                raise PackingError(
+                    f"codes of the input: expected some below {num_values}, got {int(codes.max())}"
+                )
+
+
+class PackedInput:
+    """Features ``[N, F]``: the rows of each degree bucket together, in node order.
+
+    Args:
+        parts:
+            Rows of each bucket, ``None`` for one without nodes.
+        bucket:
+            Degree bucket of each node, ``[N]`` uint8, or ``None`` for one bucket.
+        sparse:
+            Whether products run on the non-zeros alone.
+
+    Raises:
+        PackingError:
+            If the parts do not fit the buckets.
+    """
+
+    def __init__(
+        self, parts: Sequence[InputPart | None], bucket: Tensor | None, *, sparse: bool
+    ) -> None:
+        present = [part for part in parts if part is not None]
+        self.parts, self.bucket, self.sparse = tuple(parts), bucket, sparse
+        columns = {part.shape[1] for part in present}
+        if len(columns) != 1 or (bucket is None and len(parts) != 1):
+            raise PackingError(
+                f"packed input: got {len(parts)} parts of {sorted(columns)} columns"
+            )
+        self.shape = (sum(part.shape[0] for part in present), columns.pop())
+        if bucket is None:
+            return
+        counts = torch.bincount(bucket.long(), minlength=len(parts)).tolist()
+        if counts != [0 if part is None else part.shape[0] for part in parts]:
+            raise PackingError("packed input: its parts do not fit the degree buckets")
+        self._position = places_in_buckets(bucket, counts)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parts."""
+        part = next(part for part in self.parts if part is not None)
+        return part.device
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes without bucket ids."""
+        return sum(part.nbytes for part in self.parts if part is not None)
+
+    def blocks(self) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """Bring all rows back block by block: their nodes, and a matrix, dense or CSR."""
+        for number, part in enumerate(self.parts):
+            if part is None:
+                continue
+            nodes = None if self.bucket is None else (self.bucket == number).nonzero()[:, 0]
+            for rows in cut(slice(0, part.shape[0]), BLOCK_ROWS):
+                of_block = rows if nodes is None else nodes[rows]
+                yield of_block, part.matrix(rows.start, rows.stop, sparse=self.sparse)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Bring some rows back, ``[n, F]`` float32.
+
+        Args:
+            index:
+                Nodes, ``[n]`` int64; may repeat.
+        """
+        if self.bucket is None:
+            assert self.parts[0] is not None
+            return self.parts[0].rows(index)
+        out = torch.empty(len(index), self.shape[1], device=index.device)
+        of_row = self.bucket[index]
+        for number, part in enumerate(self.parts):
+            where = (of_row == number).nonzero()[:, 0]
+            if part is not None and len(where):
+                out[where] = part.rows(self._position[index[where]].long())
+        return out
+
+
+def _codebook(
+    x: Tensor,
+    store: str,
+    bit_width: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    rounding: Rounding,
+) -> dict[str, Tensor]:
+    """Return the values that ``x`` takes, and the code of each of its values or non-zeros."""
+    if store.startswith("sparse"):
+        values, place = x[x != 0].unique(return_inverse=True)
+        codes = pack_integers(place, _codebook_bits(store, len(values)))
+    else:
+        values = x.unique()
+        bits = _codebook_bits(store, len(values))
+        # Places are 8 bytes each: a block of rows at a time.
+        blocks = x.split(BLOCK_ROWS)
+        codes = torch.cat([pack(torch.searchsorted(values, rows), bits) for rows in blocks])
+    # With several ranges a codebook is used at a lossless width only.
+    if bit_width != FULL_PRECISION and scale.numel() == 1:
+        fake = fake_quantize(values[None], scale, zero_point, bit_width, rounding=rounding)
+        values = fake[0]
+    return {"codes": codes, "values": values}
+
+
+def _codebook_bits(store: str, num_values: int) -> int:
+    """Return the bits of a code; rows take at least one, non-zeros none if they are equal."""
+    bits = bits_for(max(0, num_values - 1))
+    return bits if store == "sparse codebook" else max(1, bits)
+
+
+def _names(store: str, bit_width: int) -> set[str]:
+    """Return the names of the tensors of a store."""
+    names = {"counts", "columns"} if store.startswith("sparse") else set()
+    if "codebook" in store:
+        return names | {"codes", "values"}
+    if bit_width == FULL_PRECISION:
+        return names | {"values"}
+    return names | {"codes", "scale", "zero_point"}

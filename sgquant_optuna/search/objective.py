@@ -32,6 +32,7 @@ from sgquant_optuna.quantization.memory import (
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
 from sgquant_optuna.storage import write_together
+from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR
 from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.record import Fingerprint, StudyRecord
 from sgquant_optuna.study.search_space import BitWidthSearchSpace, parse_granularity
@@ -226,7 +227,7 @@ class QuantizationObjective:
             return result.memory_bytes, result.accuracy_drop
         violation = result.violation(self.config.max_drop)
         # The list form is the one that both Optuna and its dashboard read.
-        trial.storage.set_trial_system_attr(trial._trial_id, "constraints", [violation])
+        trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS_ATTR, [violation])
         if result.is_feasible(self.config.max_drop):
             return result.memory_bytes
         return honest.full_precision_bytes * (1 + violation)

@@ -21,9 +21,9 @@ from sgquant_optuna.search.trained_models import (
     shared_models,
     train_models,
 )
+from sgquant_optuna.storage.attributes import PLAN_ATTR, RECORD_ATTR
 from sgquant_optuna.storage.lease import exclusive
-from sgquant_optuna.study.plan import PLAN_ATTR, SearchPlan
-from sgquant_optuna.study.record import RECORD_ATTR
+from sgquant_optuna.study.plan import SearchPlan
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore

@@ -20,12 +20,12 @@ from sgquant_optuna.exceptions import ArtifactError
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.paper_models import make_model
 from sgquant_optuna.graph.training import fit
+from sgquant_optuna.storage.attributes import WEIGHTS_ATTR
 from sgquant_optuna.study.plan import SearchPlan
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
-WEIGHTS_ATTR = "sgquant:weights"
 FILE_NAME = "full_precision.safetensors"
 
 _logger = logging.getLogger(__name__)

@@ -1,17 +1,13 @@
 """One door to study databases: a URL or a file becomes an Optuna storage, or a clear error."""
 
 from sgquant_optuna.storage.batching import write_together
-from sgquant_optuna.storage.databases import BIRTH_ATTR
 from sgquant_optuna.storage.heartbeat import every_trial_beats
 from sgquant_optuna.storage.opening import DEFAULT_FILE, STORAGE_VARIABLE, open_storage
-from sgquant_optuna.storage.proxied import MARK_ATTRS
 from sgquant_optuna.storage.retries import PATIENCE, outage
 from sgquant_optuna.storage.serving import serve_storage
 
 __all__ = [
-    "BIRTH_ATTR",
     "DEFAULT_FILE",
-    "MARK_ATTRS",
     "PATIENCE",
     "STORAGE_VARIABLE",
     "every_trial_beats",

@@ -18,6 +18,7 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from sgquant_optuna.storage.attributes import BIRTH_ATTR
 from sgquant_optuna.storage.batching import Batch, open_batch
 from sgquant_optuna.storage.connections import close_when_idle
 from sgquant_optuna.storage.heartbeat import beats_from_birth
@@ -32,7 +33,6 @@ from sgquant_optuna.storage.retries import (
 )
 from sgquant_optuna.storage.tls import make_tls_settings_once
 
-BIRTH_ATTR = "sgquant:birth"
 _MOST_IDS = 1000  # in one statement
 _SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
 _REPEATABLE = (

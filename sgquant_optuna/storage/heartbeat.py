@@ -15,10 +15,11 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, TrialState
 
+from sgquant_optuna.storage.attributes import BEAT_ATTR
+
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-BEAT_ATTR = "sgquant:beat"
 MAX_RETRIES = 2
 _from_birth: ContextVar[bool] = ContextVar("from_birth", default=False)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import optuna
 
+from sgquant_optuna.storage.attributes import LEASE_PREFIX
 from sgquant_optuna.storage.processes import worker_name
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def exclusive(
         Whether the task is ours to do; ``False`` if another worker has done it.
     """
     times = times or LeaseTimes()
-    key = f"sgquant:lease:{task}"
+    key = LEASE_PREFIX + task
     name = f"{worker_name()} {uuid.uuid4().hex[:8]}"
 
     def read() -> dict[str, Any] | None:

@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
 from sgquant_optuna.exceptions import StorageError
-from sgquant_optuna.storage.databases import BIRTH_ATTR
-from sgquant_optuna.storage.heartbeat import BEAT_ATTR, AttributeHeartbeat, beats_from_birth
+from sgquant_optuna.storage.attributes import ASKED_ATTR, BEAT_ATTR, BIRTH_ATTR
+from sgquant_optuna.storage.heartbeat import AttributeHeartbeat, beats_from_birth
 from sgquant_optuna.storage.processes import process_mark
 from sgquant_optuna.storage.retries import (
     REPEATABLE,
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 DEFAULT_PORT = 13000
-ASKED_ATTR = "sgquant:asked"
-MARK_ATTRS = frozenset({BIRTH_ATTR, ASKED_ATTR, BEAT_ATTR})
-"""System attributes that a trial may have before anything was chosen."""
 _PROXY_TIMEOUT = 10.0  # seconds
 _REPEATABLE = (*REPEATABLE, "get_all_trials", "set_trial_param")
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import optuna
 
+from sgquant_optuna.storage.attributes import FINAL_ATTR
 from sgquant_optuna.study.stored_values import reading
-
-FINAL_ATTR = "sgquant:final"
 
 
 @dataclass(frozen=True)

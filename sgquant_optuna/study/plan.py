@@ -20,6 +20,7 @@ from sgquant_optuna.graph.training_config import (
     TrainingConfig,
 )
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.storage.attributes import PLAN_ATTR
 from sgquant_optuna.study.search_space import (
     DEFAULT_CANDIDATES,
     Encoding,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 Mode = Literal["constrained", "pareto"]
 
-PLAN_ATTR = "sgquant:plan"
 _VERSION = 2
 
 

@@ -11,13 +11,13 @@ import optuna
 from sgquant_optuna.exceptions import StudyMismatchError, StudyNotFoundError
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.storage.attributes import RECORD_ATTR
 from sgquant_optuna.study.search_space import BitWidthSearchSpace
 from sgquant_optuna.study.stored_values import reading, stored_fields
 
 Fingerprint = dict[str, Any]
 """What a study was measured on, by the parts that :data:`_PARTS` names."""
 
-RECORD_ATTR = "sgquant:record"
 _VERSION = 2
 _PARTS = {
     "graph": "graph",

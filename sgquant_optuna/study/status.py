@@ -12,13 +12,13 @@ import optuna
 from optuna.trial import TrialState
 
 from sgquant_optuna.exceptions import StudyNotFoundError
+from sgquant_optuna.storage.attributes import WORKER_ATTR
 from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import TrialRow, grace_seconds, silent_seconds, trial_rows
 from sgquant_optuna.study.selection import choose
 from sgquant_optuna.study.trial_result import TrialScore
 
-WORKER_ATTR = "worker"
 UNNAMED = "(unnamed)"
 _HOUR = timedelta(hours=1)
 _Row = TrialRow[TrialScore]

@@ -22,9 +22,9 @@ from sgquant_optuna.graph.paper_models import make_model
 from sgquant_optuna.packed.export import load_packed
 from sgquant_optuna.search import trained_models
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.storage.attributes import RECORD_ATTR
 from sgquant_optuna.study.assignment import load_assignment
 from sgquant_optuna.study.dashboard.study_files import MODEL_FILE
-from sgquant_optuna.study.record import RECORD_ATTR
 from tests.cli.test_commands import run
 from tests.cli.test_studies import NASTY
 

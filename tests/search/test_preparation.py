@@ -8,8 +8,9 @@ import torch
 from sgquant_optuna.exceptions import ArtifactError, StudyMismatchError
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.search import preparation
-from sgquant_optuna.search.trained_models import WEIGHTS_ATTR, train_models
+from sgquant_optuna.search.trained_models import train_models
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.storage.attributes import WEIGHTS_ATTR
 from sgquant_optuna.study.plan import SearchPlan
 from tests.small_search import a_plan, join, prepare
 

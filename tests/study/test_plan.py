@@ -6,7 +6,8 @@ from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.trained_models import load_plan_graph, train_models
-from sgquant_optuna.study.plan import PLAN_ATTR, SearchPlan
+from sgquant_optuna.storage.attributes import PLAN_ATTR
+from sgquant_optuna.study.plan import SearchPlan
 
 SETTINGS = {
     "model": "gcn",

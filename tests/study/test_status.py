@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 
 from sgquant_optuna.storage import every_trial_beats, open_storage
-from sgquant_optuna.storage.heartbeat import BEAT_ATTR
+from sgquant_optuna.storage.attributes import BEAT_ATTR
 from sgquant_optuna.study.rows import row_of, silent_seconds, trial_rows
 from sgquant_optuna.study.status import StudyState, study_status
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore

@@ -12,7 +12,13 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sgquant_optuna.storage import BIRTH_ATTR, MARK_ATTRS, every_trial_beats
+from sgquant_optuna.storage import every_trial_beats
+from sgquant_optuna.storage.attributes import (
+    BIRTH_ATTR,
+    CREATION_ATTRS,
+    PROCESS_ATTR,
+    SURPLUS_ATTR,
+)
 from sgquant_optuna.storage.processes import is_gone, process_mark
 
 Values = float | Sequence[float]
@@ -25,8 +31,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", ExperimentalWarning)
     _retry = RetryHeartbeatStaleTrialCallback(max_retry=2)
 _EMPTY_PATIENCE = 30.0  # seconds; a trial that begins is empty for some milliseconds
-SURPLUS_ATTR = "sgquant:surplus"
-PROCESS_ATTR = "sgquant:process"
 
 
 class _SurplusError(Exception):
@@ -123,7 +127,7 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
         number, mark = trial.system_attrs.get(PROCESS_ATTR) or (None, None)
         if number != trial.number:  # killed before it signed: who made it?
             _, mark = trial.system_attrs.get(BIRTH_ATTR) or (None, None)
-        chosen = set(trial.system_attrs) - MARK_ATTRS
+        chosen = set(trial.system_attrs) - CREATION_ATTRS
         if mark is not None:
             gone = is_gone(mark)
         else:

@@ -21,11 +21,11 @@ from sgquant_optuna.search.workers.budget import (
 )
 from sgquant_optuna.search.workers.stopping import Stopped, Stopper
 from sgquant_optuna.storage import outage
+from sgquant_optuna.storage.attributes import WORKER_ATTR
 from sgquant_optuna.storage.processes import worker_name
 from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.trial_result import TrialResult
 
-WORKER_ATTR = "worker"
 _MAX_FAILURES = 3
 _PAUSE = 1.0  # seconds after the first failure
 _MAX_PAUSE = 30.0

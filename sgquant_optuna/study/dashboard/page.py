@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import TrialState
 
+from sgquant_optuna.storage.attributes import FINAL_ATTR, PAGE_ATTR, RECORD_ATTR
 from sgquant_optuna.storage.lease import exclusive
 from sgquant_optuna.study.dashboard.notes import Place, study_note
 from sgquant_optuna.study.dashboard.study_files import are_files_missing, put_study_file
 from sgquant_optuna.study.figures import INSTALL_HINT, can_draw, figures
-from sgquant_optuna.study.final_result import FINAL_ATTR
 from sgquant_optuna.study.measurements import measurements
-from sgquant_optuna.study.record import RECORD_ATTR
 from sgquant_optuna.study.report import report
 from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.trial_result import TrialScore
@@ -24,7 +23,6 @@ from sgquant_optuna.study.trial_result import TrialScore
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
-_PAGE_ATTR = "sgquant:page"
 _LAYOUT = 2  # raised when pages are made otherwise, so that old ones are written anew
 _logger = logging.getLogger(__name__)
 
@@ -96,7 +94,7 @@ def _write(
     else:
         _logger.info("study %s: its note was edited and stays", study.study_name)
     study._storage.set_study_system_attr(
-        study._study_id, _PAGE_ATTR, {"state": state, "note": ours}
+        study._study_id, PAGE_ATTR, {"state": state, "note": ours}
     )
 
 
@@ -112,7 +110,7 @@ def _state(study: optuna.Study) -> str | None:
 
 def _page(study: optuna.Study) -> dict[str, Any]:
     page: dict[str, Any] | None = study._storage.get_study_system_attrs(study._study_id).get(
-        _PAGE_ATTR
+        PAGE_ATTR
     )
     return page or {}
 

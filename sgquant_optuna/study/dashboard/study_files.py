@@ -13,11 +13,12 @@ import optuna
 from optuna.artifacts import get_all_artifact_meta
 from optuna.artifacts.exceptions import ArtifactNotFound
 
+from sgquant_optuna.storage.attributes import ARTIFACT_PREFIX
+
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 MODEL_FILE = "best_model.sgq"
-_PREFIX = "artifacts:"  # of the study attributes that Optuna and its dashboard read
 
 
 def attach_best_model(study: optuna.Study, artifact_store: ArtifactStore, path: str | Path) -> str:
@@ -72,7 +73,7 @@ def put_study_file(
             "encoding": encoding,
         }
         study._storage.set_study_system_attr(
-            study._study_id, _PREFIX + artifact_id, json.dumps(described)
+            study._study_id, ARTIFACT_PREFIX + artifact_id, json.dumps(described)
         )
     return artifact_id
 

@@ -10,9 +10,9 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from sgquant_optuna.exceptions import StudyMismatchError, WorkerError
-from sgquant_optuna.search.workers.budget import PROCESS_ATTR, SURPLUS_ATTR
 from sgquant_optuna.search.workers.stopping import Stopped, Stopper
 from sgquant_optuna.search.workers.worker import run_worker
+from sgquant_optuna.storage.attributes import PROCESS_ATTR, SURPLUS_ATTR
 from sgquant_optuna.storage.processes import process_mark, worker_name
 from tests.databases import Proxy
 from tests.small_search import join

@@ -80,17 +80,9 @@ def open_both(
 
 def shown_storage(storage: str | None) -> str:
     """Return a storage as others may read it, from any folder: with ``***`` for a password."""
-    from sgquant_optuna.storage import DEFAULT_FILE
-    from sgquant_optuna.storage.urls import parse_url, shown_url
+    from sgquant_optuna.storage import urls
 
-    storage = storage or str(DEFAULT_FILE)
-    if "://" not in storage:
-        return str(Path(storage).absolute())
-    url = parse_url(storage)
-    is_file = url.get_backend_name() in ("sqlite", "journal")
-    if is_file and url.database and not url.database.startswith("file:"):
-        url = url.set(database=str(Path(url.database).absolute()))
-    return shown_url(url).replace("%2A%2A%2A", "***")  # a password that is an option of the URL
+    return urls.shown_storage(storage)
 
 
 def shown_artifacts(artifacts: str | None) -> str | None:

@@ -2,9 +2,10 @@
 
 from sgquant_optuna.storage.batching import write_together
 from sgquant_optuna.storage.heartbeat import every_trial_beats
-from sgquant_optuna.storage.opening import DEFAULT_FILE, STORAGE_VARIABLE, open_storage
+from sgquant_optuna.storage.opening import open_storage
 from sgquant_optuna.storage.retries import PATIENCE, outage
 from sgquant_optuna.storage.serving import serve_storage
+from sgquant_optuna.storage.urls import DEFAULT_FILE, STORAGE_VARIABLE
 
 __all__ = [
     "DEFAULT_FILE",

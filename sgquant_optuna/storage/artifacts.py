@@ -9,11 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import sqlalchemy as sa
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, GCSArtifactStore
 
-from sgquant_optuna.exceptions import ArtifactError
-from sgquant_optuna.storage import DEFAULT_FILE, STORAGE_VARIABLE
+from sgquant_optuna.exceptions import ArtifactError, StorageError
+from sgquant_optuna.storage.urls import DEFAULT_FILE, file_of, resolve_url
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 ARTIFACTS_VARIABLE = "SGQUANT_ARTIFACTS"
 
 _FOLDER = "artifacts"
-_FILE_BACKENDS = ("sqlite", "journal")
 _BUCKETS: dict[str, tuple[Any, str]] = {
     "s3": (Boto3ArtifactStore, "boto3"),
     "gs": (GCSArtifactStore, "google-cloud-storage"),
@@ -145,14 +143,8 @@ def _check_name(name: str) -> None:
 
 
 def _beside(storage_url: str | Path | None) -> Path:
-    url = storage_url or os.environ.get(STORAGE_VARIABLE) or DEFAULT_FILE
-    if isinstance(url, Path) or "://" not in url:
-        return Path(url).parent / _FOLDER
     try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):  # the storage's own door tells what is wrong
-        return DEFAULT_FILE.parent / _FOLDER
-    backend = parsed.drivername.split("+")[0]
-    if backend in _FILE_BACKENDS and parsed.database:
-        return Path(parsed.database).parent / _FOLDER
-    return DEFAULT_FILE.parent / _FOLDER
+        file = file_of(resolve_url(storage_url))
+    except StorageError:  # whoever opens the storage is told what is wrong
+        file = None
+    return (file or DEFAULT_FILE).parent / _FOLDER

@@ -19,10 +19,16 @@ from sgquant_optuna.storage.heartbeat import MAX_RETRIES
 from sgquant_optuna.storage.proxied import open_journal, open_proxy
 from sgquant_optuna.storage.retries import PATIENCE, Patience, is_server_away
 from sgquant_optuna.storage.tables import check_tables
-from sgquant_optuna.storage.urls import JOURNAL, PROXY, missing_driver, parse_url, shown_url
+from sgquant_optuna.storage.urls import (
+    JOURNAL,
+    PROXY,
+    SQLITE,
+    file_of,
+    missing_driver,
+    resolve_url,
+    shown_url,
+)
 
-STORAGE_VARIABLE = "SGQUANT_STORAGE"
-DEFAULT_FILE = Path("storage") / "sgquant.db"
 _CREATION_TRIES = 10
 _RACES = ("already exists", "duplicate", "unique", "locked")
 
@@ -74,24 +80,25 @@ def open_storage(
             "storage: expected 0 < heartbeat_interval < grace_period, patience and wait >= 0, got "
             f"{heartbeat_interval}, {grace_period}, {patience} and {wait}"
         )
-    parsed = parse_url(url if url is not None else os.environ.get(STORAGE_VARIABLE, DEFAULT_FILE))
+    resolved = resolve_url(url)
+    kind = resolved.get_backend_name()
     beats = {"heartbeat_interval": heartbeat_interval, "grace_period": grace_period}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        if parsed.get_backend_name() == PROXY:
-            return open_proxy(parsed, wait=wait, patience=patience, **beats)
-        if parsed.get_backend_name() == JOURNAL:
-            return open_journal(parsed, create=create, **beats)
-        if parsed.get_backend_name() == "sqlite":
-            _prepare_file(parsed, create=create)
-        return _open_database(parsed, create=create, wait=wait, patience=patience, **beats)
+        if kind == PROXY:
+            return open_proxy(resolved, wait=wait, patience=patience, **beats)
+        if kind == JOURNAL:
+            return open_journal(resolved, create=create, **beats)
+        if kind == SQLITE:
+            _prepare_file(resolved, create=create)
+        return _open_database(resolved, create=create, wait=wait, patience=patience, **beats)
 
 
 def _open_database(
     url: URL, *, create: bool, wait: float, patience: float, **beats: int
 ) -> StudyDatabase:
     text = url.render_as_string(hide_password=False)
-    kind = SqliteFile if url.get_backend_name() == "sqlite" else ServerDatabase
+    kind = SqliteFile if url.get_backend_name() == SQLITE else ServerDatabase
     retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
     waiting, attempt = Patience(wait), 0
     while True:
@@ -121,12 +128,11 @@ def _open_database(
 
 
 def _prepare_file(url: URL, *, create: bool) -> None:
-    name = url.database
-    if not name or name == ":memory:":
+    path = file_of(url)
+    if path is None:
+        if url.database and url.database.startswith("file:"):  # SQLite reads its options itself
+            return
         raise StorageError("storage: expected a file for SQLite, got one in memory")
-    if name.startswith("file:"):  # SQLite's own URLs, with options
-        return
-    path = Path(name)
     if not create and not path.exists():
         raise StorageError(f"storage {path}: there is no such file; sgquant search makes one")
     try:

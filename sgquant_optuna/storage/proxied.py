@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -24,7 +23,7 @@ from sgquant_optuna.storage.retries import (
     repeat_patiently,
     write_state_once,
 )
-from sgquant_optuna.storage.urls import missing_driver, shown_url
+from sgquant_optuna.storage.urls import file_of, missing_driver, shown_url
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -157,9 +156,9 @@ def open_journal(
     """
     from optuna.storages.journal import JournalFileBackend
 
-    if not url.database or url.host:
+    path = file_of(url)
+    if path is None or url.host:
         raise StorageError(f"storage {shown_url(url)}: expected journal:///FILE")
-    path = Path(url.database)
     if not create and not path.exists():
         raise StorageError(f"storage {path}: there is no such file; sgquant search makes one")
     try:

@@ -11,7 +11,7 @@ from optuna.storages._cached_storage import _CachedStorage
 from sgquant_optuna.storage.databases import StudyDatabase
 from sgquant_optuna.storage.opening import open_storage
 from sgquant_optuna.storage.proxied import DEFAULT_PORT
-from sgquant_optuna.storage.urls import missing_driver, parse_url
+from sgquant_optuna.storage.urls import missing_driver, resolve_url
 
 
 def serve_storage(
@@ -48,7 +48,7 @@ def serve_storage(
     try:
         import grpc
     except ImportError as error:
-        raise missing_driver(parse_url(f"grpc://{host}:{port}")) from error
+        raise missing_driver(resolve_url(f"grpc://{host}:{port}")) from error
     storage = open_storage(url)
     if not isinstance(storage, StudyDatabase):
         raise ValueError("serve: expected a database (SQLite, PostgreSQL, MariaDB) to serve")

@@ -80,16 +80,16 @@ def open_both(
 
 def shown_storage(storage: str | None) -> str:
     """Return a storage as others may read it, from any folder: with ``***`` for a password."""
-    from sgquant_optuna.storage import urls
+    from sgquant_optuna.storage.urls import shown_storage as shown
 
-    return urls.shown_storage(storage)
+    return shown(storage)
 
 
 def shown_artifacts(artifacts: str | None) -> str | None:
     """Return a folder of artifacts as it is called from any folder, or a bucket."""
-    if artifacts is None or "://" in artifacts:
-        return artifacts
-    return str(Path(artifacts).absolute())
+    from sgquant_optuna.storage.artifacts import shown_artifacts as shown
+
+    return None if artifacts is None else shown(artifacts)
 
 
 def integers(text: str, *, what: str) -> tuple[int, ...]:

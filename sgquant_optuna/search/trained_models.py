@@ -24,7 +24,7 @@ from sgquant_optuna.storage.attributes import WEIGHTS_ATTR
 from sgquant_optuna.study.plan import SearchPlan
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from sgquant_optuna.storage.artifacts import ArtifactStore
 
 FILE_NAME = "full_precision.safetensors"
 

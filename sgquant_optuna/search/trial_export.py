@@ -22,7 +22,7 @@ from sgquant_optuna.study.selection import Ranked, choose
 from sgquant_optuna.study.trial_result import TrialResult
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from sgquant_optuna.storage.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)

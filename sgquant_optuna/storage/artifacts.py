@@ -7,15 +7,12 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, TypeGuard
 
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, GCSArtifactStore
 
 from sgquant_optuna.exceptions import ArtifactError, StorageError
 from sgquant_optuna.storage.urls import DEFAULT_FILE, file_of, resolve_url
-
-if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
 
 ARTIFACTS_VARIABLE = "SGQUANT_ARTIFACTS"
 
@@ -25,6 +22,19 @@ _BUCKETS: dict[str, tuple[Any, str]] = {
     "gs": (GCSArtifactStore, "google-cloud-storage"),
 }
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+class ArtifactStore(Protocol):
+    """What Optuna and this package ask of an artifact store; the stores of Optuna comply."""
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open an artifact for reading."""
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write an artifact."""
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove an artifact."""
 
 
 def open_artifacts(
@@ -48,7 +58,7 @@ def open_artifacts(
             If the form is not one of these, the package for it is missing, or its credentials are.
     """
     where = where or os.environ.get(ARTIFACTS_VARIABLE) or _beside(storage_url)
-    if isinstance(where, Path) or "://" not in where:
+    if not _is_url(where):
         folder = Path(where)
         if folder.exists() and not folder.is_dir():
             raise ArtifactError(f"artifacts {folder}: expected a folder, got a file")
@@ -134,6 +144,15 @@ class FolderArtifactStore(FileSystemArtifactStore):
         """
         _check_name(artifact_id)
         super().remove(artifact_id)
+
+
+def shown_artifacts(where: str | Path) -> str:
+    """Return a folder of artifacts as it is called from any folder, or a bucket as it is."""
+    return where if _is_url(where) else str(Path(where).absolute())
+
+
+def _is_url(where: str | Path) -> TypeGuard[str]:
+    return isinstance(where, str) and "://" in where
 
 
 def _check_name(name: str) -> None:

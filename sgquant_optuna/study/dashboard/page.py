@@ -21,7 +21,7 @@ from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.trial_result import TrialScore
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from sgquant_optuna.storage.artifacts import ArtifactStore
 
 _LAYOUT = 2  # raised when pages are made otherwise, so that old ones are written anew
 _logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from sgquant_optuna.study.selection import choose
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from sgquant_optuna.storage.artifacts import ArtifactStore
 
 REFRESH_SECONDS = 10.0
 _STUDY_ROUTE = "/api/studies/<study_id:int>"

@@ -16,7 +16,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from sgquant_optuna.storage.attributes import ARTIFACT_PREFIX
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from sgquant_optuna.storage.artifacts import ArtifactStore
 
 MODEL_FILE = "best_model.sgq"
 

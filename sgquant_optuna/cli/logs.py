@@ -26,11 +26,11 @@ def start_logging(study: str, level: LogLevel) -> None:
         level:
             The least important lines that are shown.
     """
-    from sgquant_optuna.storage.processes import worker_name
+    from sgquant_optuna.storage.processes import process_name
 
     handler = logging.StreamHandler(sys.stderr)
     shown = study.replace("%", "%%")
-    text = f"%(asctime)s {shown} {worker_name()} %(levelname)s %(message)s"
+    text = f"%(asctime)s {shown} {process_name()} %(levelname)s %(message)s"
     handler.setFormatter(logging.Formatter(text, datefmt="%Y-%m-%d %H:%M:%S"))
     logger = logging.getLogger("sgquant_optuna")
     logger.handlers = [handler]

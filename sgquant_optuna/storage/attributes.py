@@ -46,12 +46,12 @@ Trial, system attributes:
 
 | key                 | holds                      | written by      | read by                   |
 |---------------------|----------------------------|-----------------|---------------------------|
-| sgquant:birth       | [token, mark of a process] | databases,      | databases, budget         |
+| sgquant:birth       | [token, mark of a process] | databases,      | databases, processes      |
 |                     |                            | proxied         |                           |
 | sgquant:asked       | token of a call by a proxy | proxied         | proxied                   |
 | sgquant:beat        | last heartbeat             | heartbeat,      | heartbeat                 |
 |                     |                            | proxied         |                           |
-| sgquant:process     | [number, mark]             | budget          | budget                    |
+| sgquant:process     | [number, mark]             | processes       | processes                 |
 | sgquant:claim       | choice of the sampler      | batches         | claims                    |
 | constraints         | [violation]                | objective       | Optuna                    |
 | fixed_params        | enqueued parameters        | Optuna          | Optuna, history           |

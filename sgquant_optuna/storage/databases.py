@@ -22,7 +22,7 @@ from sgquant_optuna.storage.attributes import BIRTH_ATTR
 from sgquant_optuna.storage.batching import Batch, open_batch
 from sgquant_optuna.storage.connections import close_when_idle
 from sgquant_optuna.storage.heartbeat import beats_from_birth
-from sgquant_optuna.storage.processes import process_mark
+from sgquant_optuna.storage.processes import birth_signature
 from sgquant_optuna.storage.reading import with_details
 from sgquant_optuna.storage.retries import (
     REPEATABLE,
@@ -109,14 +109,14 @@ class StudyDatabase(RDBStorage):
         assert birth is not None
         birth.tries += 1
         # A trial that runs from its birth is run by this process; a queued copy is not.
-        signed: Any = [birth.token, process_mark() if template_trial is None else None]
+        signature: Any = birth_signature(birth.token, runs_here=template_trial is None)
         bare = copy.copy(template_trial)
         if bare is not None:
             bare.system_attrs = dict(bare.system_attrs)
             inherited = bare.system_attrs.pop(BIRTH_ATTR, None)  # of the stale trial it copies
             if inherited and bare.state == TrialState.RUNNING:  # a worker behind a proxy signed it
-                signed = inherited
-        token = json.dumps(signed)
+                signature = inherited
+        token = json.dumps(signature)
         attributes = models.TrialSystemAttributeModel
         if birth.tries > 1:
             made = (

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import optuna
 
 from sgquant_optuna.storage.attributes import LEASE_PREFIX
-from sgquant_optuna.storage.processes import worker_name
+from sgquant_optuna.storage.processes import holder_name, process_of
 
 _logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def exclusive(
     """
     times = times or LeaseTimes()
     key = LEASE_PREFIX + task
-    name = f"{worker_name()} {uuid.uuid4().hex[:8]}"
+    name = holder_name()
 
     def read() -> dict[str, Any] | None:
         return study._storage.get_study_system_attrs(study._study_id).get(key)
@@ -122,7 +121,7 @@ def _acquire(
                 return False
         elif told != lease["by"]:
             told = lease["by"]
-            _logger.info("%s: waiting for worker %s", task, str(told).split()[0])
+            _logger.info("%s: waiting for worker %s", task, process_of(told))
         time.sleep(times.poll)
     return False
 

@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.storage.attributes import ASKED_ATTR, BEAT_ATTR, BIRTH_ATTR
 from sgquant_optuna.storage.heartbeat import AttributeHeartbeat, beats_from_birth
-from sgquant_optuna.storage.processes import process_mark
+from sgquant_optuna.storage.processes import birth_signature
 from sgquant_optuna.storage.retries import (
     REPEATABLE,
     Patience,
@@ -68,7 +68,7 @@ class BeatingProxy(AttributeHeartbeat, GrpcStorageProxy):
         """Make a trial that carries a token, or find the one that a broken try has made."""
         create, token = super().create_new_trial, uuid.uuid4().hex
         if template_trial is None:  # signed here, for the proxy would sign it with its own process
-            signed = {BIRTH_ATTR: [token, process_mark()]}
+            signed = {BIRTH_ATTR: birth_signature(token, runs_here=True)}
             beat = {BEAT_ATTR: token} if beats_from_birth() else {}
             template = optuna.trial.create_trial(
                 state=TrialState.RUNNING, system_attrs={**signed, **beat}

@@ -127,7 +127,7 @@ def test_a_worker_behind_a_proxy_that_is_killed_as_it_begins_is_noticed_at_once(
     *space, pid, started = process_mark().split(" ")
     dead = " ".join([*space, pid, str(int(started) + 1)])
     with monkeypatch.context() as other, every_trial_beats():
-        other.setattr("sgquant_optuna.storage.proxied.process_mark", lambda: dead)
+        other.setattr("sgquant_optuna.storage.processes.process_mark", lambda: dead)
         study._storage.create_new_trial(study._study_id)
     optimize_within_budget(study, lambda trial: 0.0, lambda: 2)
     assert [trial.state for trial in study.trials] == [

@@ -14,12 +14,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sgquant_optuna.storage import every_trial_beats
 from sgquant_optuna.storage.attributes import (
-    BIRTH_ATTR,
     CREATION_ATTRS,
-    PROCESS_ATTR,
     SURPLUS_ATTR,
 )
-from sgquant_optuna.storage.processes import is_gone, process_mark
+from sgquant_optuna.storage.processes import is_signed_here, is_signer_gone, sign, unsign
 
 Values = float | Sequence[float]
 Callback = Callable[[optuna.Study, FrozenTrial], None]
@@ -70,10 +68,8 @@ def optimize_within_budget(
     """
 
     def measure(trial: Trial) -> Values:
-        # With the number, for a retried copy inherits the attributes.
-        mark = [trial.number, process_mark()]
-        study._storage.set_trial_system_attr(trial._trial_id, PROCESS_ATTR, mark)
-        trials = study._storage.get_all_trials(study._study_id, deepcopy=False, states=_LIVE)
+        sign(trial)
+        trials = study.get_trials(deepcopy=False, states=_LIVE)
         if sum(other.number < trial.number for other in trials) >= n_trials():
             trial.set_user_attr(SURPLUS_ATTR, True)
             raise _SurplusError
@@ -83,7 +79,7 @@ def optimize_within_budget(
     empty: dict[int, float] = {}
     while not should_stop():
         counts = {state: 0 for state in _LIVE}
-        for trial in study._storage.get_all_trials(study._study_id, deepcopy=False, states=_LIVE):
+        for trial in study.get_trials(deepcopy=False, states=_LIVE):
             counts[trial.state] += 1
         budget = n_trials()
         if counts[TrialState.COMPLETE] >= budget:
@@ -124,13 +120,9 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
     """
     now = time.monotonic()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        number, mark = trial.system_attrs.get(PROCESS_ATTR) or (None, None)
-        if number != trial.number:  # killed before it signed: who made it?
-            _, mark = trial.system_attrs.get(BIRTH_ATTR) or (None, None)
         chosen = set(trial.system_attrs) - CREATION_ATTRS
-        if mark is not None:
-            gone = is_gone(mark)
-        else:
+        gone = is_signer_gone(trial)
+        if gone is None:
             holds_nothing = not (trial.params or trial.user_attrs or chosen)
             gone = holds_nothing and now - empty.setdefault(trial._trial_id, now) > _EMPTY_PATIENCE
         if not gone:
@@ -147,7 +139,7 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
 def release(study: optuna.Study, trial: Trial | FrozenTrial) -> None:
     """Give a running trial of this process back, so that any worker runs the same again."""
     try:
-        study._storage.set_trial_system_attr(trial._trial_id, PROCESS_ATTR, None)
+        unsign(study._storage, trial)
         study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
     except UpdateFinishedTrialError:  # declared stale before, so it was put back already
         return
@@ -156,9 +148,8 @@ def release(study: optuna.Study, trial: Trial | FrozenTrial) -> None:
 
 def release_own(study: optuna.Study) -> None:
     """Give back what this process, which runs no trial now, left running in the database."""
-    own = process_mark()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if own is not None and trial.system_attrs.get(PROCESS_ATTR) == [trial.number, own]:
+        if is_signed_here(trial):
             release(study, trial)
 
 

@@ -22,7 +22,7 @@ from sgquant_optuna.search.workers.budget import (
 from sgquant_optuna.search.workers.stopping import Stopped, Stopper
 from sgquant_optuna.storage import outage
 from sgquant_optuna.storage.attributes import WORKER_ATTR
-from sgquant_optuna.storage.processes import worker_name
+from sgquant_optuna.storage.processes import process_name
 from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.trial_result import TrialResult
 
@@ -163,7 +163,7 @@ class _Signed:
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
         try:
             with self.stopper.trial():
-                trial.set_user_attr(WORKER_ATTR, worker_name())
+                trial.set_user_attr(WORKER_ATTR, process_name())
                 return self.objective(trial)
         except Stopped:
             release(trial.study, trial)

@@ -13,7 +13,7 @@ from sgquant_optuna.exceptions import StudyMismatchError, WorkerError
 from sgquant_optuna.search.workers.stopping import Stopped, Stopper
 from sgquant_optuna.search.workers.worker import run_worker
 from sgquant_optuna.storage.attributes import PROCESS_ATTR, SURPLUS_ATTR
-from sgquant_optuna.storage.processes import process_mark, worker_name
+from sgquant_optuna.storage.processes import process_mark, process_name
 from tests.databases import Proxy
 from tests.small_search import join
 
@@ -33,7 +33,7 @@ def states(study):
 def test_it_measures_what_the_plan_asks_for_and_signs_each_trial(joined):
     assert run_worker(joined) == 4
     assert states(joined.study) == [TrialState.COMPLETE] * 4
-    assert {trial.user_attrs["worker"] for trial in joined.study.trials} == {worker_name()}
+    assert {trial.user_attrs["worker"] for trial in joined.study.trials} == {process_name()}
     assert run_worker(joined) == 0
 
 
@@ -284,7 +284,7 @@ def test_the_trial_of_a_killed_process_of_this_machine_is_run_again_at_once(join
 def test_a_trial_that_was_killed_as_it_began_is_replaced(joined, monkeypatch):
     monkeypatch.setattr("sgquant_optuna.search.workers.budget._EMPTY_PATIENCE", 0.5)
     with monkeypatch.context() as elsewhere:  # a machine that does not sign trials at birth
-        elsewhere.setattr("sgquant_optuna.storage.databases.process_mark", lambda: None)
+        elsewhere.setattr("sgquant_optuna.storage.processes.process_mark", lambda: None)
         joined.study.ask()
     assert run_worker(joined) == 4
 

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from sgquant_optuna.storage.attributes import BIRTH_ATTR
 from sgquant_optuna.storage.batching import Batch, open_batch
-from sgquant_optuna.storage.connections import close_when_idle
+from sgquant_optuna.storage.connections import close_when_idle, reuse_tls_settings
 from sgquant_optuna.storage.heartbeat import beats_from_birth
 from sgquant_optuna.storage.processes import birth_signature
 from sgquant_optuna.storage.reading import with_details
@@ -31,7 +31,6 @@ from sgquant_optuna.storage.retries import (
     repeat_patiently,
     write_state_once,
 )
-from sgquant_optuna.storage.tls import make_tls_settings_once
 
 _MOST_IDS = 1000  # in one statement
 _SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
@@ -270,7 +269,7 @@ class ServerDatabase(StudyDatabase):
         super().__init__(url, engine_kwargs={}, **options)
 
     def _install_hooks(self) -> None:
-        make_tls_settings_once(self.engine)  # before the hook that connects
+        reuse_tls_settings(self.engine)  # before the hook that connects
         super()._install_hooks()
         close_when_idle(self.engine)
 

@@ -1,4 +1,4 @@
-"""One process that talks to the database for hundreds of workers."""
+"""Serves a database to hundreds of workers by one process, a gRPC proxy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages import get_storage
 
 from sgquant_optuna.storage.databases import StudyDatabase
 from sgquant_optuna.storage.opening import open_storage
@@ -22,22 +22,22 @@ def serve_storage(
     threads: int = 10,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve a database to ``grpc://HOST:PORT`` until the process is stopped.
+    """Serve a database at ``grpc://HOST:PORT`` until the process is stopped.
 
-    There is neither login nor encryption: whoever reaches the port may write. Keep it in a private
-    network.
+    There is neither login nor encryption: everybody who reaches the port may write. Keep it in a
+    private network.
 
     Args:
         url:
-            As of :func:`open_storage`; a database.
+            URL of a database, or path of an SQLite file, as of :func:`open_storage`.
         host:
             Address to listen on.
         port:
             Port to listen on.
         threads:
-            Requests that are answered at a time.
+            Number of requests that are answered at a time.
         ready:
-            Called when the server listens.
+            Function that is called when the server listens.
 
     Raises:
         StorageError:
@@ -57,11 +57,12 @@ def serve_storage(
     )
     from optuna.storages._grpc.servicer import OptunaStorageProxyService
 
-    # Optuna's own server would share its port with another one, each with half of the workers.
+    # Optuna's run_grpc_proxy_server has no call when it listens, and lets a second server share
+    # its port: each would get half of the workers. gRPC takes this option from its caller alone.
     server = grpc.server(
         ThreadPoolExecutor(max_workers=threads), options=[("grpc.so_reuseport", 0)]
     )
-    service = OptunaStorageProxyService(_CachedStorage(storage))
+    service = OptunaStorageProxyService(get_storage(storage))  # with Optuna's cache
     add_StorageServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     try:
         server.add_insecure_port(f"{host}:{port}")

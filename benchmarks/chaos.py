@@ -45,7 +45,7 @@ from chaos_disasters import (  # noqa: E402
 from tests.databases import BACKENDS, fresh_database  # noqa: E402
 
 STUDY = "chaos"
-BEATS: dict[str, Any] = {"heartbeat_interval": 1, "grace_period": 6, "patience": 60.0}
+BEATS: dict[str, Any] = {"heartbeat_interval": 1, "grace_period": 6, "retry_seconds": 60.0}
 WIDTHS = optuna.distributions.CategoricalDistribution([1, 2, 4, 8])
 SPACE: dict[str, optuna.distributions.BaseDistribution] = {
     f"layer{number}": WIDTHS for number in range(5)

@@ -70,7 +70,7 @@ def _ask(
     url: str | None, name: str, parameters: dict[str, Any]
 ) -> tuple[list[str], Sequence[sa.Row[Any]]]:
     # Somebody waits at the terminal, so a server that goes away is not waited for.
-    storage = open_storage(url, create=False, patience=0.0)
+    storage = open_storage(url, create=False, retry_seconds=0.0)
     if not isinstance(storage, RDBStorage):
         raise StorageError("storage: expected the database itself, got a proxy or a journal")
     with storage.engine.connect() as connection:

@@ -71,7 +71,7 @@ def worker(
 
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.search.workers.engines import run_here, run_processes
-    from sgquant_optuna.storage import PATIENCE, open_storage
+    from sgquant_optuna.storage import RETRY_SECONDS, open_storage
     from sgquant_optuna.storage.artifacts import open_artifacts
     from sgquant_optuna.study.loading import load_study
     from sgquant_optuna.study.plan import SearchPlan
@@ -80,7 +80,7 @@ def worker(
         raise ValueError("--scheduler: expected together with --engine dask, and only then")
     quiet_optuna()
     if wait is None:  # who sits at a terminal sees a typing mistake at once
-        wait = 0.0 if sys.stdin is not None and sys.stdin.isatty() else PATIENCE
+        wait = 0.0 if sys.stdin is not None and sys.stdin.isatty() else RETRY_SECONDS
     database = open_storage(storage, create=False, wait=wait)
     opened = load_study(study, storage=database)
     start_logging(opened.study_name, LogLevel.ERROR if quiet else log_level)

@@ -1,4 +1,4 @@
-"""One door to artifact stores: files that belong to a study but are too large for its database."""
+"""Opens artifact stores: files that belong to a study but are too large for its database."""
 
 from __future__ import annotations
 
@@ -40,22 +40,21 @@ class ArtifactStore(Protocol):
 def open_artifacts(
     where: str | Path | None = None, *, storage_url: str | Path | None
 ) -> ArtifactStore:
-    """Open the artifact store of a study database; give it to ``optuna.artifacts`` functions.
+    """Open the artifact store of a study database, for functions of ``optuna.artifacts``.
 
-    A folder is made when the first file is written to it, so opening one writes nothing.
+    A folder is created when the first file is written, so opening a store writes nothing.
 
     Args:
         where:
-            A folder, ``s3://BUCKET`` or ``gs://BUCKET``. By default ``$SGQUANT_ARTIFACTS``, or
+            Folder, ``s3://BUCKET`` or ``gs://BUCKET``. By default ``$SGQUANT_ARTIFACTS``, or
             else the folder ``artifacts`` next to the study database if that is a file, or else
             ``storage/artifacts``.
         storage_url:
-            The study database as :func:`sgquant_optuna.open_storage` takes it, ``None`` for its
-            default.
+            Study database as of :func:`sgquant_optuna.open_storage`, ``None`` for its default.
 
     Raises:
         ArtifactError:
-            If the form is not one of these, the package for it is missing, or its credentials are.
+            If ``where`` has another form, or if its package or its credentials are missing.
     """
     where = where or os.environ.get(ARTIFACTS_VARIABLE) or _beside(storage_url)
     if not _is_url(where):
@@ -75,19 +74,19 @@ def open_artifacts(
         raise ArtifactError(
             f"artifacts {where}: the package {package} is missing; pip install {package}"
         ) from error
-    except Exception as error:  # each cloud has errors of its own for missing credentials
+    except Exception as error:  # each cloud has its own errors for missing credentials
         raise ArtifactError(f"artifacts {where}: {error}") from error
     return store
 
 
 class FolderArtifactStore(FileSystemArtifactStore):
-    """Optuna's artifact store in a folder, that holds whole files under plain names only.
+    """Optuna's artifact store in a folder, with complete files under plain names only.
 
-    A file appears when it is complete: a reader or a killed writer never leaves or sees a part.
+    A file appears when it is complete: no reader sees a part, and no killed writer leaves one.
 
     Args:
         folder:
-            Made when the first file is written.
+            Folder; it is created when the first file is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,9 +98,9 @@ class FolderArtifactStore(FileSystemArtifactStore):
 
         Raises:
             optuna.artifacts.exceptions.ArtifactNotFound:
-                If there is none of this name.
+                If no artifact has this name.
             ValueError:
-                If the name is not a plain one.
+                If the name is not plain.
         """
         _check_name(artifact_id)
         return super().open_reader(artifact_id)
@@ -113,7 +112,7 @@ class FolderArtifactStore(FileSystemArtifactStore):
             ArtifactError:
                 If the folder cannot be written.
             ValueError:
-                If the name is not a plain one.
+                If the name is not plain.
         """
         _check_name(artifact_id)
         try:
@@ -138,9 +137,9 @@ class FolderArtifactStore(FileSystemArtifactStore):
 
         Raises:
             optuna.artifacts.exceptions.ArtifactNotFound:
-                If there is none of this name.
+                If no artifact has this name.
             ValueError:
-                If the name is not a plain one.
+                If the name is not plain.
         """
         _check_name(artifact_id)
         super().remove(artifact_id)
@@ -156,7 +155,7 @@ def _is_url(where: str | Path) -> TypeGuard[str]:
 
 
 def _check_name(name: str) -> None:
-    # Identifiers are read from the database, which others may write.
+    # Identifiers come from the database, where others may write.
     if not _PLAIN_NAME.fullmatch(name):
         raise ValueError(f"artifact: expected a plain name, got {name!r}")
 

@@ -1,4 +1,4 @@
-"""Writes what a trial is told at one time in one transaction."""
+"""Writes parameters and attributes of a trial that are set together in one transaction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 @dataclass
 class Batch:
-    """What waits to be written.
+    """Parameters and attributes that are not written yet.
 
     Args:
         params:
@@ -26,45 +26,45 @@ class Batch:
 
 
 class WritesBatches(Protocol):
-    """A storage that can wait with its writing."""
+    """A storage that can write a batch."""
 
     def write_batch(self, batch: Batch) -> None:
-        """Write in one transaction."""
+        """Write a batch in one transaction."""
 
 
-_waiting: ContextVar[list[tuple[WritesBatches, Batch]] | None] = ContextVar(
-    "waiting", default=None
+_batches: ContextVar[list[tuple[WritesBatches, Batch]] | None] = ContextVar(
+    "batches", default=None
 )
 
 
 @contextmanager
 def write_together() -> Iterator[None]:
-    """Let parameters and user attributes that are set within be written together at the end.
+    """Write the parameters and user attributes that are set within together, at the end.
 
-    Each alone is a transaction, and a trial has twenty of them. System attributes do not wait: a
-    sampler writes its claim and then reads those of others. Where the storage of the study is none
-    of ours, everything is written at once as ever.
+    Each alone is a transaction, and a trial has twenty of them. System attributes are written at
+    once, because a sampler writes its claim and then reads the claims of others. A storage that is
+    not ours writes everything at once.
     """
-    if _waiting.get() is not None:
+    if _batches.get() is not None:
         yield
         return
-    waiting: list[tuple[WritesBatches, Batch]] = []
-    before = _waiting.set(waiting)
+    batches: list[tuple[WritesBatches, Batch]] = []
+    before = _batches.set(batches)
     try:
         yield
     finally:
-        _waiting.reset(before)
-        for storage, batch in waiting:
+        _batches.reset(before)
+        for storage, batch in batches:
             storage.write_batch(batch)
 
 
-def open_batch(storage: WritesBatches) -> Batch | None:
-    """Return what waits for the end of :func:`write_together`, or ``None`` where none is open."""
-    waiting = _waiting.get()
-    if waiting is None:
+def current_batch(storage: WritesBatches) -> Batch | None:
+    """Return the batch of a storage inside :func:`write_together`, else ``None``."""
+    batches = _batches.get()
+    if batches is None:
         return None
-    for owner, batch in waiting:
+    for owner, batch in batches:
         if owner is storage:
             return batch
-    waiting.append((storage, Batch()))
-    return waiting[-1][1]
+    batches.append((storage, Batch()))
+    return batches[-1][1]

@@ -1,4 +1,8 @@
-"""Optuna's database storage, made to lose and to double nothing when the database goes away."""
+"""Optuna's storage in a database, changed in three ways.
+
+Calls are repeated while the database is away, and what was being written then is written once.
+Trials are read in two statements. What is set together is written in one transaction.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +23,20 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from sgquant_optuna.storage.attributes import BIRTH_ATTR
-from sgquant_optuna.storage.batching import Batch, open_batch
+from sgquant_optuna.storage.batching import Batch, current_batch
 from sgquant_optuna.storage.connections import close_when_idle, reuse_tls_settings
-from sgquant_optuna.storage.heartbeat import beats_from_birth
+from sgquant_optuna.storage.heartbeat import is_heartbeat_due_at_creation
 from sgquant_optuna.storage.processes import birth_signature
 from sgquant_optuna.storage.reading import with_details
 from sgquant_optuna.storage.retries import (
     REPEATABLE,
-    connect_patiently,
-    make_patient,
-    repeat_patiently,
+    retry,
+    retry_connecting,
+    retry_methods,
     write_state_once,
 )
 
-_MOST_IDS = 1000  # in one statement
+_MAX_IDS = 1000  # in one statement
 _SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
 _REPEATABLE = (
     *REPEATABLE,
@@ -49,34 +53,34 @@ _REPEATABLE = (
 
 
 @dataclass
-class _Birth:
-    """A trial that is being made, perhaps in several tries."""
+class _Creation:
+    """The creation of a trial, perhaps in several tries."""
 
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     tries: int = 0
 
 
-_birth: ContextVar[_Birth | None] = ContextVar("birth", default=None)
+_creation: ContextVar[_Creation | None] = ContextVar("creation", default=None)
 
 
 class StudyDatabase(RDBStorage):
-    """A database that is waited for while it is away.
+    """A database; calls to it are repeated while it is away.
 
     Args:
         url:
-            With a driver that is installed.
-        patience:
-            Seconds to wait for the database each time that it is away, once it was there.
+            URL with an installed driver.
+        retry_seconds:
+            Longest time to repeat a call while the database is away.
         engine_kwargs:
-            Options of the engine.
+            Options of SQLAlchemy's engine.
         options:
             Options of :class:`optuna.storages.RDBStorage`.
     """
 
     def __init__(
-        self, url: str, *, patience: float, engine_kwargs: dict[str, Any], **options: Any
+        self, url: str, *, retry_seconds: float, engine_kwargs: dict[str, Any], **options: Any
     ) -> None:
-        self.patience = patience
+        self.retry_seconds = retry_seconds
         # Optuna formats the URL, so braces in a path or a name have to be doubled.
         doubled = url.replace("{", "{{").replace("}", "}}")
         super().__init__(doubled, engine_kwargs=engine_kwargs, **options)
@@ -88,48 +92,48 @@ class StudyDatabase(RDBStorage):
         self._install_hooks()
 
     def _install_hooks(self) -> None:
-        connect_patiently(self.engine, self.patience)
+        retry_connecting(self.engine, self.retry_seconds)
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
     ) -> FrozenTrial:
-        marker = _birth.set(_Birth())
+        marker = _creation.set(_Creation())
         try:
             create = super()._create_new_trial
-            return repeat_patiently(lambda: create(study_id, template_trial), self.patience)
+            return retry(lambda: create(study_id, template_trial), self.retry_seconds)
         finally:
-            _birth.reset(marker)
+            _creation.reset(marker)
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Any
     ) -> models.TrialModel:
-        """Make a trial that carries a token, or find the one that a broken try has made."""
-        birth = _birth.get()
-        assert birth is not None
-        birth.tries += 1
-        # A trial that runs from its birth is run by this process; a queued copy is not.
-        signature: Any = birth_signature(birth.token, runs_here=template_trial is None)
+        """Create a trial with a token, or find the trial that an earlier try created."""
+        creation = _creation.get()
+        assert creation is not None
+        creation.tries += 1
+        # A trial that runs from its creation is run by this process; a queued copy is not.
+        signature: Any = birth_signature(creation.token, runs_here=template_trial is None)
         bare = copy.copy(template_trial)
         if bare is not None:
             bare.system_attrs = dict(bare.system_attrs)
-            inherited = bare.system_attrs.pop(BIRTH_ATTR, None)  # of the stale trial it copies
-            if inherited and bare.state == TrialState.RUNNING:  # a worker behind a proxy signed it
+            inherited = bare.system_attrs.pop(BIRTH_ATTR, None)  # of the trial that it copies
+            if inherited and bare.state == TrialState.RUNNING:  # signed by a worker behind a proxy
                 signature = inherited
         token = json.dumps(signature)
         attributes = models.TrialSystemAttributeModel
-        if birth.tries > 1:
-            made = (
+        if creation.tries > 1:
+            created = (
                 session.query(models.TrialModel)
                 .join(attributes)
                 .filter(models.TrialModel.study_id == study_id)
                 .filter(attributes.key == BIRTH_ATTR, attributes.value_json == token)
                 .one_or_none()
             )
-            if made is not None:
-                return made  # type: ignore[no-any-return]
+            if created is not None:
+                return created  # type: ignore[no-any-return]
         trial = super()._get_prepared_new_trial(study_id, bare, session)
         session.add(attributes(trial_id=trial.trial_id, key=BIRTH_ATTR, value_json=token))
-        if template_trial is None and beats_from_birth():
+        if template_trial is None and is_heartbeat_due_at_creation():
             session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id))
         return trial
 
@@ -138,12 +142,17 @@ class StudyDatabase(RDBStorage):
     ) -> bool:
         """Write the state of a trial and its values; see Optuna's base class."""
         write = super().set_trial_state_values
-        if state == TrialState.WAITING:  # given back; another worker may have it by now
+        if state == TrialState.WAITING:  # released; another worker may run it by now
             return write(trial_id, state, values)
-        if state == TrialState.RUNNING and beats_from_birth():
+        if state == TrialState.RUNNING and is_heartbeat_due_at_creation():
             self.record_heartbeat(trial_id)
         return write_state_once(
-            self, lambda: write(trial_id, state, values), trial_id, state, values, self.patience
+            self,
+            lambda: write(trial_id, state, values),
+            trial_id,
+            state,
+            values,
+            seconds=self.retry_seconds,
         )
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -160,7 +169,7 @@ class StudyDatabase(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """Read the trials of a study that are newer than one, or among those included."""
+        """Read the trials of a study above an id, or among the included ids."""
         model = models.TrialModel
         wanted = sa.select(model.trial_id).where(model.study_id == study_id)
         if states is not None:
@@ -168,9 +177,9 @@ class StudyDatabase(RDBStorage):
             wanted = wanted.where(model.state.in_(states))
         if trial_id_greater_than > -1:
             older = [i for i in included_trial_ids if i <= trial_id_greater_than]
-            # Older ones are unfinished: from the first of them on there are few, and a database
-            # takes only so many numbers in a statement.
-            if len(older) > _MOST_IDS:
+            # Older ones are unfinished, so few trials follow the first of them; and a database
+            # limits the numbers in a statement.
+            if len(older) > _MAX_IDS:
                 wanted = wanted.where(model.trial_id >= min(older))
             else:
                 newer = model.trial_id > trial_id_greater_than
@@ -187,37 +196,37 @@ class StudyDatabase(RDBStorage):
             ]
 
     def _set_trial_param(self, *param: Any) -> None:
-        batch = open_batch(self)
+        batch = current_batch(self)
         if batch is None:
             super()._set_trial_param(*param)
         else:
             batch.params.append(param)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Write an attribute, or keep it for the end of :func:`.write_together`."""
-        batch = open_batch(self)
+        """Write an attribute, at the end of :func:`.write_together` if inside one."""
+        batch = current_batch(self)
         if batch is None:
             super().set_trial_user_attr(trial_id, key, value)
         else:
             batch.attrs[trial_id, key] = value
 
     def write_batch(self, batch: Batch) -> None:
-        """Write what has waited in one transaction."""
+        """Write parameters and attributes in one transaction."""
         try:
             with _create_scoped_session(self.scoped_session) as session:
-                self._write(batch, session)
+                self._write_in_session(batch, session)
         except sa.exc.IntegrityError:
-            # Parameters are there already: a try before was written, but the answer was lost.
+            # The parameters exist: an earlier try was executed, but its answer was lost.
             with _create_scoped_session(self.scoped_session) as session:
-                self._write(Batch(attrs=batch.attrs), session)
+                self._write_in_session(Batch(attrs=batch.attrs), session)
 
-    def _write(self, batch: Batch, session: Any) -> None:
+    def _write_in_session(self, batch: Batch, session: Any) -> None:
         trials = {param[0] for param in batch.params} | {trial_id for trial_id, _ in batch.attrs}
         for trial_id in trials:
             trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
             self.check_trial_is_updatable(trial_id, trial.state)
         for trial_id, name, value, distribution, known in batch.params:
-            if known is None:  # the first trial with this name; another may be as early
+            if known is None:  # no trial had this name when the suggestion began
                 self._set_trial_param_without_commit(session, trial_id, name, value, distribution)
                 continue
             check_distribution_compatibility(known, distribution)
@@ -249,18 +258,15 @@ class StudyDatabase(RDBStorage):
         )
 
 
-make_patient(StudyDatabase, _REPEATABLE)
+retry_methods(StudyDatabase, _REPEATABLE)
 
 
 class ServerDatabase(StudyDatabase):
     """A PostgreSQL or MariaDB server.
 
-    A worker holds no connection during its minutes of training, so hundreds fit a server. It keeps
-    one while it writes: to connect takes longer than a transaction.
-
     Args:
         url:
-            With its driver.
+            URL with an installed driver.
         options:
             Options of :class:`StudyDatabase`.
     """
@@ -279,7 +285,7 @@ class SqliteFile(StudyDatabase):
 
     Args:
         url:
-            ``sqlite:///FILE``.
+            URL ``sqlite:///FILE``.
         options:
             Options of :class:`StudyDatabase`.
     """
@@ -303,5 +309,5 @@ def _on_connect(connection: Any, record: object) -> None:
 
 
 def _on_begin(connection: sa.Connection) -> None:
-    # Reading a trial's state and writing it become one step: no trial is taken twice.
+    # Reading the state of a trial and writing it become one step, so no trial is taken twice.
     connection.exec_driver_sql("BEGIN IMMEDIATE")

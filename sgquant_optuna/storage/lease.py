@@ -1,8 +1,9 @@
-"""One worker at a time: a lease kept in the study, that ends when its holder does.
+"""Lets one worker at a time do a task, by a lease in the study that ends when its holder does.
 
-It is Fischer's mutual exclusion: write your name where none is, wait, and go on if it is still
-yours. The holder counts on while it works; a count that stands still belongs to a holder that was
-killed, and the next one takes over. Clocks of different machines are never compared.
+It is Fischer's mutual exclusion: write your name where there is none, wait, and go on if it is
+still yours. The holder raises a counter while it works. A counter that stands still belongs to a
+holder that was killed, and the next worker takes over. Clocks of different machines are never
+compared.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LeaseTimes:
-    """How long a lease waits, in seconds.
+    """Times of a lease, in seconds.
 
     Args:
         settle:
-            Between writing a name and reading it back: longer than the storage takes to write.
-            Should it take longer, two workers may do the work, and the later result counts.
-        beat:
-            Between two signs of life.
-        patience:
-            Without a sign of life until the next worker takes over.
+            Time from writing a name to reading it back: longer than the storage takes to write. If
+            a write takes longer, two workers may do the task, and the later result counts.
+        heartbeat:
+            Time between two heartbeats of the holder.
+        timeout:
+            Time without a heartbeat until the next worker takes over.
         poll:
-            Between two looks at a lease that another worker holds.
+            Time between two reads of a lease that another worker holds.
     """
 
     settle: float = 0.5
-    beat: float = 5.0
-    patience: float = 30.0
+    heartbeat: float = 5.0
+    timeout: float = 30.0
     poll: float = 0.5
 
 
@@ -53,93 +54,97 @@ def exclusive(
     unless: Callable[[], bool],
     times: LeaseTimes | None = None,
 ) -> Iterator[bool]:
-    """Wait until nobody else does a task of a study, or until it needs no doing.
+    """Wait until no other worker does a task of a study, or until the task is done.
 
     Args:
         study:
-            Its system attributes hold the lease.
+            Study whose system attributes hold the lease.
         task:
-            Name of the task; those of other names do not wait for each other.
+            Name of the task; different tasks do not wait for each other.
         unless:
-            Whether the task is done already.
+            Function that tells whether the task is done already.
         times:
-            How long to wait for what.
+            Times of the lease; those of :class:`LeaseTimes` by default.
 
     Yields:
-        Whether the task is ours to do; ``False`` if another worker has done it.
+        Whether this worker has to do the task; ``False`` if it is done.
     """
     times = times or LeaseTimes()
-    key = LEASE_PREFIX + task
-    name = holder_name()
-
-    def read() -> dict[str, Any] | None:
-        return study._storage.get_study_system_attrs(study._study_id).get(key)
-
-    def write(lease: dict[str, Any] | None) -> None:
-        study._storage.set_study_system_attr(study._study_id, key, lease)
-
-    if not _acquire(read, write, name, task, unless, times):
+    lease = _Lease(study, task)
+    if not _acquire(lease, unless, times):
         yield False
         return
     stop = threading.Event()
-    beating = threading.Thread(
-        target=_beat, args=(study, write, name, stop, times.beat), daemon=True
-    )
+    beating = threading.Thread(target=_beat, args=(lease, stop, times.heartbeat), daemon=True)
     beating.start()
     try:
         yield True
     finally:
         stop.set()
         beating.join()
-        lease = read()
-        if lease is not None and lease["by"] == name:
-            write(None)
+        if lease.is_ours(lease.read()):
+            lease.write(None)
 
 
-def _acquire(
-    read: Callable[[], dict[str, Any] | None],
-    write: Callable[[dict[str, Any] | None], None],
-    name: str,
-    task: str,
-    unless: Callable[[], bool],
-    times: LeaseTimes,
-) -> bool:
-    seen, since, told = None, time.monotonic(), None
+class _Lease:
+    """The system attribute of a study that names the holder of a task.
+
+    Args:
+        study:
+            Study that has the attribute.
+        task:
+            Name of the task.
+    """
+
+    def __init__(self, study: optuna.Study, task: str) -> None:
+        self.task = task
+        self.name = holder_name()
+        self.storage = study._storage
+        self._study_id = study._study_id
+        self._key = LEASE_PREFIX + task
+
+    def read(self) -> dict[str, Any] | None:
+        return self.storage.get_study_system_attrs(self._study_id).get(self._key)
+
+    def write(self, count: int | None) -> None:
+        """Write our name with a counter, or free the lease."""
+        value: Any = None if count is None else {"by": self.name, "beat": count}
+        self.storage.set_study_system_attr(self._study_id, self._key, value)
+
+    def is_ours(self, value: dict[str, Any] | None) -> bool:
+        return value is not None and value["by"] == self.name
+
+
+def _acquire(lease: _Lease, unless: Callable[[], bool], times: LeaseTimes) -> bool:
+    seen, since, logged = None, time.monotonic(), None
     while not unless():
-        lease = read()
-        if lease != seen:
-            seen, since = lease, time.monotonic()
-        if lease is None or time.monotonic() - since > times.patience:
-            write({"by": name, "beat": 0})
+        value = lease.read()
+        if value != seen:
+            seen, since = value, time.monotonic()
+        if value is None or time.monotonic() - since > times.timeout:
+            lease.write(0)
             time.sleep(times.settle)
-            lease = read()
-            if lease is not None and lease["by"] == name:
-                # Between the look above and ours becoming visible, its holder may have finished.
+            if lease.is_ours(lease.read()):
+                # Between the check above and our write, the holder before may have finished.
                 if not unless():
                     return True
-                write(None)
+                lease.write(None)
                 return False
-        elif told != lease["by"]:
-            told = lease["by"]
-            _logger.info("%s: waiting for worker %s", task, process_of(told))
+        elif logged != value["by"]:
+            logged = value["by"]
+            _logger.info("%s: waiting for worker %s", lease.task, process_of(str(logged)))
         time.sleep(times.poll)
     return False
 
 
-def _beat(
-    study: optuna.Study,
-    write: Callable[[dict[str, Any] | None], None],
-    name: str,
-    stop: threading.Event,
-    interval: float,
-) -> None:
+def _beat(lease: _Lease, stop: threading.Event, interval: float) -> None:
     count = 0
     try:
         while not stop.wait(interval):
             count += 1
             try:
-                write({"by": name, "beat": count})
-            except Exception as error:  # a database that restarts; the next beat comes
+                lease.write(count)
+            except Exception as error:  # a database that restarts; the next heartbeat follows
                 _logger.warning("lease: cannot renew it (%s)", error)
     finally:
-        study._storage.remove_session()  # of this thread
+        lease.storage.remove_session()  # of this thread

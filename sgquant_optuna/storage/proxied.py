@@ -1,4 +1,4 @@
-"""Storages that are no database of their own: a gRPC proxy, and a journal file."""
+"""Storages to which this package adds heartbeats: a gRPC proxy, and a journal file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sqlalchemy.engine import URL
 
 from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.storage.attributes import ASKED_ATTR, BEAT_ATTR, BIRTH_ATTR
-from sgquant_optuna.storage.heartbeat import AttributeHeartbeat, beats_from_birth
+from sgquant_optuna.storage.heartbeat import AttributeHeartbeat, is_heartbeat_due_at_creation
 from sgquant_optuna.storage.processes import birth_signature
 from sgquant_optuna.storage.retries import (
     REPEATABLE,
-    Patience,
-    make_patient,
-    repeat_patiently,
+    Backoff,
+    retry,
+    retry_methods,
     write_state_once,
 )
 from sgquant_optuna.storage.urls import file_of, missing_driver, shown_url
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 DEFAULT_PORT = 13000
-_PROXY_TIMEOUT = 10.0  # seconds
+_CONNECT_SECONDS = 10.0
 _REPEATABLE = (*REPEATABLE, "get_all_trials", "set_trial_param")
 
 
-class BeatingProxy(AttributeHeartbeat, GrpcStorageProxy):
-    """A gRPC proxy that is waited for while it is away, and whose trials beat.
+class HeartbeatProxy(AttributeHeartbeat, GrpcStorageProxy):
+    """A gRPC proxy with heartbeats; calls to it are repeated while it is away.
 
     Args:
         host:
-            Where it runs.
+            Name or address of its machine.
         port:
-            Where it listens.
-        patience:
-            Seconds to wait for it each time that it is away.
+            Port that it listens on.
+        retry_seconds:
+            Longest time to repeat a call while the proxy is away.
     """
 
-    def __init__(self, *, host: str, port: int, patience: float) -> None:
-        self.patience = patience
+    def __init__(self, *, host: str, port: int, retry_seconds: float) -> None:
+        self.retry_seconds = retry_seconds
         super().__init__(host=host, port=port)
 
     def _setup(self) -> None:
-        """Connect as Optuna does, but do not let gRPC's own pauses grow to minutes."""
+        """Connect as Optuna does, but limit gRPC's pauses, which grow to minutes by default."""
         import grpc
         from optuna.storages._grpc.auto_generated.api_pb2_grpc import StorageServiceStub
         from optuna.storages._grpc.client import GrpcClientCache
@@ -65,11 +65,12 @@ class BeatingProxy(AttributeHeartbeat, GrpcStorageProxy):
         self._cache = GrpcClientCache(self._stub)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Make a trial that carries a token, or find the one that a broken try has made."""
+        """Create a trial with a token, or find the trial that an earlier try created."""
         create, token = super().create_new_trial, uuid.uuid4().hex
-        if template_trial is None:  # signed here, for the proxy would sign it with its own process
+        if template_trial is None:
+            # Signed here, because the proxy would sign with its own process.
             signed = {BIRTH_ATTR: birth_signature(token, runs_here=True)}
-            beat = {BEAT_ATTR: token} if beats_from_birth() else {}
+            beat = {BEAT_ATTR: token} if is_heartbeat_due_at_creation() else {}
             template = optuna.trial.create_trial(
                 state=TrialState.RUNNING, system_attrs={**signed, **beat}
             )
@@ -87,38 +88,43 @@ class BeatingProxy(AttributeHeartbeat, GrpcStorageProxy):
                         return trial._trial_id
             return create(study_id, template)
 
-        return repeat_patiently(try_to_create, self.patience)
+        return retry(try_to_create, self.retry_seconds)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         """Write the state of a trial and its values; see Optuna's base class."""
         write = super().set_trial_state_values
-        if state == TrialState.WAITING:  # given back; another worker may have it by now
-            self.get_trial(trial_id)  # waits for the proxy, so that one try is enough
+        if state == TrialState.WAITING:  # released; another worker may run it by now
+            self.get_trial(trial_id)  # waits for the proxy, so one try is enough
             return write(trial_id, state, values)
-        if state == TrialState.RUNNING and beats_from_birth():
+        if state == TrialState.RUNNING and is_heartbeat_due_at_creation():
             self.record_heartbeat(trial_id)
         return write_state_once(
-            self, lambda: write(trial_id, state, values), trial_id, state, values, self.patience
+            self,
+            lambda: write(trial_id, state, values),
+            trial_id,
+            state,
+            values,
+            seconds=self.retry_seconds,
         )
 
 
-make_patient(BeatingProxy, _REPEATABLE)
+retry_methods(HeartbeatProxy, _REPEATABLE)
 
 
-class BeatingJournal(AttributeHeartbeat, JournalStorage):
-    """A journal whose trials beat."""
+class HeartbeatJournal(AttributeHeartbeat, JournalStorage):
+    """A journal file with heartbeats."""
 
 
 def open_proxy(
-    url: URL, *, wait: float, patience: float, heartbeat_interval: int, grace_period: int
+    url: URL, *, wait: float, retry_seconds: float, heartbeat_interval: int, grace_period: int
 ) -> BaseStorage:
     """Connect to a proxy that ``sgquant serve`` runs.
 
     Raises:
         StorageError:
-            If grpcio is missing or nobody answers.
+            If the URL has a login, grpcio is missing, or no proxy answers.
     """
     if url.password is not None or url.username is not None or url.database:
         raise StorageError(f"storage {shown_url(url)}: expected grpc://HOST:PORT, and no login")
@@ -127,21 +133,21 @@ def open_proxy(
     except ImportError as error:
         raise missing_driver(url) from error
     host, port = url.host or "127.0.0.1", url.port or DEFAULT_PORT
-    proxy = BeatingProxy(host=host, port=port, patience=patience)
-    waiting = Patience(wait)
+    proxy = HeartbeatProxy(host=host, port=port, retry_seconds=retry_seconds)
+    backoff = Backoff(wait)
     while True:
         try:
-            proxy.wait_server_ready(timeout=_PROXY_TIMEOUT)
+            proxy.wait_server_ready(timeout=_CONNECT_SECONDS)
             break
         except ConnectionError as error:
-            if waiting.pause(error):
+            if backoff.pause(error):
                 continue
             proxy.close()
             raise StorageError(
                 f"storage {shown_url(url)}: nobody answers; start one there: sgquant serve "
                 "--storage URL"
             ) from error
-    proxy.start_beating(heartbeat_interval, grace_period)
+    proxy.start_heartbeat(heartbeat_interval, grace_period)
     return proxy
 
 
@@ -152,7 +158,7 @@ def open_journal(
 
     Raises:
         StorageError:
-            If it is missing and not to be made, cannot be written, or is no journal.
+            If the file is missing and may not be created, cannot be written, or is no journal.
     """
     from optuna.storages.journal import JournalFileBackend
 
@@ -165,7 +171,7 @@ def open_journal(
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab"):
             pass
-        journal: Any = BeatingJournal(JournalFileBackend(str(path)))
+        journal: Any = HeartbeatJournal(JournalFileBackend(str(path)))
         journal.get_all_studies()  # reads it all
     except OSError as error:
         raise StorageError(f"storage {path}: cannot be written ({error.strerror})") from error
@@ -173,5 +179,5 @@ def open_journal(
         raise StorageError(f"storage {path}: expected an Optuna journal, got another file") from (
             error
         )
-    journal.start_beating(heartbeat_interval, grace_period)
+    journal.start_heartbeat(heartbeat_interval, grace_period)
     return journal  # type: ignore[no-any-return]

@@ -10,62 +10,63 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 
-_PARAM, _VALUE, _STEP, _USER, _SYSTEM = range(5)
+_PARAM, _VALUE, _STEP, _USER, _SYSTEM = _KINDS = range(5)
+_VALUE_TYPES = {kind.name: kind for kind in models.TrialValueModel.TrialValueType}
+_STEP_TYPES = {
+    kind.name: kind for kind in models.TrialIntermediateValueModel.TrialIntermediateValueType
+}
 
 
 def with_details(trials: Sequence[Any], which: Any, session: Any) -> list[SimpleNamespace]:
-    """Return trials with all that ``RDBStorage`` builds its frozen trials from.
+    """Return trials with everything that ``RDBStorage`` builds its frozen trials from.
 
     Args:
         trials:
             Trial models.
         which:
-            What their ``trial_id`` is in: a list, or a SELECT.
+            List or SELECT of the ``trial_id`` of these trials.
         session:
-            Of SQLAlchemy.
+            Session of SQLAlchemy.
     """
-    found: dict[int, list[list[Any]]] = defaultdict(lambda: [[] for _ in range(5)])
+    found: dict[int, list[list[Any]]] = defaultdict(lambda: [[] for _ in _KINDS])
     for row in session.execute(_details(which)) if trials else ():
         found[row.trial_id][row.kind].append(row)
-    return [
-        SimpleNamespace(
-            trial_id=trial.trial_id,
-            number=trial.number,
-            state=trial.state,
-            datetime_start=trial.datetime_start,
-            datetime_complete=trial.datetime_complete,
-            params=[
-                SimpleNamespace(
-                    param_id=row.place,
-                    param_name=row.name,
-                    param_value=row.value,
-                    distribution_json=row.content,
-                )
-                for row in found[trial.trial_id][_PARAM]
-            ],
-            values=[
-                SimpleNamespace(
-                    objective=row.place,
-                    value=row.value,
-                    value_type=models.TrialValueModel.TrialValueType[row.content],
-                )
-                for row in found[trial.trial_id][_VALUE]
-            ],
-            intermediate_values=[
-                SimpleNamespace(
-                    step=row.place,
-                    intermediate_value=row.value,
-                    intermediate_value_type=(
-                        models.TrialIntermediateValueModel.TrialIntermediateValueType[row.content]
-                    ),
-                )
-                for row in found[trial.trial_id][_STEP]
-            ],
-            user_attributes=_attributes(found[trial.trial_id][_USER]),
-            system_attributes=_attributes(found[trial.trial_id][_SYSTEM]),
-        )
-        for trial in trials
-    ]
+    return [_detailed(trial, found[trial.trial_id]) for trial in trials]
+
+
+def _detailed(trial: Any, rows: list[list[Any]]) -> SimpleNamespace:
+    return SimpleNamespace(
+        trial_id=trial.trial_id,
+        number=trial.number,
+        state=trial.state,
+        datetime_start=trial.datetime_start,
+        datetime_complete=trial.datetime_complete,
+        params=[
+            SimpleNamespace(
+                param_id=row.place,
+                param_name=row.name,
+                param_value=row.value,
+                distribution_json=row.content,
+            )
+            for row in rows[_PARAM]
+        ],
+        values=[
+            SimpleNamespace(
+                objective=row.place, value=row.value, value_type=_VALUE_TYPES[row.content]
+            )
+            for row in rows[_VALUE]
+        ],
+        intermediate_values=[
+            SimpleNamespace(
+                step=row.place,
+                intermediate_value=row.value,
+                intermediate_value_type=_STEP_TYPES[row.content],
+            )
+            for row in rows[_STEP]
+        ],
+        user_attributes=_attributes(rows[_USER]),
+        system_attributes=_attributes(rows[_SYSTEM]),
+    )
 
 
 def _attributes(rows: list[Any]) -> list[SimpleNamespace]:
@@ -74,11 +75,9 @@ def _attributes(rows: list[Any]) -> list[SimpleNamespace]:
 
 
 def _details(which: Any) -> sa.CompoundSelect[Any]:
-    param, value, step = (
-        models.TrialParamModel,
-        models.TrialValueModel,
-        models.TrialIntermediateValueModel,
-    )
+    """Return the statement that reads all details, each row with its kind."""
+    param, value = models.TrialParamModel, models.TrialValueModel
+    step = models.TrialIntermediateValueModel
     user, system = models.TrialUserAttributeModel, models.TrialSystemAttributeModel
 
     def part(kind: int, model: Any, *columns: Any) -> sa.Select[Any]:
@@ -88,29 +87,18 @@ def _details(which: Any) -> sa.CompoundSelect[Any]:
         return sa.select(*head, *labelled).where(model.trial_id.in_(which))
 
     none = sa.null()
+    user_id, system_id = user.trial_user_attribute_id, system.trial_system_attribute_id
+    step_type = _name(step.intermediate_value_type)
     # The first part gives the columns their types, so it must have no NULL of its own.
     return sa.union_all(
         part(
             _PARAM,
-            param,
-            param.param_id,
-            param.param_name,
-            param.param_value,
-            param.distribution_json,
+            *(param, param.param_id, param.param_name, param.param_value, param.distribution_json),
         ),
         part(_VALUE, value, value.objective, none, value.value, _name(value.value_type)),
-        part(
-            _STEP,
-            step,
-            step.step,
-            none,
-            step.intermediate_value,
-            _name(step.intermediate_value_type),
-        ),
-        part(_USER, user, user.trial_user_attribute_id, user.key, none, user.value_json),
-        part(
-            _SYSTEM, system, system.trial_system_attribute_id, system.key, none, system.value_json
-        ),
+        part(_STEP, step, step.step, none, step.intermediate_value, step_type),
+        part(_USER, user, user_id, user.key, none, user.value_json),
+        part(_SYSTEM, system, system_id, system.key, none, system.value_json),
     )
 
 

@@ -1,4 +1,8 @@
-"""Waits for a database that restarts or is full, instead of losing hours of training."""
+"""Repeats calls to a database that restarts or is full, so that no hours of training are lost.
+
+A call whose answer is lost may have been executed nevertheless. So only calls that may happen
+twice are repeated as they are (``REPEATABLE``); the others check first whether they have happened.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
-PATIENCE = 300.0  # seconds
+RETRY_SECONDS = 300.0
 REPEATABLE = (
     "get_study_id_from_name",
     "get_study_name_from_id",
@@ -36,9 +40,9 @@ REPEATABLE = (
     "set_trial_system_attr",
     "set_trial_intermediate_value",
 )
-"""What may happen twice in any storage: reading, and writing the same under a key."""
+"""Methods that may happen twice in any storage: they read, or write the same under a key."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds
-# Words of PostgreSQL's refusals that waiting does not mend; its drivers give no code here.
+# Words of errors of PostgreSQL after which a retry cannot help; its drivers give no code here.
 _REFUSED = (
     "authentication failed",
     "no password supplied",
@@ -57,77 +61,99 @@ _MYSQL_UNDONE = {1020, 1021, 1205, 1213, 1114}
 _POSTGRESQL_UNDONE = {"40001", "40P01", "53100"}
 _SQLITE_UNDONE = ("disk is full", "database is locked", "disk i/o error", "unable to open")
 _PROXY_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")  # status codes of gRPC
-_PROXY_ALIVE = "Exception calling application"  # details of what the proxy itself ran into
+_PROXY_ALIVE = "Exception calling application"  # details of an error inside the proxy itself
 
 
-def told(error: BaseException) -> str:
-    """Return what an error of a database or its proxy says, in one line."""
-    if _proxy_status(error) is not None:
-        text = str(error.details())  # type: ignore[attr-defined]
-    else:
-        text = str(getattr(error, "orig", None) or error)
-    lines = text.strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-class Patience:
-    """Pauses that get longer, until the time is over.
+class Backoff:
+    """Pauses that get longer, until a deadline.
 
     Args:
         seconds:
-            How long to wait in all.
+            Time from now to the deadline.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
+        self._deadline = time.monotonic() + seconds
         self._pause = _FIRST_PAUSE
-        self._told = False
+        self._is_logged = False
 
     def pause(self, error: BaseException) -> bool:
-        """Sleep a while and return whether to try again."""
-        left = self._end - time.monotonic()
+        """Sleep a while after an error; return ``False`` at once if the deadline is over."""
+        left = self._deadline - time.monotonic()
         if left <= 0:
             return False
-        if not self._told:
-            _logger.warning("database: %s; trying again for up to %.0f s", told(error), left)
-            self._told = True
+        if not self._is_logged:
+            _logger.warning("database: %s; trying again for up to %.0f s", message(error), left)
+            self._is_logged = True
         time.sleep(min(self._pause * random.uniform(0.5, 1.0), left))
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         return True
 
 
-def repeat_patiently(call: Callable[[], T], seconds: float) -> T:
-    """Return what a call returns, repeating it while the database is away.
+def retry(call: Callable[[], T], seconds: float) -> T:
+    """Return what a call returns; repeat it while the database is away.
 
-    A transaction that broke may have been written nevertheless, so the call has to be one that
-    may happen twice.
+    Args:
+        call:
+            Function that may happen twice.
+        seconds:
+            Longest time from now to the last repetition.
 
     Raises:
         Exception:
-            The last error when the time is over, or at once one that waiting does not mend.
+            The last error at the deadline, or an error that a retry cannot help, at once.
     """
-    patience = Patience(seconds)
+    backoff = Backoff(seconds)
     while True:
         try:
             return call()
         except Exception as error:
-            cause = next(filter(_is_passing, _chain(error)), None)
-            if cause is None or not patience.pause(cause):
+            cause = next(filter(_is_temporary, _chain(error)), None)
+            if cause is None or not backoff.pause(cause):
                 raise
 
 
-def make_patient(storage: type, names: Iterable[str]) -> None:
-    """Let methods that may happen twice be repeated for the ``patience`` of their storage."""
+def retry_methods(storage: type, names: Iterable[str]) -> None:
+    """Make methods of a class repeat themselves for the ``retry_seconds`` of their object.
 
-    def patient(method: Any) -> Any:
+    Args:
+        storage:
+            Class of a storage.
+        names:
+            Names of methods that may happen twice.
+    """
+
+    def repeating(method: Any) -> Any:
         @functools.wraps(method)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return repeat_patiently(lambda: method(self, *args, **kwargs), self.patience)
+            return retry(lambda: method(self, *args, **kwargs), self.retry_seconds)
 
         return call
 
     for name in names:
-        setattr(storage, name, patient(getattr(storage, name)))
+        setattr(storage, name, repeating(getattr(storage, name)))
+
+
+def retry_connecting(engine: sa.Engine, seconds: float) -> None:
+    """Make an engine repeat its attempts to connect; nothing was sent yet, so it is safe.
+
+    Args:
+        engine:
+            Engine of a server.
+        seconds:
+            Longest time to try, for each new connection.
+    """
+
+    def connect(dialect: Any, record: object, arguments: Any, options: Any) -> Any:
+        backoff = Backoff(seconds)
+        while True:
+            try:
+                return dialect.connect(*arguments, **options)
+            except dialect.loaded_dbapi.OperationalError as error:
+                if not _may_come_back(error) or not backoff.pause(error):
+                    raise
+
+    sa.event.listen(engine, "do_connect", connect)
 
 
 def write_state_once(
@@ -136,23 +162,24 @@ def write_state_once(
     trial_id: int,
     state: TrialState,
     values: Sequence[float] | None,
+    *,
     seconds: float,
 ) -> bool:
-    """Write the state of a trial, in several tries if need be, and return what Optuna returns.
+    """Write the state of a trial, if necessary in several tries; return what Optuna returns.
 
     Args:
         storage:
-            Where the result is looked for after a broken try.
+            Storage that is searched for the result after a try whose answer was lost.
         write:
-            Writes it.
+            Function that writes the state.
         trial_id:
-            Of the trial.
+            Key of the trial.
         state:
-            Its new state, not ``WAITING``: a trial that was given back may be another's by now.
+            New state, not ``WAITING``: another worker may have taken a released trial by now.
         values:
-            Of a complete trial.
+            Values of a complete trial.
         seconds:
-            How long to repeat it.
+            Longest time to repeat.
     """
     tries = 0
 
@@ -162,44 +189,39 @@ def write_state_once(
         try:
             return write()
         except UpdateFinishedTrialError:
-            # Only who runs a trial completes it: it was this process, before the break.
+            # Only the process that runs a trial completes it: the try before was executed.
             if tries > 1 and values is not None:
                 stored = storage.get_trial(trial_id)
                 if stored.state == state and stored.values == [float(v) for v in values]:
                     return True
             raise
 
-    return repeat_patiently(try_to_write, seconds)
+    return retry(try_to_write, seconds)
 
 
-def connect_patiently(engine: sa.Engine, seconds: float) -> None:
-    """Make an engine wait for its server whenever it connects; nothing was sent, so it is safe."""
-
-    def connect(dialect: Any, record: object, arguments: Any, options: Any) -> Any:
-        patience = Patience(seconds)
-        while True:
-            try:
-                return dialect.connect(*arguments, **options)
-            except dialect.loaded_dbapi.OperationalError as error:
-                if not _may_come_back(error) or not patience.pause(error):
-                    raise
-
-    sa.event.listen(engine, "do_connect", connect)
+def message(error: BaseException) -> str:
+    """Return the first line of the message of a database or of its proxy."""
+    if _proxy_status(error) is not None:
+        text = str(error.details())  # type: ignore[attr-defined]
+    else:
+        text = str(getattr(error, "orig", None) or error)
+    lines = text.strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def outage(error: BaseException) -> str | None:
-    """Return what the database or its proxy says, if an error goes back to it, else ``None``."""
-    said = None
+    """Return the message of the database or its proxy if it caused an error, else ``None``."""
+    found = None
     for cause in _chain(error):
         if isinstance(cause, (StorageInternalError, sa.exc.SQLAlchemyError)) or (
             _proxy_status(cause) in _PROXY_AWAY
         ):
-            said = told(cause)
-    return said
+            found = message(cause)
+    return found
 
 
 def is_server_away(error: BaseException) -> bool:
-    """Tell whether a database server did not answer, or no longer, and may be there later."""
+    """Tell whether a database server does not answer, but may answer later."""
     return any(
         isinstance(cause, sa.exc.OperationalError)
         and not type(cause.orig).__module__.startswith("sqlite3")
@@ -212,28 +234,14 @@ def is_server_away(error: BaseException) -> bool:
 
 
 def _may_come_back(error: Any) -> bool:
-    """Tell whether a server that cannot be connected to may be there later."""
+    """Tell whether a server that refused a connection may accept one later."""
     if error.args and isinstance(error.args[0], int):  # pymysql
         return error.args[0] in _MYSQL_AWAY
     return not any(word in str(error).lower() for word in _REFUSED)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:  # Optuna wraps them
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _proxy_status(error: BaseException) -> str | None:
-    """Return the status of a call to a proxy that failed."""
-    grpc = sys.modules.get("grpc")  # without it there are no such errors
-    if grpc is None or not isinstance(error, grpc.RpcError):
-        return None
-    return str(error.code().name)  # of each error of a call
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Tell whether a broken transaction may work later."""
+def _is_temporary(error: BaseException) -> bool:
+    """Tell whether a transaction that failed may work later."""
     if not isinstance(error, sa.exc.DBAPIError):
         away = _proxy_status(error) in _PROXY_AWAY
         return away and _PROXY_ALIVE not in str(error.details())  # type: ignore[attr-defined]
@@ -246,3 +254,17 @@ def _is_passing(error: BaseException) -> bool:
         return any(word in str(cause).lower() for word in _SQLITE_UNDONE)
     code = cause.args[0] if cause is not None and cause.args else None
     return isinstance(code, int) and code in _MYSQL_UNDONE
+
+
+def _proxy_status(error: BaseException) -> str | None:
+    """Return the gRPC status of a failed call to a proxy; ``None`` for other errors."""
+    grpc = sys.modules.get("grpc")  # without it there are no such errors
+    if grpc is None or not isinstance(error, grpc.RpcError):
+        return None
+    return str(error.code().name)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:  # Optuna wraps them
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Tells Optuna's databases from empty ones and from those of other programs, by their tables."""
+"""Recognizes by its tables a database of Optuna, an empty one, and that of another program."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _VERSION_TABLE = models.VersionInfoModel.__tablename__
 
 
 def check_tables(url: URL, *, create: bool) -> None:
-    """Look at the tables of a database before Optuna makes its own; nothing is written.
+    """Check the tables of a database before Optuna creates its own; nothing is written.
 
     Args:
         url:
-            With a driver.
+            URL with a driver.
         create:
-            Whether tables may be made.
+            Whether an empty database is accepted, because tables may be created.
 
     Raises:
         StorageError:
-            If another program made the database, or it is empty and tables may not be made.
+            If the database is of another program, or if it is empty and not accepted.
         sqlalchemy.exc.SQLAlchemyError:
-            If it cannot be read.
+            If the database cannot be read.
     """
     engine = sa.create_engine(url, poolclass=NullPool)
     try:
@@ -50,9 +50,9 @@ def check_tables(url: URL, *, create: bool) -> None:
 
 
 def _is_optunas(inspector: Any, found: set[str]) -> bool:
-    """Tell whether tables are Optuna's, of any version, or those of a process that makes them."""
+    """Tell whether tables are Optuna's, of any version, or being created by a process now."""
     tables: dict[str, sa.Table] = dict(models.BaseModel.metadata.tables)
-    # Other versions have other columns, but the table that tells the version stays the same.
+    # Other versions have other columns, but the table with the version stays the same.
     checked = {_VERSION_TABLE} if _VERSION_TABLE in found else found & set(tables)
     return bool(checked) and all(
         {column.name for column in tables[name].columns}

@@ -1,4 +1,4 @@
-"""Reads the URL of a storage, and shows it without its passwords; no other file parses one."""
+"""Reads the URL of a storage, and shows it without its passwords. No other file parses a URL."""
 
 from __future__ import annotations
 

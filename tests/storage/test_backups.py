@@ -28,7 +28,7 @@ optimize_within_budget(study, lambda trial: trial.suggest_float("x", 0, 1), lamb
 
 @contextmanager
 def opened(url):
-    storage = open_storage(url, patience=10)
+    storage = open_storage(url, retry_seconds=10)
     try:
         yield optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
     finally:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning
 @pytest.fixture(params=BACKENDS)
 def study(request, tmp_path):
     with fresh_database(request.param, tmp_path) as url:
-        yield optuna.create_study(storage=open_storage(url, patience=20), study_name="s")
+        yield optuna.create_study(storage=open_storage(url, retry_seconds=20), study_name="s")
 
 
 class Breaking:

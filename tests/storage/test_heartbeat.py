@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from sgquant_optuna.search.workers.budget import optimize_within_budget
-from sgquant_optuna.storage import every_trial_beats, open_storage
+from sgquant_optuna.storage import heartbeats_from_creation, open_storage
 from tests.databases import BACKENDS, fresh_database
 
 # Optuna says so of each ask, which stands here for a process that is killed.
@@ -32,7 +32,7 @@ def beats(study):
 
 def test_a_trial_killed_as_it_began_is_found(tmp_path):
     study = make_study(tmp_path / "s.db")
-    with every_trial_beats():
+    with heartbeats_from_creation():
         study.ask()  # and its process is killed here
     study.ask()  # by hand, so nobody beats for it
     time.sleep(3.1)
@@ -83,7 +83,7 @@ def test_the_age_of_a_heartbeat_is_told_by_the_clock_of_the_database(
 ):
     with fresh_database(backend, tmp_path) as url:
         study = make_study(url)
-        with every_trial_beats():
+        with heartbeats_from_creation():
             study.ask()
         real = time.time
         for skew in (-86_400, 86_400):  # workers a day apart

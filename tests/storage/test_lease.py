@@ -7,7 +7,7 @@ import pytest
 from sgquant_optuna.storage import open_storage
 from sgquant_optuna.storage.lease import LeaseTimes, exclusive
 
-QUICK = LeaseTimes(settle=0.1, beat=0.05, patience=0.4, poll=0.02)
+QUICK = LeaseTimes(settle=0.1, heartbeat=0.05, timeout=0.4, poll=0.02)
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_one_of_many_does_the_task_and_the_others_wait_until_it_is_done(study):
             results.append(mine)
             if mine:
                 doers.append(1)
-                time.sleep(0.6)  # longer than the patience: its beats keep it
+                time.sleep(0.6)  # longer than the timeout: its heartbeats keep it
                 done.set()
 
     threads = [threading.Thread(target=work) for _ in range(4)]

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.search.workers.budget import optimize_within_budget
-from sgquant_optuna.storage import every_trial_beats, open_storage, serve_storage
+from sgquant_optuna.storage import heartbeats_from_creation, open_storage, serve_storage
 from sgquant_optuna.storage.processes import process_mark
 from tests.databases import Proxy
 
@@ -59,7 +59,7 @@ def test_a_trial_that_stops_beating_is_put_back_once(url):
 
 
 def test_a_proxy_that_is_not_there_is_told(monkeypatch):
-    monkeypatch.setattr("sgquant_optuna.storage.proxied._PROXY_TIMEOUT", 0.2)
+    monkeypatch.setattr("sgquant_optuna.storage.proxied._CONNECT_SECONDS", 0.2)
     with pytest.raises(StorageError, match="nobody answers; start one there: sgquant serve"):
         open_storage("grpc://127.0.0.1:1")
 
@@ -126,7 +126,7 @@ def test_a_worker_behind_a_proxy_that_is_killed_as_it_begins_is_noticed_at_once(
     study, _ = losing
     *space, pid, started = process_mark().split(" ")
     dead = " ".join([*space, pid, str(int(started) + 1)])
-    with monkeypatch.context() as other, every_trial_beats():
+    with monkeypatch.context() as other, heartbeats_from_creation():
         other.setattr("sgquant_optuna.storage.processes.process_mark", lambda: dead)
         study._storage.create_new_trial(study._study_id)
     optimize_within_budget(study, lambda trial: 0.0, lambda: 2)
@@ -137,7 +137,7 @@ def test_a_worker_behind_a_proxy_that_is_killed_as_it_begins_is_noticed_at_once(
 
 def test_opening_waits_for_a_proxy_that_starts_later_if_told_to(tmp_path, monkeypatch):
     pytest.importorskip("grpc")
-    monkeypatch.setattr("sgquant_optuna.storage.proxied._PROXY_TIMEOUT", 0.2)
+    monkeypatch.setattr("sgquant_optuna.storage.proxied._CONNECT_SECONDS", 0.2)
     proxy = Proxy(tmp_path / "s.db")
     later = threading.Timer(0.5, proxy.start)
     later.start()

@@ -5,7 +5,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 
-from sgquant_optuna.storage import every_trial_beats, open_storage
+from sgquant_optuna.storage import heartbeats_from_creation, open_storage
 from sgquant_optuna.storage.attributes import BEAT_ATTR
 from sgquant_optuna.study.rows import row_of, silent_seconds, trial_rows
 from sgquant_optuna.study.status import StudyState, study_status
@@ -136,7 +136,7 @@ def test_a_silent_trial_is_stale_through_a_proxy_and_in_a_journal(kind, tmp_path
         study = new_study(storage, planned=3)
         silent, alive, unheard = study.ask(), study.ask(), study.ask()
         storage.record_heartbeat(alive._trial_id)
-        with every_trial_beats():
+        with heartbeats_from_creation():
             storage.create_new_trial(study._study_id)
         before = (datetime.now(UTC) - timedelta(seconds=301)).isoformat(timespec="seconds")
         storage.set_trial_system_attr(silent._trial_id, BEAT_ATTR, f"0123abcd {before}")

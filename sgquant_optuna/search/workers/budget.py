@@ -12,7 +12,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sgquant_optuna.storage import every_trial_beats
+from sgquant_optuna.storage import heartbeats_from_creation
 from sgquant_optuna.storage.attributes import (
     CREATION_ATTRS,
     SURPLUS_ATTR,
@@ -90,7 +90,7 @@ def optimize_within_budget(
             time.sleep(_POLL)
             continue
         try:
-            with every_trial_beats():  # killed before its first beat, it would run for ever
+            with heartbeats_from_creation():  # killed before the first, it would run for ever
                 study.optimize(measure, n_trials=1, catch=(_SurplusError,), callbacks=notes)
         except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
             if not _says_stale(error):

@@ -37,7 +37,7 @@ def fresh_database(backend: str, folder: Path) -> Iterator[str]:
 
 
 class Proxy:
-    """A process that serves a database on a free port, and does so again after it was killed."""
+    """A process that serves a database on a free port; it can be killed and started again."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

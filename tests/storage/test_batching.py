@@ -1,25 +1,12 @@
-import math
 import threading
-import time
 
 import optuna
 import pytest
 import sqlalchemy as sa
-from optuna.storages import RDBStorage
-from optuna.trial import TrialState
 
-from sgquant_optuna.storage import open_storage, write_together
-from tests.databases import BACKENDS, fresh_database
+from sgquant_optuna.storage import write_together
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
-
-
-@pytest.fixture(params=BACKENDS)
-def storage(request, tmp_path):
-    with fresh_database(request.param, tmp_path) as url:
-        opened = open_storage(url)
-        yield opened
-        opened.engine.dispose()
 
 
 def commits(storage):
@@ -100,64 +87,3 @@ def test_threads_do_not_wait_for_one_another(storage):
         other.start()
         other.join()
         assert study.trials[0].user_attrs == {"a": 1}
-
-
-def test_trials_are_read_as_optuna_reads_them(storage):
-    study = optuna.create_study(storage=storage, directions=["minimize", "maximize"])
-    study.enqueue_trial({"x": 3, "unknown": 1})
-    study.optimize(
-        lambda t: (t.suggest_int("x", 0, 9), t.suggest_float("z", 0.1, 1, log=True)), n_trials=2
-    )
-    single = optuna.create_study(storage=storage)
-    for number in range(4):
-        trial = single.ask()
-        trial.suggest_categorical("b", (None, "a", 2.5))
-        trial.suggest_float("a", 0, 1)
-        for step, value in enumerate((0.5, math.inf, -math.inf)):
-            trial.report(value, 3 - step)
-        trial.set_user_attr("deep", {"list": [1, None, "ünï"], "number": number})
-        single._storage.set_trial_system_attr(trial._trial_id, "constraints", [0.5])
-        if number < 3:
-            single.tell(trial, (2.0, math.inf, None)[number], state=list(STATES)[number])
-    for made in (study, single):
-        number = made._study_id
-        for states in (None, (TrialState.COMPLETE, TrialState.RUNNING), ()):
-            expected = RDBStorage._get_trials(storage, number, states, set(), -1)
-            assert storage._get_trials(number, states, set(), -1) == expected
-        ids = [
-            trial._trial_id for trial in RDBStorage._get_trials(storage, number, None, set(), -1)
-        ]
-        expected = RDBStorage._get_trials(storage, number, None, {ids[0]}, ids[1])
-        assert storage._get_trials(number, None, {ids[0]}, ids[1]) == expected
-        many = {ids[0], *range(10**6, 10**6 + 3000)} | set(range(-3000, 0))
-        assert storage._get_trials(number, None, many, ids[1]) == expected
-        for trial_id in ids:
-            assert storage.get_trial(trial_id) == RDBStorage.get_trial(storage, trial_id)
-            assert list(storage.get_trial(trial_id).params) == list(
-                RDBStorage.get_trial(storage, trial_id).params
-            )
-    with pytest.raises(KeyError):
-        storage.get_trial(10**6)
-    with pytest.raises(KeyError):
-        storage.get_all_trials(10**6)
-
-
-STATES = (TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL)
-
-
-def test_a_connection_that_broke_while_it_was_idle_is_replaced_unseen(storage):
-    if storage.engine.name == "sqlite":
-        pytest.skip("a file has no connections that break")
-    study = optuna.create_study(storage=storage)
-    killed = []
-
-    def kill(connection, record, proxy):
-        if not killed:
-            killed.append(True)
-            record.info["used"] = time.monotonic() - 1
-            connection.close()
-
-    # Before the check, as if the server had ended it.
-    sa.event.listen(storage.engine, "checkout", kill, insert=True)
-    assert study.ask().number == 0
-    assert killed

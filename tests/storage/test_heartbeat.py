@@ -78,7 +78,7 @@ def test_a_process_killed_between_beginning_and_signing_is_replaced_at_once(tmp_
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_age_of_a_heartbeat_is_told_by_the_clock_of_the_database(
+def test_the_age_of_a_heartbeat_is_reported_by_the_clock_of_the_database(
     backend, tmp_path, monkeypatch
 ):
     with fresh_database(backend, tmp_path) as url:

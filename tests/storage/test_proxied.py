@@ -1,7 +1,7 @@
 import pickle
-import sys
 import threading
 import time
+from pathlib import Path
 
 import optuna
 import pytest
@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.search.workers.budget import optimize_within_budget
-from sgquant_optuna.storage import heartbeats_from_creation, open_storage, serve_storage
+from sgquant_optuna.storage import heartbeats_from_creation, open_storage
 from sgquant_optuna.storage.processes import process_mark
 from tests.databases import Proxy
 
@@ -58,22 +58,10 @@ def test_a_trial_that_stops_beating_is_put_back_once(url):
     storage.record_heartbeat(dead)  # a beat that comes late harms nothing
 
 
-def test_a_proxy_that_is_not_there_is_told(monkeypatch):
+def test_a_proxy_that_is_not_there_is_reported(monkeypatch):
     monkeypatch.setattr("sgquant_optuna.storage.proxied._CONNECT_SECONDS", 0.2)
     with pytest.raises(StorageError, match="nobody answers; start one there: sgquant serve"):
         open_storage("grpc://127.0.0.1:1")
-
-
-def test_without_grpc_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "grpc", None)
-    for call in (lambda: open_storage("grpc://127.0.0.1:1"), serve_storage):
-        with pytest.raises(StorageError, match=r"pip install 'sgquant-optuna\[grpc\]'"):
-            call()
-
-
-def test_only_databases_are_served(tmp_path):
-    with pytest.raises(ValueError, match="expected a database"):
-        serve_storage(f"journal:///{tmp_path}/s.log")
 
 
 @pytest.fixture
@@ -135,7 +123,7 @@ def test_a_worker_behind_a_proxy_that_is_killed_as_it_begins_is_noticed_at_once(
     ]
 
 
-def test_opening_waits_for_a_proxy_that_starts_later_if_told_to(tmp_path, monkeypatch):
+def test_opening_waits_for_a_proxy_that_starts_later_if_asked_to(tmp_path, monkeypatch):
     pytest.importorskip("grpc")
     monkeypatch.setattr("sgquant_optuna.storage.proxied._CONNECT_SECONDS", 0.2)
     proxy = Proxy(tmp_path / "s.db")
@@ -146,3 +134,15 @@ def test_opening_waits_for_a_proxy_that_starts_later_if_told_to(tmp_path, monkey
     finally:
         later.join()
         proxy.kill()
+
+
+def test_a_journal_needs_a_file_that_can_be_written(tmp_path):
+    with pytest.raises(StorageError, match="expected journal:///FILE"):
+        open_storage("journal://")
+    with pytest.raises(StorageError, match="there is no such file"):
+        open_storage(f"journal:///{tmp_path}/none.log", create=False)
+    Path("diary.txt").write_text("dear diary\nit rained\n")
+    with pytest.raises(StorageError, match="expected an Optuna journal, got another file"):
+        open_storage(f"journal:///{tmp_path}/diary.txt")
+    with pytest.raises(StorageError, match="cannot be written"):
+        open_storage(f"journal:///{tmp_path}/diary.txt/x.log")

@@ -123,7 +123,7 @@ def test_a_configuration_measured_twice_is_found(connection):
     assert found == {"trials": 2, "first_trial": 2, "last_trial": 4}
 
 
-def test_failed_trials_are_told_with_their_retries(connection):
+def test_failed_trials_are_reported_with_their_retries(connection):
     found = rows(connection, "failed_and_retried")
     assert [(row["trial"], row["state"], row["retry_of"]) for row in found] == [
         (5, "FAIL", None),
@@ -169,7 +169,7 @@ def ask(monkeypatch, capsys, *arguments):
         ("journal:///study.log", "expected the database itself, got a proxy or a journal"),
     ],
 )
-def test_a_database_that_cannot_be_asked_is_told_in_a_line(
+def test_a_database_that_cannot_be_asked_is_reported_in_a_line(
     url, told, tmp_path, monkeypatch, capsys
 ):
     pytest.importorskip("psycopg" if url.startswith("postgresql") else "pymysql")
@@ -179,7 +179,7 @@ def test_a_database_that_cannot_be_asked_is_told_in_a_line(
     assert not Path("mistyped.db").exists()
 
 
-def test_a_query_that_fails_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+def test_a_query_that_fails_is_reported_in_a_line(tmp_path, monkeypatch, capsys):
     storage = open_storage("s.db")
     err = ask(monkeypatch, capsys, "trials_by_worker", "s.db")
     assert "query trials_by_worker: expected study; give NAME=VALUE" in err

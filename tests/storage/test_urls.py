@@ -96,3 +96,8 @@ def test_what_is_no_url_of_a_storage_is_refused_without_its_password(url):
     with pytest.raises(StorageError, match="expected a URL such as sqlite:///") as error:
         resolve_url(url)
     assert SECRET not in str(error.value)
+
+
+def test_other_databases_are_refused_by_name():
+    with pytest.raises(StorageError, match="one of sqlite, postgresql, mysql, mariadb, grpc"):
+        resolve_url("mssql://host/db")

@@ -1,11 +1,11 @@
 """Kill workers, restart the database, fill the disk: does a study lose anything?
 
-Run ``python benchmarks/chaos.py`` for 80 trials and 20 kills, or ``--quick`` for fewer. SQLite
-always takes part; PostgreSQL and MariaDB do where ``TEST_POSTGRESQL_URL`` and ``TEST_MYSQL_URL``
-name servers. The restart is of a PostgreSQL server of its own, and the full disk is a small tmpfs,
-which takes root; they are left out where they cannot be had. Workers run our sampler on an
-objective of 50 ms, and each writes what it has told into a file of its own, synced, so that a lost
-result shows.
+Run ``python benchmarks/chaos.py`` for 80 trials and 20 kills, or ``--quick`` for fewer. SQLite is
+always tested, PostgreSQL and MariaDB where ``TEST_POSTGRESQL_URL`` and ``TEST_MYSQL_URL`` name
+servers. The server that restarts is a PostgreSQL of its own. The full disk is a small tmpfs, which
+needs root. Both are left out where they are not available. Workers run our sampler on an objective
+of 50 ms. Each also writes its results to a synced file of its own, so that a lost result is
+detected.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _processes = get_context("fork")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is left after a campaign; all but the first three should be 0, empty and true."""
+    """Result of a campaign; all fields except the first three should be 0, empty or true."""
 
     complete: int
     kills: int
@@ -74,7 +74,7 @@ class Outcome:
 
     @property
     def unharmed(self) -> bool:
-        """Whether nothing was lost, doubled or damaged."""
+        """Whether no result was lost, doubled or damaged."""
         wrong = (self.missing, self.surplus, self.unfinished, self.lost, self.duplicates)
         return not any(wrong) and not self.damage and self.resumed
 
@@ -91,8 +91,8 @@ def objective(trial: Trial) -> float:
 
 
 def work(url: str, journal: Path, n_trials: int) -> None:
-    """Run trials until the study has all, and note each that is told."""
-    # Not in a group with the others, and not at the mercy of a parent's handlers.
+    """Run trials until the study has all, and write each result to a file, too."""
+    # The handlers of the parent are inherited.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", ExperimentalWarning)
@@ -120,11 +120,11 @@ class Crew:
 
     Args:
         url:
-            Of the database.
+            URL of the database.
         folder:
-            Where they note what they told.
+            Folder of the files with their results.
         n_trials:
-            The budget.
+            Number of trials of the study.
     """
 
     def __init__(self, url: str, folder: Path, n_trials: int) -> None:
@@ -134,7 +134,7 @@ class Crew:
 
     def start(self) -> None:
         """Add a worker."""
-        journal = self.folder / f"told-{self.n_trials}-{self._started}"
+        journal = self.folder / f"results-{self.n_trials}-{self._started}"
         process = _processes.Process(target=work, args=(self.url, journal, self.n_trials))
         process.start()
         self._started += 1
@@ -161,10 +161,10 @@ class Crew:
         return [worker.exitcode for worker in self.workers]
 
 
-def told(folder: Path) -> list[tuple[int, float]]:
-    """Return number and value of all trials that workers noted, but a last line cut by a kill."""
+def results(folder: Path) -> list[tuple[int, float]]:
+    """Return number and value of all results in the files, except lines that a kill cut off."""
     found = []
-    for path in folder.glob("told-*"):
+    for path in folder.glob("results-*"):
         for line in path.read_text().splitlines():
             if line.endswith("]"):
                 number, value = json.loads(line)
@@ -182,23 +182,23 @@ def campaign(
     seed: int = 0,
     disaster: Callable[[], None] | None = None,
 ) -> Outcome:
-    """Run a study while its workers are killed, and look at what is left.
+    """Run a study while its workers are killed, and check the result.
 
     Args:
         url:
-            Of an empty database.
+            URL of an empty database.
         folder:
-            For the workers' notes; not on the disk that fills.
+            Folder of the files with the workers' results; not on the disk that fills.
         n_trials:
-            The budget.
+            Number of trials of the study.
         kills:
-            How many workers are killed, at random moments.
+            Number of workers that are killed, at random moments.
         workers:
-            Processes at a time.
+            Number of processes at a time.
         seed:
-            Of the moments.
+            Seed of the moments.
         disaster:
-            Called once, when half of the trials are told.
+            Function that is called once, when half of the trials are complete.
     """
     generator = random.Random(seed)
     started = time.monotonic()
@@ -209,7 +209,7 @@ def campaign(
     moments = sorted(generator.uniform(0, 0.95 * n_trials) for _ in range(kills))
     done = 0
     while time.monotonic() < started + LIMIT and (moments or disaster is not None):
-        count = len(told(folder))
+        count = len(results(folder))
         if disaster is not None and count >= n_trials / 2:
             disaster()
             disaster = None
@@ -233,7 +233,7 @@ def campaign(
 
 
 def look(url: str, folder: Path, n_trials: int) -> dict[str, int]:
-    """Compare a study with its budget and with what its workers noted."""
+    """Compare a study with its number of trials and with the files of its workers."""
     study = optuna.load_study(study_name=STUDY, storage=open_storage(url, **BEATS))
     trials = study.get_trials(deepcopy=False)
     assert [trial.number for trial in trials] == list(range(len(trials)))
@@ -244,7 +244,7 @@ def look(url: str, folder: Path, n_trials: int) -> dict[str, int]:
         "missing": max(n_trials - len(complete), 0),
         "surplus": max(len(complete) - n_trials, 0),
         "unfinished": sum(not trial.state.is_finished() for trial in trials),
-        "lost": sum(note not in kept for note in told(folder)),
+        "lost": sum(note not in kept for note in results(folder)),
         "duplicates": len(complete) - len({tuple(trial.params.values()) for trial in complete}),
     }
 

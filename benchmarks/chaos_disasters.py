@@ -1,4 +1,4 @@
-"""A database server to crash, a disk to fill, and what to check afterwards."""
+"""A database server that crashes, a disk that fills, and the check for damage afterwards."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Server:
         _as_postgres(self.folder, "pg_ctl", "-w", "-l", str(log), "-o", options, "start")
 
     def stop(self) -> None:
-        """Stop it as a crash would: no goodbye, no checkpoint."""
+        """Stop it as a crash would: connections are cut, and no checkpoint is written."""
         _as_postgres(self.folder, "pg_ctl", "-w", "-m", "immediate", "stop")
 
     def crash(self) -> None:
-        """Be away for two seconds and recover."""
+        """Stop it for two seconds and let it recover."""
         self.stop()
         time.sleep(2)
         self.start()
@@ -100,8 +100,8 @@ class Disk:
         return self.folder / "study.db"
 
     def fill(self) -> None:
-        """Leave no byte for three seconds, whatever others free meanwhile."""
-        # A log that has grown is written over, and nobody would notice that the disk is full.
+        """Leave no free byte for three seconds, also when other processes free some."""
+        # SQLite would write over a log that has grown, and never reach the full disk.
         with closing(sqlite3.connect(self._database, timeout=60)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         ballast = self.folder / "ballast"
@@ -120,7 +120,7 @@ class Disk:
 
 @contextmanager
 def full_disk(*, megabytes: int) -> Iterator[Disk]:
-    """Mount a tmpfs, and unmount it afterwards. It takes root."""
+    """Mount a tmpfs, and unmount it afterwards; this needs root."""
     folder = Path(mkdtemp(prefix="sgquant-disk-"))
     options = ["-o", f"size={megabytes}m"]
     subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)], check=True)
@@ -132,7 +132,7 @@ def full_disk(*, megabytes: int) -> Iterator[Disk]:
 
 
 def integrity(url: str) -> str:
-    """Return what the database's own check finds wrong; nothing if all is well."""
+    """Return the errors that the database's own check finds; an empty text if there are none."""
     storage = open_storage(url)
     assert isinstance(storage, StudyDatabase)
     with storage.engine.connect() as connection:

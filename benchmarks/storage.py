@@ -1,14 +1,14 @@
-"""What a study database costs a trial of one second.
+"""Time that a study database adds to a trial, as a share of a trial of one second.
 
-That is creating it, 12 parameters, 10 attributes, the constraint, the heartbeat and the result,
-asked of our own sampler.
+A trial is created by our sampler, and writes 12 parameters, 10 attributes, the constraint, the
+heartbeat and the result.
 
     python benchmarks/storage.py [--quick]
 
-SQLite always takes part; PostgreSQL and MariaDB do where ``TEST_POSTGRESQL_URL`` and
-``TEST_MYSQL_URL`` name servers. Trials do nothing but talk to the database; what the same trials
-take in memory, which is our sampler's and Optuna's own time, is not the database's and taken off.
-Processor seconds of the worker are told too, for on a busy machine waiting counts extra.
+SQLite is always measured, PostgreSQL and MariaDB where ``TEST_POSTGRESQL_URL`` and
+``TEST_MYSQL_URL`` name servers. Trials train nothing. The time of the same trials in memory, which
+is that of our sampler and of Optuna, is subtracted. The processor time of the worker is printed
+too: on a busy machine, the other columns include the waiting.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def objective(trial: optuna.Trial) -> float:
     with write_together():
         for number in range(10):
             trial.set_user_attr(f"attribute {number}", number / 7)
-    trial.study._storage.set_trial_system_attr(trial._trial_id, "constraints", [-1.0])
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", [-1.0])
     return float(sum(bits))
 
 

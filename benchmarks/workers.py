@@ -1,9 +1,9 @@
-"""What a second worker saves: one study by one worker, and by two, one torch thread each.
+"""Time that a second worker saves: a study by one worker, and by two, with one thread each.
 
-Each run makes a fresh study (``sgquant init``), starts the workers together, and measures from the
-first trial's start to the last one's end as the study tells them, so that the start of Python and
-the import of torch count for neither. Runs alternate; the median of each kind counts. The CPU
-time of the processes is told too: on a machine with other work it is the figure to trust.
+Each run creates a new study (``sgquant init``), starts the workers together, and measures from the
+start of the first trial to the end of the last, as the study records them. So the start of Python
+and the import of torch are excluded. Runs alternate; the median of each kind counts. The CPU time
+of the processes is printed too: on a machine with other work it is the reliable figure.
 
     python benchmarks/workers.py            # 60 trials, 3 runs each
     python benchmarks/workers.py --quick    # 12 trials, once each

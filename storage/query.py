@@ -1,4 +1,4 @@
-"""Runs one of the read-only queries on a study database and prints its rows.
+"""Runs one of the read-only queries on a study database, and prints its rows as CSV.
 
 python storage/query.py best_under_budget storage/sgquant.db study=NAME max_bytes=50000
 """
@@ -25,7 +25,7 @@ BAD_INPUT = 2
 
 
 def query_file(name: str, dialect: str) -> Path:
-    """Return the file of a query: the dialect's own if there is one."""
+    """Return the file of a query: that for the dialect if there is one."""
     dialect = "mysql" if dialect == "mariadb" else dialect
     special = FOLDER / f"{name}.{dialect}.sql"
     return special if special.exists() else FOLDER / f"{name}.sql"
@@ -38,11 +38,12 @@ def run_query(
 
     Args:
         connection:
-            To the study database.
+            Connection to the study database.
         name:
-            One of ``NAMES``.
+            Name of the query, one of ``NAMES``.
         parameters:
-            ``study`` and what the head of the query's file names; the others have defaults.
+            Values for ``study`` and for the parameters in the head of the query's file; some have
+            defaults.
 
     Raises:
         ValueError:
@@ -69,7 +70,7 @@ def _value(text: str) -> Any:
 def _ask(
     url: str | None, name: str, parameters: dict[str, Any]
 ) -> tuple[list[str], Sequence[sa.Row[Any]]]:
-    # Somebody waits at the terminal, so a server that goes away is not waited for.
+    # A person waits at the terminal, so nothing is repeated when the server is away.
     storage = open_storage(url, create=False, retry_seconds=0.0)
     if not isinstance(storage, RDBStorage):
         raise StorageError("storage: expected the database itself, got a proxy or a journal")

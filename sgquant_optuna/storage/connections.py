@@ -115,5 +115,7 @@ class _Closer:
             time.sleep(left)
         with self._lock:
             self._is_watched = False
-        if engine is not None:
-            engine.dispose()  # one that is in use just now is closed when it comes back
+        # A connection in use would go back to the old pool and never be closed; when it comes
+        # back, the next watch begins.
+        if engine is not None and not engine.pool.checkedout():  # type: ignore[attr-defined]
+            engine.dispose()

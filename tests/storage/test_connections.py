@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.storage.connections import close_when_idle
 from tests.databases import BACKENDS, SERVERS, fresh_database
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
@@ -65,3 +66,19 @@ def test_the_certificates_of_the_system_are_not_read_for_each_connection(tmp_pat
             patched.setattr(ssl, "create_default_context", None)  # any more use of it fails
             study.optimize(lambda trial: trial.suggest_int("x", 0, 9), n_trials=2)
         assert len(study.trials) == 2
+
+
+@pytest.mark.parametrize("backend", SERVERS_HERE)
+def test_a_connection_that_is_used_for_longer_is_closed_after_it_came_back(backend):
+    engine = sa.create_engine(os.environ[SERVERS[backend]])
+    close_when_idle(engine, seconds=0.05)
+    with engine.connect() as connection:  # begins a watch
+        connection.execute(sa.text("SELECT 1"))
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+        time.sleep(0.2)
+        used = connection.connection.dbapi_connection
+    deadline = time.monotonic() + 10
+    while not (used.closed if backend == "postgresql" else not used.open):
+        assert time.monotonic() < deadline, "it stays open"
+        time.sleep(0.02)

@@ -81,7 +81,7 @@ def _message(error: Exception) -> tuple[str, int] | None:
         return str(error), FAILED
     if isinstance(error, (SgquantError, ValueError)):
         return str(error), BAD_INPUT
-    if "sgquant_optuna.storage" not in sys.modules:  # then no database has been asked
+    if "sgquant_optuna.storage.retries" not in sys.modules:  # then no database has been asked
         return None
     from sgquant_optuna.storage import outage
 

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,12 @@ def test_the_files_of_the_table_exist_and_the_queries_use_what_they_are_said_to(
     for path in QUERIES.glob("*.sql"):
         asked |= set(re.findall(r"\.key = '([^']+)'", path.read_text()))
     assert asked == {key for key, (_, read) in KEYS.items() if "queries" in read}
+
+
+def test_a_key_is_imported_without_a_database():
+    code = "import sys, sgquant_optuna.storage.attributes; print('sqlalchemy' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

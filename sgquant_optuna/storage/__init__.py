@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.storage.serving import serve_storage
     from sgquant_optuna.storage.urls import DEFAULT_FILE, STORAGE_VARIABLE
 
-# Resolved at first use (PEP 562): whoever needs the key of an attribute loads no database.
+# Resolved at first use (PEP 562), so that the keys of attributes are imported without a database.
 _MODULE_OF = {
     "DEFAULT_FILE": "urls",
     "RETRY_SECONDS": "retries",

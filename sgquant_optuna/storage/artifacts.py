@@ -163,6 +163,6 @@ def _check_name(name: str) -> None:
 def _beside(storage_url: str | Path | None) -> Path:
     try:
         file = file_of(resolve_url(storage_url))
-    except StorageError:  # whoever opens the storage is told what is wrong
+    except StorageError:  # opening the storage raises it, too
         file = None
     return (file or DEFAULT_FILE).parent / _FOLDER

@@ -17,7 +17,7 @@ from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.storage.databases import ServerDatabase, SqliteFile, StudyDatabase
 from sgquant_optuna.storage.heartbeat import MAX_RETRIES
 from sgquant_optuna.storage.proxied import open_journal, open_proxy
-from sgquant_optuna.storage.retries import RETRY_SECONDS, Backoff, is_server_away
+from sgquant_optuna.storage.retries import RETRY_SECONDS, Backoff, is_server_away, message
 from sgquant_optuna.storage.tables import check_tables
 from sgquant_optuna.storage.urls import (
     JOURNAL,
@@ -167,7 +167,5 @@ def _other_version(url: URL, error: RuntimeError) -> StorageError:
 def _reason(error: BaseException, url: URL) -> str:
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
-    cause = getattr(error, "orig", None) or error
-    lines = str(cause).strip().splitlines()
-    text = lines[0] if lines else type(cause).__name__
+    text = message(error)
     return text.replace(str(url.password), "***") if url.password else text

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from optuna.artifacts._protocol import ArtifactStore
-
 from sgquant_optuna.graph.training_config import FINETUNING, TrainingConfig
 from sgquant_optuna.search.preparation import PreparedSearch, join_search, prepare_search
 from sgquant_optuna.storage import open_storage
-from sgquant_optuna.storage.artifacts import open_artifacts
+from sgquant_optuna.storage.artifacts import ArtifactStore, open_artifacts
 from sgquant_optuna.study.loading import load_study
 from sgquant_optuna.study.plan import SearchPlan
 

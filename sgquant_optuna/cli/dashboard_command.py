@@ -6,13 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sgquant_optuna.cli.options import (
-    Artifacts,
-    Storage,
-    open_both,
-    shown_artifacts,
-    shown_storage,
-)
+from sgquant_optuna.cli.options import Artifacts, Storage, open_both
 
 
 def dashboard(
@@ -28,6 +22,8 @@ def dashboard(
     While it runs, it writes a note and plots for each study and renews them as trials finish.
     """
     from sgquant_optuna.cli.logs import quiet_optuna
+    from sgquant_optuna.storage.artifacts import shown_artifacts
+    from sgquant_optuna.storage.urls import shown_storage
     from sgquant_optuna.study.dashboard.notes import Place
     from sgquant_optuna.study.dashboard.server import serve
 
@@ -38,6 +34,8 @@ def dashboard(
         store,
         host=host,
         port=port,
-        place=Place(shown_storage(storage), shown_artifacts(artifacts)),
+        place=Place(
+            shown_storage(storage), None if artifacts is None else shown_artifacts(artifacts)
+        ),
         ready=lambda found: typer.echo(f"Dashboard on http://{host}:{found}/ (stop with Ctrl+C)"),
     )

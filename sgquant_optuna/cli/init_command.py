@@ -15,7 +15,6 @@ from sgquant_optuna.cli.options import (
     Storage,
     StudyName,
     open_both,
-    shown_storage,
 )
 from sgquant_optuna.cli.plan_options import takes_plan
 from sgquant_optuna.study.plan import SearchPlan
@@ -55,6 +54,8 @@ def worker_line(study: str, *, storage: str | None, root: Path | None) -> str:
 
     A password of the URL is shown as ``***``: it would stay in the history of a shell.
     """
+    from sgquant_optuna.storage.urls import shown_storage
+
     words = ["sgquant", "worker", study, "--storage", shown_storage(storage)]
     if root is not None:
         words += ["--root", str(root.absolute())]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
     from optuna.storages import BaseStorage
+
+    from sgquant_optuna.storage.artifacts import ArtifactStore
 
 Storage = Annotated[
     str | None,
@@ -76,20 +77,6 @@ def open_both(
 
     opened = open_storage(storage, create=create)
     return opened, open_artifacts(artifacts, storage_url=storage)
-
-
-def shown_storage(storage: str | None) -> str:
-    """Return a storage as others may read it, from any folder: with ``***`` for a password."""
-    from sgquant_optuna.storage.urls import shown_storage as shown
-
-    return shown(storage)
-
-
-def shown_artifacts(artifacts: str | None) -> str | None:
-    """Return a folder of artifacts as it is called from any folder, or a bucket."""
-    from sgquant_optuna.storage.artifacts import shown_artifacts as shown
-
-    return None if artifacts is None else shown(artifacts)
 
 
 def integers(text: str, *, what: str) -> tuple[int, ...]:

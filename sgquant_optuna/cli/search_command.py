@@ -22,12 +22,12 @@ from sgquant_optuna.cli.plan_options import takes_plan
 from sgquant_optuna.study.plan import SearchPlan
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
     from rich.console import Console
 
     from sgquant_optuna.search.preparation import PreparedSearch
     from sgquant_optuna.search.trial_export import ExportedTrial
     from sgquant_optuna.search.workers.stopping import Stopper
+    from sgquant_optuna.storage.artifacts import ArtifactStore
 
 _RESUME = "stopped; the same command resumes"
 

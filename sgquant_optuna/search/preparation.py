@@ -26,7 +26,7 @@ from sgquant_optuna.storage.lease import exclusive
 from sgquant_optuna.study.plan import SearchPlan
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from sgquant_optuna.storage.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ Trial, user attributes (the first nine are the fields of ``TrialResult``):
 | paper_saving        | the paper's accounting     | objective       | trial_result              |
 | saving              | honest accounting          | objective       | trial_result              |
 | seconds             | wall time                  | objective       | trial_result, queries     |
-| worker              | ``HOST:PID``               | worker          | status, queries           |
+| worker              | ``HOST:PID``               | budget          | status, queries           |
 | sgquant:surplus     | true: beyond the budget    | budget          | budget, queries           |
 | predicted           | prediction of the sampler  | sampler         | explain, server,          |
 |                     |                            |                 | measurements              |
@@ -52,7 +52,7 @@ Trial, system attributes:
 | sgquant:beat        | last heartbeat             | heartbeat,      | heartbeat                 |
 |                     |                            | proxied         |                           |
 | sgquant:process     | [number, mark]             | processes       | processes                 |
-| sgquant:claim       | choice of the sampler      | batches         | claims                    |
+| sgquant:claim       | choice of the sampler      | rounds          | claims                    |
 | constraints         | [violation]                | objective       | Optuna                    |
 | fixed_params        | enqueued parameters        | Optuna          | Optuna, history           |
 | failed_trial        | number of what it repeats  | Optuna          | Optuna, queries           |

@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from sgquant_optuna.cli import main
-from sgquant_optuna.cli.options import shown_storage
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.storage.urls import shown_storage
 from sgquant_optuna.study.dashboard.notes import Place
 from tests.hand_made import new_study
 

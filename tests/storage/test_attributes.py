@@ -11,12 +11,12 @@ import pytest
 import sgquant_optuna
 from sgquant_optuna.sampler.claims import CLAIM_KEY
 from sgquant_optuna.sampler.explain import PREDICTED_KEY
-from sgquant_optuna.search.preparation import join_search
 from sgquant_optuna.search.workers.worker import run_worker
 from sgquant_optuna.storage import attributes
 from sgquant_optuna.storage.artifacts import open_artifacts
 from sgquant_optuna.study.dashboard.page import write_page
 from sgquant_optuna.study.trial_result import TrialResult
+from tests.small_search import join
 
 PACKAGE = Path(sgquant_optuna.__file__).parent
 QUERIES = PACKAGE.parent / "storage" / "queries"
@@ -104,7 +104,7 @@ def test_a_key_is_imported_without_a_database():
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_every_key_of_a_real_study_stands_in_the_table(folder):
-    joined = join_search(storage=folder / "s.db")
+    joined = join(folder)
     run_worker(joined)
     write_page(joined.study, open_artifacts(storage_url=folder / "s.db"))
     study = joined.study

@@ -12,12 +12,17 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from sgquant_optuna.search.workers.stopping import Stopped, Stopper
 from sgquant_optuna.storage import heartbeats_from_creation
-from sgquant_optuna.storage.attributes import (
-    CREATION_ATTRS,
-    SURPLUS_ATTR,
+from sgquant_optuna.storage.attributes import CREATION_ATTRS, SURPLUS_ATTR, WORKER_ATTR
+from sgquant_optuna.storage.heartbeat import MAX_RETRIES
+from sgquant_optuna.storage.processes import (
+    is_signed_here,
+    is_signer_gone,
+    process_name,
+    sign,
+    unsign,
 )
-from sgquant_optuna.storage.processes import is_signed_here, is_signer_gone, sign, unsign
 
 Values = float | Sequence[float]
 Callback = Callable[[optuna.Study, FrozenTrial], None]
@@ -27,8 +32,8 @@ _LIVE = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
 _POLL = 0.5  # seconds between two looks while other workers run the last trials
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ExperimentalWarning)
-    _retry = RetryHeartbeatStaleTrialCallback(max_retry=2)
-_EMPTY_PATIENCE = 30.0  # seconds; a trial that begins is empty for some milliseconds
+    _retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
+_EMPTY_TIMEOUT = 30.0  # seconds; a trial that begins is empty for some milliseconds
 
 
 class _SurplusError(Exception):
@@ -40,7 +45,8 @@ def optimize_within_budget(
     objective: Callable[[Trial], Values],
     n_trials: Callable[[], int],
     *,
-    should_stop: Callable[[], bool] = lambda: False,
+    stopper: Stopper | None = None,
+    is_done: Callable[[], bool] = lambda: False,
     callbacks: Iterable[Callback] = (),
 ) -> None:
     """Run trials until the study has its budget of complete ones, whoever ran them.
@@ -52,20 +58,25 @@ def optimize_within_budget(
 
     Args:
         study:
-            With its sampler.
+            Study with its sampler.
         objective:
-            Measures a trial.
+            Function that measures a trial.
         n_trials:
-            Returns the budget; asked before each trial, for it may grow.
-        should_stop:
-            Whether to end after the trial that runs.
+            Function that returns the budget; called before each trial, because it may grow.
+        stopper:
+            Signals that end the worker; none by default. A trial that they interrupt is released.
+        is_done:
+            Function that returns whether this worker has measured enough.
         callbacks:
-            Called with study and trial after each trial of this worker.
+            Functions that are called with study and trial after each trial of this worker.
 
     Raises:
+        Stopped:
+            If a signal interrupted a trial.
         Exception:
             Whatever the objective raises.
     """
+    stopper = stopper or Stopper(grace=0.0)
 
     def measure(trial: Trial) -> Values:
         sign(trial)
@@ -73,11 +84,17 @@ def optimize_within_budget(
         if sum(other.number < trial.number for other in trials) >= n_trials():
             trial.set_user_attr(SURPLUS_ATTR, True)
             raise _SurplusError
-        return objective(trial)
+        try:
+            with stopper.trial():
+                trial.set_user_attr(WORKER_ATTR, process_name())
+                return objective(trial)
+        except Stopped:
+            release(study, trial)
+            raise
 
     notes = [_without_surplus(callback) for callback in callbacks]
     empty: dict[int, float] = {}
-    while not should_stop():
+    while not (stopper.requested or is_done()):
         counts = {state: 0 for state in _LIVE}
         for trial in study.get_trials(deepcopy=False, states=_LIVE):
             counts[trial.state] += 1
@@ -113,10 +130,10 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
 
     Args:
         study:
-            Its running trials are looked at.
+            Study whose running trials are checked.
         empty:
-            When each trial that holds nothing at all was first seen; kept from call to call.
-            Its worker was killed as it began, before the first heartbeat.
+            Times at which trials that hold nothing at all were first seen, by trial; kept from
+            call to call. Their workers were killed as they began, before the first heartbeat.
     """
     now = time.monotonic()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -124,7 +141,7 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
         gone = is_signer_gone(trial)
         if gone is None:
             holds_nothing = not (trial.params or trial.user_attrs or chosen)
-            gone = holds_nothing and now - empty.setdefault(trial._trial_id, now) > _EMPTY_PATIENCE
+            gone = holds_nothing and now - empty.setdefault(trial._trial_id, now) > _EMPTY_TIMEOUT
         if not gone:
             continue
         try:  # of several workers that see it, one fails it and queues its copy

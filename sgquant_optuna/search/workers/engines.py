@@ -18,7 +18,7 @@ from sgquant_optuna.search.workers.worker import run_worker
 from sgquant_optuna.search.workers.worker_processes import WorkerProcesses
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
+    from sgquant_optuna.storage.artifacts import ArtifactStore
 
 _logger = logging.getLogger(__name__)
 _POLL = 0.25  # seconds between two looks at the processes

@@ -8,21 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.exceptions import SgquantError, WorkerError
-from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.preparation import PreparedSearch
 from sgquant_optuna.search.workers.budget import (
     Callback,
     optimize_within_budget,
-    release,
     release_own,
 )
-from sgquant_optuna.search.workers.stopping import Stopped, Stopper
+from sgquant_optuna.search.workers.stopping import Stopper
 from sgquant_optuna.storage import outage
-from sgquant_optuna.storage.attributes import WORKER_ATTR
-from sgquant_optuna.storage.processes import process_name
 from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.trial_result import TrialResult
 
@@ -49,13 +45,13 @@ def run_worker(
 
     Args:
         prepared:
-            The study and its objective.
+            Study and its objective.
         n_trials:
-            Trials of this worker at most.
+            Largest number of trials of this worker.
         stopper:
-            Ends the worker on a signal; its caller installs it.
+            Signals that end the worker; the caller installs it.
         callbacks:
-            Called with study and trial after each trial of this worker.
+            Functions that are called with study and trial after each trial of this worker.
 
     Returns:
         How many trials this worker finished.
@@ -71,14 +67,14 @@ def run_worker(
     """
     study, stopper = prepared.study, stopper or Stopper(0.0)
     tally = _Tally(n_trials)
-    objective = _Signed(prepared.objective, stopper)
     while True:
         try:
             optimize_within_budget(
                 study,
-                objective,
+                prepared.objective,
                 lambda: SearchPlan.load(study).n_trials,
-                should_stop=lambda: stopper.requested or tally.is_full,
+                stopper=stopper,
+                is_done=lambda: tally.is_full,
                 callbacks=[tally, *callbacks],
             )
         except SgquantError:
@@ -151,20 +147,3 @@ class _Tally:
                 "trial %d: saving %.1fx, drop %.2f points, %.1f s",
                 *(trial.number, result.saving, result.accuracy_drop, result.seconds),
             )
-
-
-@dataclass
-class _Signed:
-    """The objective, with the worker's name in each trial, that gives back what it cannot end."""
-
-    objective: QuantizationObjective
-    stopper: Stopper
-
-    def __call__(self, trial: Trial) -> float | tuple[float, float]:
-        try:
-            with self.stopper.trial():
-                trial.set_user_attr(WORKER_ATTR, process_name())
-                return self.objective(trial)
-        except Stopped:
-            release(trial.study, trial)
-            raise

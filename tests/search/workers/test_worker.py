@@ -282,7 +282,7 @@ def test_the_trial_of_a_killed_process_of_this_machine_is_run_again_at_once(join
 
 
 def test_a_trial_that_was_killed_as_it_began_is_replaced(joined, monkeypatch):
-    monkeypatch.setattr("sgquant_optuna.search.workers.budget._EMPTY_PATIENCE", 0.5)
+    monkeypatch.setattr("sgquant_optuna.search.workers.budget._EMPTY_TIMEOUT", 0.5)
     with monkeypatch.context() as elsewhere:  # a machine that does not sign trials at birth
         elsewhere.setattr("sgquant_optuna.storage.processes.process_mark", lambda: None)
         joined.study.ask()

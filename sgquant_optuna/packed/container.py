@@ -1,7 +1,7 @@
-"""Stores on disk: safetensors, with a versioned header and a checksum over everything.
+"""The container of packed files: safetensors, with a versioned header and a checksum.
 
 Safetensors checks its own frame only. A flipped bit in a code, a scale or a width would come back
-as a wrong number, so the header carries a checksum of the fields and of all tensors.
+as a wrong number, so the header has a checksum of the fields and of all tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sgquant_optuna.exceptions import PackingError
 
-VERSION = 1
+VERSION = 2
 _KEY = "sgquant_optuna"
 _DAMAGES = (
     SafetensorError,
@@ -31,21 +31,21 @@ _DAMAGES = (
     AttributeError,
     RecursionError,
 )
-_CHECKSUM_BYTES = 1 << 24  # read a mapped file piece by piece, so that it need not fit in memory
+_CHECKSUM_BYTES = 1 << 24  # a mapped file is read in pieces: it need not fit in memory
 
 
 def write_container(
     path: str | Path, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write the fields and tensors of a store.
+    """Write fields and tensors.
 
     Args:
         path:
             File to write.
         kind:
-            Name of the kind of store; :func:`read_container` asks for the same.
+            Name of what the file holds; :func:`read_container` asks for the same.
         fields:
-            Whatever JSON can hold.
+            Header, ready for JSON.
         tensors:
             Tensors by name; moved to the CPU.
     """
@@ -58,13 +58,13 @@ def write_container(
 def read_container(
     path: str | Path, kind: str, *, verify: bool = True
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Map a store into memory; its bytes are read from disk when they are used.
+    """Map a file into memory; its bytes are read from disk when they are used.
 
     Args:
         path:
-            File that :func:`write_container` made.
+            File of :func:`write_container`.
         kind:
-            Kind of store that is expected.
+            Name of what the file must hold.
         verify:
             Whether to compare the checksum, which reads the whole file once.
 
@@ -73,23 +73,27 @@ def read_container(
 
     Raises:
         PackingError:
-            If the file is cut, altered, of another kind, or not ours.
+            If the file is cut, altered, of another version or kind, or not ours.
     """
     with _open(path) as file:
         header = _header(file)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         checksum = header.pop("crc32")
-        found = header["version"], header["kind"]
-        fields = dict(header["fields"])
-    if found != (VERSION, kind):
-        raise PackingError(f"{path}: expected {kind} of version {VERSION}, got {found}")
+        version, found, fields = header["version"], header["kind"], dict(header["fields"])
+    if version != VERSION:
+        raise PackingError(
+            f"{path}: expected version {VERSION}, got {version!r}; use the version of "
+            f"sgquant_optuna that made the file, or export it again"
+        )
+    if found != kind:
+        raise PackingError(f"{path}: expected {kind}, got {found!r}")
     if verify and checksum != _checksum(header, tensors):
         raise PackingError(f"{path}: its checksum differs; the file was altered, copy it again")
     return fields, tensors
 
 
 def read_checksum(path: str | Path) -> int:
-    """Return the checksum that a store has in its header; its tensors are not read.
+    """Return the checksum in the header of a file; its tensors are not read.
 
     Raises:
         PackingError:
@@ -101,7 +105,7 @@ def read_checksum(path: str | Path) -> int:
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[Any]:
-    """Open a file; whatever is wrong with its frame or header is one error."""
+    """Open a file; any damage of its frame or header is one error."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"packed file: expected a file at {path}, found none")
     try:

@@ -17,9 +17,8 @@ from sgquant_optuna.exceptions import GraphError, PackingError
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import forward
-from sgquant_optuna.packed.container import read_container
-from sgquant_optuna.packed.export import KIND, load_packed
-from sgquant_optuna.packed.model_reading import plain_model
+from sgquant_optuna.packed.export import load_packed
+from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.peak_memory import Kind, peak_nbytes
 
 
@@ -104,8 +103,8 @@ def evaluate_packed(
         )
     data = load_graph(provenance["dataset"], root, seed=provenance["seed"])
     scores = packed(data)
-    fields, tensors = read_container(path, KIND, verify=False)
-    model = plain_model(fields, tensors, None).eval()
+    contents = ModelContents.read(path, verify=False)
+    model = contents.plain_model().eval()
     fixed = FixedGraph(data)
     with fixed.speed_up(model) as graph:
 
@@ -115,7 +114,7 @@ def evaluate_packed(
         sparse_ratio = _ratio(sparse, lambda: packed(data), repeats)
     pyg_ratio = _ratio(lambda: forward(model, data), lambda: packed(data), repeats)
     parts: dict[str, int] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in contents.tensors.items():
         part = {"weights": "weights", "input": "input features", "bucket": "bucket ids"}
         key = part.get(name.split(".")[0], "ranges")
         parts[key] = parts.get(key, 0) + tensor.nbytes

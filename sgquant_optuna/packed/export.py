@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.quantized_model import bind, detach
@@ -21,26 +21,25 @@ from sgquant_optuna.exceptions import PackingError, SgquantError
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.packed.container import read_container, write_container
-from sgquant_optuna.packed.model_contents import pack_contents
+from sgquant_optuna.packed.model_file import KIND, ModelContents
 from sgquant_optuna.packed.packed_model import PackedModel
 from sgquant_optuna.quantization.memory import FeatureLayout
 
-KIND = "packed_model"
 TOLERANCE = 1e-5
 """Largest difference of scores from the fake-quantized model's, relative to their largest."""
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What was written.
+    """Description of a written file.
 
     Args:
         path:
-            The file.
+            Path of the file.
         file_nbytes:
-            Its size.
+            Size of the file.
         stored_nbytes:
-            Bytes of packed features, attention and bucket ids, as the honest accounting.
+            Bytes of packed features, attention and bucket ids, by the honest accounting.
         score_difference:
             Largest difference of a score from the fake-quantized model's, relative to the
             largest score.
@@ -64,22 +63,22 @@ def export_packed(
     """Pack a quantized model with the features of its graph into one file.
 
     The packed model is run before it is written: it must give the scores of the fake-quantized
-    one and take the bytes that the honest accounting says.
+    one and take the bytes of the honest accounting.
 
     Args:
         model:
-            A model with calibrated quantizers and chosen widths (``attach``, ``calibrate``,
-            ``set_bit_widths``, or what ``QuantizationObjective.finetune`` returns).
+            Model with calibrated quantizers and chosen widths (``attach``, ``calibrate``,
+            ``set_bit_widths``, or the result of ``QuantizationObjective.finetune``).
         data:
-            The graph that it was calibrated on, with ``degree_bucket`` if there are several.
+            Graph of the calibration, with ``degree_bucket`` if there are several.
         path:
             File to write.
         layout:
-            What ``calibrate`` returned (``QuantizationObjective.layout``).
+            Result of ``calibrate`` (``QuantizationObjective.layout``).
         forward:
-            Calls the model with the graph.
+            Function that calls the model with the graph.
         provenance:
-            What was measured and where it comes from, ready for JSON.
+            Origin of the model and measurements of it, ready for JSON.
 
     Raises:
         GraphError:
@@ -87,17 +86,15 @@ def export_packed(
         ModelError:
             If the model uses the graph's features outside its quantized layers.
         PackingError:
-            If the packed model does not do what the fake-quantized one does.
+            If the packed model gives other scores or takes other bytes.
         ValueError:
             If the file cannot be written.
     """
     path = Path(path)
-    fields, tensors = pack_contents(model, data, layout)
-    fields["provenance"] = {**_circumstances(), **(provenance or {})}
-    plain = None
-    if fields["model"] is None:
-        plain = detach(copy.deepcopy(model))
-    packed = PackedModel(fields, tensors, plain, forward=forward)
+    contents = ModelContents.of(model, data, layout)
+    fields = {**contents.fields, "provenance": {**_circumstances(), **(provenance or {})}}
+    plain = None if fields["model"] is not None else detach(copy.deepcopy(model))
+    packed = PackedModel(fields, contents.tensors, plain, forward=forward)
     difference = _compare(model, packed, data, forward)
     stored = sum(packed.stored_nbytes.values())
     if stored != packed.memory.memory_bytes:
@@ -105,17 +102,7 @@ def export_packed(
             f"packed model: the accounting says {packed.memory.memory_bytes:.0f} bytes, the "
             f"model stores {stored}"
         )
-    # Under its name only once it is whole.
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        try:
-            write_container(unfinished, KIND, fields, tensors)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path}: cannot write it ({reason})") from error
+    _write(path, fields, contents.tensors)
     return ExportedModel(path, path.stat().st_size, stored, difference)
 
 
@@ -128,20 +115,22 @@ def load_packed(
         path:
             File of :func:`export_packed` or ``sgquant export``.
         model:
-            An instance of the architecture, with any weights; may be left out for the models of
-            the paper.
+            Instance of the architecture, with any weights; may be left out for the models of the
+            paper.
         forward:
-            Calls the model with the graph.
+            Function that calls the model with the graph.
 
     Raises:
         ModelError:
             If the model is of another architecture, or is needed and missing.
         PackingError:
-            If the file is cut, altered, not of ours, or its parts do not fit one another.
+            If the file is cut, altered, of another version, not ours, or its parts do not fit one
+            another.
     """
     fields, tensors = read_container(path, KIND)
     if not isinstance(fields.get("provenance"), dict):
-        raise PackingError(f"{path}: expected where it comes from, as provenance")
+        found = type(fields.get("provenance")).__name__
+        raise PackingError(f"{path}: expected an object as provenance, got {found}")
     try:
         return PackedModel(fields, tensors, model, forward=forward)
     except PackingError as error:
@@ -150,6 +139,20 @@ def load_packed(
         raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise PackingError(f"{path}: its header does not fit its tensors") from error
+
+
+def _write(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the file under another name, and rename it once it is whole."""
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        try:
+            write_container(unfinished, KIND, fields, tensors)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: cannot write it ({reason})") from error
 
 
 @torch.no_grad()

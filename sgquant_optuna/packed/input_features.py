@@ -6,7 +6,6 @@ The bytes of each store are those of :func:`sgquant_optuna.quantization.input_st
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,8 +71,13 @@ class InputPart:
         check_count(count_bits, "bits of a count", high=_MOST_BITS)
         self.store, self.bit_width, self.shape = store, bit_width, shape
         self.tensors, self.count_bits = dict(tensors), count_bits
-        if store not in STORES or set(tensors) != _names(store, bit_width):
-            raise PackingError(f"input part: got {store!r} of {sorted(tensors)}")
+        if store not in STORES:
+            raise PackingError(f"input part: expected a store of {STORES}, got {store!r}")
+        expected = _names(store, bit_width)
+        if set(tensors) != expected:
+            raise PackingError(
+                f"input part: expected {sorted(expected)} for {store}, got {sorted(tensors)}"
+            )
         self.is_sparse, self.has_codebook = store.startswith("sparse"), "codebook" in store
         if self.is_sparse:  # the start of each row is derived, so it is not stored
             counts = read_integers(tensors["counts"], shape[0], count_bits)
@@ -145,15 +149,6 @@ class InputPart:
     def device(self) -> torch.device:
         """Device of the tensors."""
         return next(iter(self.tensors.values())).device
-
-    def fields(self) -> dict[str, Any]:
-        """Return what the tensors do not say, ready for JSON."""
-        return {
-            "store": self.store,
-            "bit_width": self.bit_width,
-            "shape": list(self.shape),
-            "count_bits": self.count_bits,
-        }
 
     def rows(self, index: Tensor) -> Tensor:
         """Bring some rows back, ``[n, F]`` float32.

@@ -1,4 +1,4 @@
-"""A model that runs on packed features: codes at rest, a block of float32 at a time."""
+"""A model that runs on packed features: codes are stored, one block at a time is float32."""
 
 from __future__ import annotations
 
@@ -13,31 +13,19 @@ from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.attention import quantized_class, switch_class
 from sgquant_optuna.attachment.layer_inputs import map_input
-from sgquant_optuna.exceptions import (
-    GraphError,
-    ModelError,
-    QuantizerBypassedError,
-)
+from sgquant_optuna.exceptions import GraphError, ModelError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
-from sgquant_optuna.packed.input_features import PackedInput
-from sgquant_optuna.packed.message_passing import MessagePasser
-from sgquant_optuna.packed.model_checks import check_header, site_ranges
-from sgquant_optuna.packed.model_contents import stored_lines
-from sgquant_optuna.packed.model_reading import (
-    degree_buckets,
-    packed_input,
-    plain_model,
-    spread_ranges,
-)
+from sgquant_optuna.packed.message_passing import MessagePasser, Quantize
+from sgquant_optuna.packed.model_file import ModelContents
+from sgquant_optuna.packed.model_header import ModelSite
 from sgquant_optuna.packed.packed_features import PackedFeatures
 from sgquant_optuna.packed.packed_tensor import InputPlaceholder, PackedTensor
 from sgquant_optuna.quantization.affine import fake_quantize
 from sgquant_optuna.quantization.input_stores import RANGE_BYTES
 from sgquant_optuna.quantization.layout import packed_nbytes
-from sgquant_optuna.quantization.memory import FeatureLayout, Memory, honest_memory
-from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
-from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
+from sgquant_optuna.quantization.memory import Memory, honest_memory
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 
 class PackedModel(nn.Module):
@@ -46,27 +34,26 @@ class PackedModel(nn.Module):
     The scores are those of the fake-quantized model: sums run in the same order, so that hidden
     features get the same codes.
 
-    What is in memory: the graph's features in the store that the accounting counts (plus 4 bytes a
-    node and 8 a node of sparse stores, which find their rows), and, while a layer runs, its input
-    packed, its output in float32, and blocks of about 1000 rows or 16000 edges. ``linear``,
-    products with the adjacency and attention of ``GATConv``, ``GATv2Conv`` and ``AGNNConv`` run
-    block by block, so attention ``[E, H]`` never exists; other convolutions get their input
-    unpacked, and attention of other convolutions (``TransformerConv``, registered ones) is
-    quantized but whole. Between two layers features are float32, as the model's own ``forward``
-    holds them; a model of the paper gives them back as soon as they are packed, while other
-    models keep theirs until the next layer is done. Inference only, on the CPU: there are no
-    gradients.
+    Memory holds the graph's features in the store that the accounting counts, and 4 bytes a node
+    (8 more in sparse stores) that find their rows. While a layer runs, it also holds the packed
+    input of the layer, its output in float32, and blocks of about 1000 rows or 16000 edges.
+    ``linear``, products with the adjacency, and attention of ``GATConv``, ``GATv2Conv`` and
+    ``AGNNConv`` run block by block, so attention of all edges, ``[E, H]``, is never held. Other
+    convolutions get their input unpacked. Attention of other convolutions (``TransformerConv``,
+    registered ones) is quantized but whole. Between two layers features are float32, as the
+    model's own ``forward`` holds them. A model of the paper frees them as soon as they are packed,
+    another model when the next layer is done. Inference only, on the CPU: there are no gradients.
 
     Args:
         fields:
-            What :func:`~sgquant_optuna.packed.model_contents.pack_contents` returned.
+            Header of :class:`~sgquant_optuna.packed.model_file.ModelContents`.
         tensors:
-            Its tensors.
+            Tensors by name.
         model:
-            An instance of the same architecture, whose weights are replaced in a copy; may be
-            left out for models of the paper.
+            Instance of the same architecture, whose weights are replaced in a copy; may be left
+            out for models of the paper.
         forward:
-            Calls the model with the graph.
+            Function that calls the model with the graph.
 
     Raises:
         ModelError:
@@ -84,33 +71,30 @@ class PackedModel(nn.Module):
         forward: Forward = forward,
     ) -> None:
         super().__init__()
-        check_header(fields)
-        self.fields = dict(fields)
-        self.layout = FeatureLayout.from_dict(fields["layout"])
-        self.bit_widths = BitWidths.from_dict(fields["bit_widths"])
+        contents = ModelContents(fields, tensors)
+        self.fields, self._sites = contents.fields, contents.header.sites
+        self.layout, self.bit_widths = contents.header.layout, contents.header.bit_widths
+        self._num_features = contents.header.num_features
+        self._rounding = contents.header.config.rounding
         self._forward, self._frees = forward, model is None
-        self.model = plain_model(fields, tensors, model)
-        self._bucket = degree_buckets(tensors, self.layout)
-        self._part_nbytes = {"bucket ids": tensors["bucket"].nbytes if "bucket" in tensors else 0}
+        self.model = contents.plain_model(model)
+        ids = contents.tensors.get("bucket")
+        self._part_nbytes = {"bucket ids": 0 if ids is None else ids.nbytes}
         self._used: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
         self._checked: tuple[Any, ...] | None = None
-        config = QuantizerConfig(**fields["quantizer"])
-        attention: dict[str, Callable[[Tensor], Tensor] | None] = {}
-        for site in fields["sites"]:
-            name, component = str(site["name"]).rsplit("/", 1)
-            path = "" if name == "model" and not hasattr(self.model, "model") else name
-            if component == "attention":
-                attention[path] = self._attention(site, tensors, config)
+        attention: dict[str, Quantize | None] = {}
+        for site in self._sites:
+            is_root = site.layer == "model" and not hasattr(self.model, "model")
+            path = "" if is_root else site.layer
+            if site.component == "attention":
+                attention[path] = self._attention(site, contents)
             else:
-                self._hook(path, site, tensors, config)
-        passer = MessagePasser(self.model, attention)
-        for path in passer.fallback:
-            conv = self.model.get_submodule(path)
-            to = quantized_class(conv)
-            if to is None:
-                raise ModelError(f"{path}: no class is registered that quantizes its attention")
-            conv.add_module("attention_quantizer", _AttentionQuantizer(attention[path]))
-            switch_class(conv, to)
+                change = self._input_change(site, contents)
+                self.model.get_submodule(path).register_forward_pre_hook(
+                    partial(_change_input, site.name, change), with_kwargs=True
+                )
+        self._pass_messages(attention)
         self.eval()
 
     def forward(self, graph: Data | Tensor) -> Tensor:
@@ -118,22 +102,22 @@ class PackedModel(nn.Module):
 
         Args:
             graph:
-                The graph that the model was packed for, or its ``edge_index`` alone. Its ``x`` is
-                not looked at: the features are in the file.
+                Graph that the model was packed for, or its ``edge_index`` alone. Its ``x`` is not
+                read: the features are in the file.
 
         Raises:
             GraphError:
-                If the edges are not those that it was packed for.
+                If the edges are not those of the file.
             QuantizerBypassedError:
                 If the forward pass does not reach a quantized layer.
         """
         data = Data(edge_index=graph) if isinstance(graph, Tensor) else copy.copy(graph)
-        data.x = InputPlaceholder((self.layout.num_nodes, int(self.fields["num_features"])))
+        data.x = InputPlaceholder((self.layout.num_nodes, self._num_features))
         self._check_edges(data)
         self._used = {}
         with torch.no_grad():
             scores = self._forward(self.model, data)
-        missed = {str(site["name"]) for site in self.fields["sites"]} - set(self._used)
+        missed = {site.name for site in self._sites} - set(self._used)
         if missed:
             raise QuantizerBypassedError(f"the forward pass went round {', '.join(missed)}")
         return scores
@@ -144,7 +128,7 @@ class PackedModel(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModel:
-        """Refuse what ``to``, ``cuda`` or ``half`` would do to the weights alone."""
+        """Refuse moves and casts: ``to``, ``cuda`` or ``half`` would reach the weights alone."""
         probe = fn(torch.zeros(1))
         if probe.device.type != "cpu" or probe.dtype != torch.float32:
             raise ModelError(
@@ -156,14 +140,14 @@ class PackedModel(nn.Module):
 
     @property
     def memory(self) -> Memory:
-        """What the honest accounting says of the bit widths."""
+        """Memory of the bit widths by the honest accounting."""
         return honest_memory(self.layout, self.bit_widths)
 
     @property
     def stored_nbytes(self) -> dict[str, int]:
         """Bytes that the last forward pass stored, by part, ranges included.
 
-        Attention counts as its packed codes, though no more than a block of them exists.
+        Attention counts as its packed codes, though only a block of it is held at one time.
 
         Raises:
             RuntimeError:
@@ -197,32 +181,31 @@ class PackedModel(nn.Module):
             )
         self._checked = now
 
-    def _hook(
-        self,
-        path: str,
-        site: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
-        config: QuantizerConfig,
-    ) -> None:
-        name = str(site["name"])
-        bucket = self._bucket if len(site["bit_widths"]) > 1 else None
-        change: Callable[[Tensor], Tensor]
-        if site["input"] is not None:
-            stored = PackedTensor(packed_input(site, tensors, bucket, self.layout))
-            change = partial(self._take_input, name, stored)
-        elif all(width == FULL_PRECISION for width in site["bit_widths"]):
-            change = partial(self._leave, name)
-        else:
-            scale, zero_point = spread_ranges(site, tensors, bucket, self.layout)
-            change = partial(self._pack, name, site, bucket, scale, zero_point, config)
-        layer = self.model.get_submodule(path)
-        layer.register_forward_pre_hook(partial(_change_input, name, change), with_kwargs=True)
+    def _pass_messages(self, attention: dict[str, Quantize | None]) -> None:
+        """Let the convolutions pass messages block by block, and quantize their attention."""
+        for path in MessagePasser(self.model, attention).fallback:
+            conv = self.model.get_submodule(path)
+            to = quantized_class(conv)
+            if to is None:
+                raise ModelError(f"{path}: no class is registered that quantizes its attention")
+            conv.add_module("attention_quantizer", _AttentionQuantizer(attention[path]))
+            switch_class(conv, to)
 
-    def _take_input(self, name: str, stored: PackedTensor, x: Tensor) -> Tensor:
+    def _input_change(self, site: ModelSite, contents: ModelContents) -> Quantize:
+        """Return what is done with the features that a layer is called with."""
+        if site.is_input:
+            stored = contents.input_of(site)
+            return partial(self._take_input, site.name, PackedTensor(stored), stored.nbytes)
+        if site.is_identity:
+            return partial(self._leave, site.name)
+        scale, zero_point = contents.ranges(site)
+        range_nbytes = RANGE_BYTES * contents.stored_ranges(site)[0].numel()
+        return partial(self._pack, site, contents.bucket_of(site), scale, zero_point, range_nbytes)
+
+    def _take_input(self, name: str, stored: PackedTensor, nbytes: int, x: Tensor) -> Tensor:
         if not isinstance(x, InputPlaceholder):
             raise ModelError(f"{name}: expected the graph's features, got {type(x).__name__}")
-        assert isinstance(stored.packed, PackedInput)
-        self._used[name] = stored.packed.nbytes
+        self._used[name] = nbytes
         return stored
 
     def _leave(self, name: str, x: Tensor) -> Tensor:
@@ -231,41 +214,37 @@ class PackedModel(nn.Module):
 
     def _pack(
         self,
-        name: str,
-        site: Mapping[str, Any],
+        site: ModelSite,
         bucket: Tensor | None,
         scale: Tensor,
         zero_point: Tensor,
-        config: QuantizerConfig,
+        range_nbytes: int,
         x: Tensor,
     ) -> Tensor:
         packed = PackedFeatures.from_dense(
             x,
             bucket,
-            site["bit_widths"],
+            site.bit_widths,
             scale,
             zero_point,
-            rounding=config.rounding,
-            ranges_by_row=config.axis == "row",
+            rounding=self._rounding,
+            ranges_by_row=site.axis == "row",
         )
-        lines = stored_lines(site["bit_widths"], config.axis, bucket)
-        self._used[name] = packed.data.nbytes + RANGE_BYTES * scale[lines].numel()
+        self._used[site.name] = packed.data.nbytes + range_nbytes
         if self._frees and x._base is None:
             x.data = x.new_empty(0)  # the models of the paper do not read it again
         return PackedTensor(packed)
 
-    def _attention(
-        self, site: Mapping[str, Any], tensors: Mapping[str, Tensor], config: QuantizerConfig
-    ) -> Callable[[Tensor], Tensor] | None:
-        name, (width,) = str(site["name"]), site["bit_widths"]
-        self._counts: dict[str, int] = {}
+    def _attention(self, site: ModelSite, contents: ModelContents) -> Quantize:
+        """Return what is done with the attention of a block of edges."""
+        name, (width,) = site.name, site.bit_widths
         if width == FULL_PRECISION:
             return partial(self._count_attention, name, width)
-        scale, zero_point = site_ranges(site, tensors, None, self.layout)
+        scale, zero_point = contents.stored_ranges(site)
 
         def quantize(alpha: Tensor) -> Tensor:
             self._count_attention(name, width, alpha)
-            return fake_quantize(alpha, scale, zero_point, width, rounding=config.rounding)
+            return fake_quantize(alpha, scale, zero_point, width, rounding=self._rounding)
 
         return quantize
 
@@ -281,7 +260,7 @@ class PackedModel(nn.Module):
 
 
 class _AttentionQuantizer(nn.Module):
-    """Stands where a registered class looks for the quantizer of its attention."""
+    """Quantizer of attention in the form that a registered class calls."""
 
     def __init__(self, quantize: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__()

@@ -21,9 +21,7 @@ from sgquant_optuna.attachment.calibration import calibrate
 from sgquant_optuna.attachment.quantized_model import attach, set_bit_widths
 from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN
-from sgquant_optuna.packed.container import read_container
-from sgquant_optuna.packed.model_contents import pack_contents
-from sgquant_optuna.packed.model_reading import plain_model
+from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.packed_model import PackedModel
 from sgquant_optuna.quantization.sites import BitWidths
 
@@ -65,13 +63,13 @@ def _measure(kind: Kind, path: str, folder: Path) -> int:
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     data = Data(**load_file(folder / "edges"))
-    fields, tensors = read_container(path, "packed_model")
+    contents = ModelContents.read(path)
     if kind == "packed":
-        PackedModel(fields, tensors)(data)
+        PackedModel(contents.fields, contents.tensors)(data)
     else:
         data.x = load_file(folder / "x")["x"]
-        model = plain_model(fields, tensors, None).eval()
-        del tensors
+        model = contents.plain_model().eval()
+        del contents
         with torch.no_grad():
             forward(model, data)
     return _status("VmHWM") - before
@@ -85,7 +83,8 @@ def _warm_up() -> None:
         layout = calibrate(model, data, candidates=(1, 4), forward=forward)
         set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 4)))
         forward(model.eval(), data)
-        PackedModel(*pack_contents(model, data, layout))(data)
+        contents = ModelContents.of(model, data, layout)
+        PackedModel(contents.fields, contents.tensors)(data)
 
 
 def _status(field: str) -> int:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgquant_optuna.exceptions import GraphError, PackingError, SgquantError
-from sgquant_optuna.packed import model_reading
+from sgquant_optuna.packed import model_file
 from sgquant_optuna.packed.container import read_container, write_container
 from sgquant_optuna.packed.evaluation import evaluate_packed
 from sgquant_optuna.packed.export import export_packed, load_packed
@@ -119,7 +119,7 @@ def test_altered_packed_models_are_refused_or_give_scores(name, sparse, tmp_path
             super().__init__(*args)
             parts.append(self)
 
-    monkeypatch.setattr(model_reading, "InputPart", SeenPart)
+    monkeypatch.setattr(model_file, "InputPart", SeenPart)
     model, data, layout, scores, _ = quantized(name, graph_of(sparse))
     export_packed(model, data, tmp_path / "m", layout=layout)
     fields, tensors = read_container(tmp_path / "m", "packed_model")
@@ -239,17 +239,64 @@ def packed_gcn(tmp_path):
 def test_a_header_of_a_model_says_what_was_expected(packed_gcn):
     fields, write = packed_gcn
     site = "conv2/embedding/bucket0"
+    widths = fields["bit_widths"]
     for change, message in (
-        ({"bit_widths": {**fields["bit_widths"], site: 4}}, f"{site}: expected one bit width"),
-        ({"num_features": 5}, "expected 5 features, got 12"),
-        ({"num_features": "x"}, "num_features: expected a whole number"),
+        ({"bit_widths": {**widths, site: 9}}, f"bit width of {site}: expected one of"),
+        ({"bit_widths": {**widths, "conv9/embedding": 4}}, "expected one for each site"),
+        ({"bit_widths": {k: w for k, w in widths.items() if k != site}}, "one for each site"),
         ({"edges": None}, "edges: expected an object, got None"),
-        ({"sites": fields["sites"][:1]}, "sites: expected conv2/embedding/bucket0"),
-        ({"sites": [*fields["sites"], fields["sites"][0]]}, "once"),
-        ({"provenance": None}, "provenance"),
+        ({"edges": {"edges": -1, "hash": "0"}}, "edges of the graph: expected a whole number"),
+        ({"model_fingerprint": {"class": "GCN"}}, "expected a text as hash, got None"),
+        ({"quantizer": {"rounding": "up"}}, "rounding: expected one of"),
+        ({"sparse_inputs": None}, "sparse_inputs: expected a list"),
+        ({"sparse_inputs": ["conv2/embedding"]}, "expected some of .*conv1/embedding"),
+        ({"sparse_inputs": [5]}, "expected some of .*got 5"),
+        ({"provenance": None}, "expected an object as provenance"),
     ):
         with pytest.raises(PackingError, match=f"/y: .*{message}"):
             load_packed(write(**change))
+
+
+def test_a_layout_that_contradicts_itself_is_refused(packed_gcn):
+    fields, write = packed_gcn
+    sizes, widths = fields["layout"]["sizes"], fields["bit_widths"]
+    first, hidden = sizes["conv1/embedding/bucket0"], sizes["conv2/embedding/bucket0"]
+
+    def layout(*left_out, **changed):
+        kept = {name: size for name, size in {**sizes, **changed}.items() if name not in left_out}
+        return {
+            "layout": {**fields["layout"], "sizes": kept},
+            "bit_widths": {name: widths.get(name, 4) for name in kept},
+        }
+
+    inputs = [name for name in sizes if name.startswith("conv1")]
+    for change, message in (
+        (layout(**{inputs[0]: {**first, "num_columns": 5}}), "one number of columns"),
+        (
+            layout(**{name: {**sizes[name], "num_columns": 5} for name in inputs}),
+            "accounting says|counts|columns|input",
+        ),
+        (layout(**{inputs[0]: {**first, "num_rows": 1}}), "expected 60 rows in all"),
+        (layout(**{inputs[0]: {**first, "content": None}}), "expected a content for all"),
+        (
+            {**layout(*inputs), "sparse_inputs": []},
+            "expected a site that takes the graph's features",
+        ),
+        (layout(**{"conv2/embedding": hidden}), "expected one site or one for each of 3"),
+        (layout(**{"conv2/embedding/bucket3": hidden}), "expected one site or one for each"),
+        (layout(**{"conv2/attention/bucket0": hidden}), "expected one site or one for each"),
+        (layout(**{"conv2/attention": first}), "expected a content for all"),
+        (layout(**{inputs[0]: {**first, "num_rows": 10**10}}), "expected a whole number"),
+    ):
+        with pytest.raises(PackingError, match=f"/y: .*({message})"):
+            load_packed(write(**change))
+
+
+def test_tensors_that_no_layer_takes_are_refused(packed_gcn):
+    fields, write = packed_gcn
+    widths = {**fields["bit_widths"], **{f"conv2/embedding/bucket{b}": 32 for b in range(3)}}
+    with pytest.raises(PackingError, match=r"/y: .*expected no tensor scale\.conv2/embedding"):
+        load_packed(write(bit_widths=widths))
 
 
 def test_sizes_that_the_weights_cannot_have_are_not_made(packed_gcn):

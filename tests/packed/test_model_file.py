@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,12 +37,13 @@ def test_a_header_that_does_not_fit_its_tensors_is_refused(tmp_path):
     export_packed(model, data, tmp_path / "m", layout=layout)
     fields, tensors = read_container(tmp_path / "m", "packed_model")
     for change in (
-        {"sites": None},
+        {"sparse_inputs": None},
         {"bit_widths": {"conv1": 4}},
+        {"bit_widths": dict.fromkeys(fields["bit_widths"], 9)},
+        {"bit_widths": dict.fromkeys(fields["bit_widths"], 5)},
         {"layout": {}},
         {"quantizer": {"rounding": "up"}},
         {"model": {"name": "none", "arguments": {}}},
-        {"sites": [{**site, "bit_widths": [9, 9, 9]} for site in fields["sites"]]},
     ):
         write_container(tmp_path / "y", "packed_model", {**fields, **change}, tensors)
         with pytest.raises(PackingError, match="/y: .*(expected|got)"):
@@ -50,3 +53,15 @@ def test_a_header_that_does_not_fit_its_tensors_is_refused(tmp_path):
         write_container(tmp_path / "y", "packed_model", fields, left)
         with pytest.raises(PackingError):
             load_packed(tmp_path / "y")
+
+
+def test_the_header_has_each_width_once_and_no_sizes_of_parts(tmp_path):
+    model, data, layout, _, bits = quantized("agnn", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    fields, _ = read_container(tmp_path / "m", "packed_model")
+    assert sorted(fields) == [
+        *("bit_widths", "edges", "layout", "model", "model_fingerprint", "provenance"),
+        *("quantizer", "sparse_inputs"),
+    ]
+    assert fields["bit_widths"] == bits.to_dict()
+    assert fields["layout"] == json.loads(json.dumps(layout.to_dict()))

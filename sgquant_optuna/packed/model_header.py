@@ -1,0 +1,260 @@
+"""The header of a packed model: what its file says beside the tensors, each thing once.
+
+===================== ========================================================================
+``model``             name and arguments of a model of the paper, or null
+``model_fingerprint`` class and hash of the architecture
+``edges``             number and hash of the edges of the graph
+``layout``            number of nodes and of degree buckets, and the size of each site
+``bit_widths``        bit width of each site
+``quantizer``         settings of the quantizers
+``sparse_inputs``     layers whose products with the graph's features run on the non-zeros alone
+``provenance``        where the file comes from: content of the user
+===================== ========================================================================
+
+All else follows: widths and ranges of a layer from layout, widths and settings, and the store of
+the graph's features from the accounting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.packed.checks import MAX_BUCKETS, check_count, check_flag, check_widths
+from sgquant_optuna.quantization.layout import bits_for
+from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize, site_store
+from sgquant_optuna.quantization.quantizer_config import Axis, QuantizerConfig
+from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Component, Site
+
+_MOST_VALUES = 2**62
+
+
+@dataclass(frozen=True)
+class ModelSite:
+    """A site of the model with all its degree buckets.
+
+    Args:
+        layer:
+            Path of the layer in the model.
+        component:
+            ``"embedding"`` or ``"attention"``.
+        bit_widths:
+            Bit width of each degree bucket, 32 for one without nodes; one width where widths do
+            not depend on the degree.
+        sizes:
+            Size of each degree bucket that has nodes.
+        axis:
+            Values that share a range.
+        sparse:
+            Whether products run on the non-zeros alone.
+    """
+
+    layer: str
+    component: Component
+    bit_widths: tuple[int, ...]
+    sizes: Mapping[int, SiteSize]
+    axis: Axis
+    sparse: bool
+
+    @property
+    def name(self) -> str:
+        """Readable name, for instance ``conv1/embedding``."""
+        return str(Site(self.layer, self.component))
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the layer takes the graph's own features."""
+        return any(size.content is not None for size in self.sizes.values())
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every degree bucket keeps float32."""
+        return all(width == FULL_PRECISION for width in self.bit_widths)
+
+    @property
+    def num_columns(self) -> int:
+        """Number of features F, or of heads H."""
+        return next(iter(self.sizes.values())).num_columns
+
+    def store(self, bucket: int) -> tuple[str, int]:
+        """Return the store of the rows of a degree bucket, and its bytes."""
+        site = Site(self.layer, self.component)
+        return site_store(site, self.sizes[bucket], self.bit_widths[bucket])
+
+    def count_bits(self, bucket: int) -> int:
+        """Return the bits of the number of non-zeros of a row; 0 in a store without counts."""
+        content = self.sizes[bucket].content
+        is_sparse = content is not None and self.store(bucket)[0].startswith("sparse")
+        return bits_for(content.max_row_nonzeros) if content is not None and is_sparse else 0
+
+    def stored_lines(self, bucket: Tensor | None) -> Tensor | slice:
+        """Select the ranges that are stored: those of rows that are quantized.
+
+        Args:
+            bucket:
+                Degree bucket of each row, ``[N]``; ``None`` for one bucket.
+        """
+        quantized = torch.tensor(self.bit_widths) != FULL_PRECISION
+        if self.axis != "row":
+            return quantized
+        return slice(None) if bucket is None else quantized[bucket.long()]
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """Checked header of a packed model, before anything is built of it.
+
+    Args:
+        layout:
+            Size of each site.
+        bit_widths:
+            Bit width of each site.
+        config:
+            Settings of the quantizers.
+        sites:
+            Sites of the model, each with all its degree buckets.
+    """
+
+    layout: FeatureLayout
+    bit_widths: BitWidths
+    config: QuantizerConfig
+    sites: tuple[ModelSite, ...]
+
+    @property
+    def num_features(self) -> int:
+        """Number of the graph's own features F."""
+        return next(site.num_columns for site in self.sites if site.is_input)
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> ModelHeader:
+        """Read the header, and check every field that a packed model reads.
+
+        Raises:
+            PackingError:
+                If a field is missing, of another type, or contradicts another.
+        """
+        edges = _mapping(fields, "edges")
+        check_count(edges.get("edges"), "edges of the graph")
+        _check_text(edges, "hash", "edges of the graph")
+        for name in ("class", "hash"):
+            _check_text(_mapping(fields, "model_fingerprint"), name, "model fingerprint")
+        try:
+            config = QuantizerConfig(**_mapping(fields, "quantizer"))
+            _check_layout(_mapping(fields, "layout"))
+            layout = FeatureLayout.from_dict(fields["layout"])
+            bits = BitWidths.from_dict(_mapping(fields, "bit_widths"))
+        except LookupError as error:
+            raise PackingError(f"packed model: expected a field {error}, got none") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise PackingError(f"packed model: expected other fields: {error}") from error
+        if set(bits) != set(layout.sizes):
+            raise PackingError("bit widths: expected one for each site of the layout")
+        sites = _sites(layout, bits, config, fields.get("sparse_inputs"))
+        _check_inputs(sites, layout.num_nodes)
+        return cls(layout, bits, config, sites)
+
+
+def _sites(
+    layout: FeatureLayout, bits: BitWidths, config: QuantizerConfig, sparse_inputs: object
+) -> tuple[ModelSite, ...]:
+    """Join the sites of all degree buckets of a layer and component."""
+    if not isinstance(sparse_inputs, list):
+        raise PackingError(f"sparse_inputs: expected a list of sites, got {sparse_inputs!r}")
+    grouped: dict[Site, list[Site]] = {}
+    for site in layout.sizes:
+        grouped.setdefault(Site(site.layer, site.component), []).append(site)
+    sites = []
+    for whole, parts in grouped.items():
+        _check_parts(whole, parts, layout)
+        widths = [FULL_PRECISION] * (1 if parts == [whole] else layout.num_buckets)
+        for part in parts:
+            widths[part.bucket or 0] = bits[part]
+        sites.append(
+            ModelSite(
+                whole.layer,
+                whole.component,
+                tuple(widths),
+                {part.bucket or 0: layout.sizes[part] for part in parts},
+                "tensor" if whole.component == "attention" else config.axis,
+                str(whole) in sparse_inputs,
+            )
+        )
+    inputs = [site.name for site in sites if site.is_input]
+    for name in sparse_inputs:
+        if name not in inputs:
+            raise PackingError(f"sparse_inputs: expected some of {inputs}, got {name!r}")
+    return tuple(sites)
+
+
+def _check_parts(whole: Site, parts: list[Site], layout: FeatureLayout) -> None:
+    """Check the sites of one layer and component: without degree bucket, or one for each."""
+    sizes = [layout.sizes[part] for part in parts]
+    buckets = {part.bucket for part in parts}
+    if parts != [whole] and not (
+        buckets <= set(range(layout.num_buckets))
+        and layout.num_buckets > 1
+        and whole.component == "embedding"
+    ):
+        raise PackingError(
+            f"{whole}: expected one site or one for each of {layout.num_buckets} degree buckets, "
+            f"got {', '.join(map(str, parts))}"
+        )
+    if len({size.num_columns for size in sizes}) != 1:
+        raise PackingError(f"{whole}: expected one number of columns in all degree buckets")
+    has_content = {size.content is not None for size in sizes}
+    if len(has_content) != 1 or (whole.component == "attention" and True in has_content):
+        raise PackingError(f"{whole}: expected a content for all degree buckets of an input alone")
+
+
+def _check_inputs(sites: tuple[ModelSite, ...], num_nodes: int) -> None:
+    """Check that there is an input, and that all have the graph's features of all nodes."""
+    inputs = [site for site in sites if site.is_input]
+    if not inputs:
+        raise PackingError("layout: expected a site that takes the graph's features")
+    for site in inputs:
+        check_count(site.num_columns, f"features of {site.name}", low=1)
+        if site.num_columns != inputs[0].num_columns:
+            raise PackingError(
+                f"{site.name}: expected {inputs[0].num_columns} features as "
+                f"{inputs[0].name}, got {site.num_columns}"
+            )
+        num_rows = sum(size.num_rows for size in site.sizes.values())
+        if num_rows != num_nodes:
+            raise PackingError(f"{site.name}: expected {num_nodes} rows in all, got {num_rows}")
+
+
+def _check_layout(layout: Mapping[str, Any]) -> None:
+    """Check the type and the size of every number of a layout."""
+    check_count(layout["num_nodes"], "nodes")
+    check_count(layout["num_buckets"], "degree buckets", low=1, high=MAX_BUCKETS)
+    for name, size in layout["sizes"].items():
+        for part in ("num_rows", "num_columns", "num_ranges"):
+            check_count(size[part], f"{part} of {name}")
+        content = size["content"]
+        if content is None:
+            continue
+        check_count(content["num_nonzeros"], f"non-zeros of {name}", high=_MOST_VALUES)
+        check_count(content["max_row_nonzeros"], f"non-zeros of a row of {name}")
+        if content["num_values"] is not None:
+            check_count(content["num_values"], f"values of {name}")
+        check_flag(content["keeps_zero"], f"keeps_zero of {name}")
+        if content["lossless"]:
+            check_widths(content["lossless"], f"lossless widths of {name}")
+
+
+def _mapping(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = fields.get(name)
+    if not isinstance(value, dict):
+        raise PackingError(f"{name}: expected an object, got {value!r}")
+    return value
+
+
+def _check_text(fields: Mapping[str, Any], name: str, where: str) -> None:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise PackingError(f"{where}: expected a text as {name}, got {value!r}")

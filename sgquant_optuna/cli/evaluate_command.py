@@ -1,9 +1,10 @@
-"""``sgquant evaluate``: what a packed model takes and reaches, measured."""
+"""``sgquant evaluate``: accuracy, bytes, peak memory and time of a packed model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,25 +49,18 @@ def _table(file: Path, found: Evaluation) -> Table:
 
     origin = found.provenance
     # Names of studies, files and sites may look like markup.
-    title = f"{file.name}: trial {origin['trial']} of {origin['study']}"
-    table = Table(title=Text(title))
+    table = Table(title=Text(f"{file.name}{_source(origin)}"))
     for column in ("", "float32", "packed", ""):
         table.add_column(column, justify="right" if column else "left")
     table.add_row(
         "validation accuracy",
-        f"{origin['full_precision_accuracy']:.2f} %",
+        _percent(origin.get("full_precision_accuracy")),
         f"{found.validation_accuracy:.2f} %",
-        f"at export {origin['accuracy']:.2f} %, trial's mean {origin['trial_accuracy']:.2f} %",
+        _recorded(origin),
     )
-    final = origin["final"]
+    final = _final_row(origin.get("final"))
     if final is not None:
-        full, quantized = final["full_precision_test"], final["quantized_test"]
-        table.add_row(
-            "test, of the final report",
-            f"{sum(full) / len(full):.2f} %",
-            f"{sum(quantized) / len(quantized):.2f} %",
-            f"mean of {final['seeds']} fresh trainings, not of this one",
-        )
+        table.add_row("test, of the final report", *final)
     if found.test_accuracy is not None:
         table.add_row("test, opened now", "", f"{found.test_accuracy:.2f} %", "by --test")
     stored = sum(found.stored_nbytes.values())
@@ -96,6 +90,46 @@ def _table(file: Path, found: Evaluation) -> Table:
         f"{found.time_sparse:.2f} of float32 with sparse products; median of {found.repeats}",
     )
     return table
+
+
+def _source(origin: Mapping[str, Any]) -> str:
+    """Name trial and study of a file; nothing if the user's provenance does not."""
+    trial, study = origin.get("trial"), origin.get("study")
+    return "" if trial is None or study is None else f": trial {trial} of {study}"
+
+
+def _recorded(origin: Mapping[str, Any]) -> str:
+    """Say the accuracies of the export and of the trial, as far as the provenance has them."""
+    texts = {
+        "at export": _percent(origin.get("accuracy")),
+        "trial's mean": _percent(origin.get("trial_accuracy")),
+    }
+    return ", ".join(f"{name} {text}" for name, text in texts.items() if text)
+
+
+def _final_row(final: object) -> tuple[str, str, str] | None:
+    """Return the accuracies of a final report and their origin; ``None`` if there is none."""
+    if not isinstance(final, Mapping):
+        return None
+    kinds = ("full_precision", "quantized")
+    texts = [_percent(_mean(final.get(f"{kind}_test"))) for kind in kinds]
+    if not all(texts):
+        return None
+    seeds = final.get("seeds")
+    return texts[0], texts[1], f"mean of {seeds} fresh trainings, not of this one"
+
+
+def _mean(values: object) -> float | None:
+    """Return the mean of a list of numbers; ``None`` for anything else."""
+    if not isinstance(values, list) or not values:
+        return None
+    are_numbers = all(isinstance(value, int | float) for value in values)
+    return sum(values) / len(values) if are_numbers else None
+
+
+def _percent(value: object) -> str:
+    """Write an accuracy; nothing if it is not a number."""
+    return f"{value:.2f} %" if isinstance(value, int | float) else ""
 
 
 def _megabytes(count: float) -> str:

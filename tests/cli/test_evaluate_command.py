@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from sgquant_optuna.attachment.quantized_model import attach, calibrate, set_bit_widths
+from sgquant_optuna.graph.datasets import load_graph
+from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.paper_models import GCN
+from sgquant_optuna.packed import evaluation
+from sgquant_optuna.packed.export import export_packed
+from sgquant_optuna.quantization.sites import BitWidths
+from tests.cli.test_commands import run
+
+DIGITS = {"dataset": "digits", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """Writes an untrained GCN on digits with provenance of the user."""
+    data = load_graph("digits")
+    torch.manual_seed(0)
+    model = attach(GCN(64, 10))
+    layout = calibrate(model, data, candidates=(4,), forward=forward)
+    set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 4)))
+
+    def write(provenance):
+        path = tmp_path_factory.mktemp("model") / "m.sgq"
+        export_packed(model, data, path, layout=layout, provenance=provenance)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A wide terminal, and no processes that measure memory."""
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(evaluation, "peak_nbytes", lambda *_: None)
+
+
+def rows(out):
+    return {line.split("│")[1].strip(): line for line in out.splitlines() if line[0] == "│"}
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        DIGITS,
+        {**DIGITS, "trial": 3, "final": {"quantized_test": "good"}, "accuracy": "good"},
+        {**DIGITS, "final": {"full_precision_test": [], "quantized_test": [None]}},
+    ],
+)
+def test_what_the_users_provenance_does_not_tell_is_left_out(provenance, export, capsys):
+    code, out, err = run(capsys, "evaluate", export(provenance), "--repeats", "1")
+    assert (code, err.count("error")) == (0, 0)
+    assert "m.sgq" in out and "trial" not in out
+    found = rows(out)
+    assert found["validation accuracy"].count("%") == 1
+    assert "test, of the final report" not in found
+    assert "time of a pass" in found
+
+
+def test_what_the_users_provenance_tells_is_shown(export, capsys):
+    final = {"full_precision_test": [80, 90], "quantized_test": [70.0], "seeds": 2}
+    told = {"accuracy": 12.5, "full_precision_accuracy": 50, "final": final}
+    code, out, _ = run(capsys, "evaluate", export({**DIGITS, **told}), "--repeats", "1")
+    assert code == 0
+    found = rows(out)
+    assert "50.00 %" in found["validation accuracy"]
+    assert "at export 12.50 %" in found["validation accuracy"]
+    assert "85.00 %" in found["test, of the final report"]
+
+
+@pytest.mark.parametrize("provenance", [{}, {"dataset": "digits"}, {"dataset": 5, "seed": 0}])
+def test_a_file_that_names_no_data_set_is_one_line_and_exit_code_2(provenance, export, capsys):
+    code, _, err = run(capsys, "evaluate", export(provenance))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "does not name its data set" in err

@@ -28,38 +28,42 @@ def unpack_rows(packed, widths, num_columns, out):  # type: ignore[no-untyped-de
     On one thread: the threads of MKL wait busily between two products, and threads of another
     pool would wait for them.
     """
-    left = 0
-    for width in widths:
-        left += width
-    left -= widths[0]
     for row in range(len(packed)):
-        line = out[row]
-        start = (num_columns * widths[0] + 7) // 8
-        # The first plane is written, not added: most widths have no other.
-        plane = packed[row, :start]
-        for field in range(8 // widths[0]):
-            shift = field * widths[0]
-            # Masked in its place, and scaled down instead of shifted.
-            mask = np.uint8(((1 << widths[0]) - 1) << shift)
-            step = np.float32(1 << left) / np.float32(1 << shift)
-            part = line[field * start : (field + 1) * start]
-            for j in range(start):
-                part[j] = step * np.float32(plane[j] & mask)
-        low = left
-        for width in widths[1:]:
+        left = 0
+        for width in widths:
+            left += width
+        start = 0
+        for width in widths:
             if width == 0:
                 continue
-            low -= width
+            left -= width
             stride = (num_columns * width + 7) // 8
             plane = packed[row, start : start + stride]
+            # The first plane is written, not added: most widths have no other.
+            _unpack_plane(plane, width, left, start > 0, out[row])
             start += stride
-            for field in range(8 // width):
-                shift = field * width
-                mask = np.uint8(((1 << width) - 1) << shift)
-                step = np.float32(1 << low) / np.float32(1 << shift)
-                part = line[field * stride : (field + 1) * stride]
-                for j in range(stride):
-                    part[j] += step * np.float32(plane[j] & mask)
+
+
+@njit(cache=True, nogil=True)
+def _unpack_plane(plane, width, left, add, out):  # type: ignore[no-untyped-def]
+    """Write or add the fields of a plane, ``left`` bits above the lowest, to ``out``."""
+    stride = len(plane)
+    for field in range(8 // width):
+        mask, step = _field(width, field, left)
+        part = out[field * stride : (field + 1) * stride]
+        if add:
+            for j in range(stride):
+                part[j] += step * np.float32(plane[j] & mask)
+        else:
+            for j in range(stride):
+                part[j] = step * np.float32(plane[j] & mask)
+
+
+@njit(cache=True, nogil=True)
+def _field(width, field, left):  # type: ignore[no-untyped-def]
+    """Return mask and step of a field: it is masked in its place, and scaled down, not shifted."""
+    shift = field * width
+    return np.uint8(((1 << width) - 1) << shift), np.float32(1 << left) / np.float32(1 << shift)
 
 
 @njit(cache=True, parallel=True)
@@ -148,10 +152,7 @@ def _add_rows(data, places, factors, stride, widths, num_columns, out):  # type:
         d = data[places[3] + start : places[3] + start + size]
         start += size
         for field in range(8 // width):
-            shift = field * width
-            # Masked in its place, and scaled down instead of shifted.
-            mask = np.uint8(((1 << width) - 1) << shift)
-            step = np.float32(1 << left) / np.float32(1 << shift)
+            mask, step = _field(width, field, left)
             by_a, by_b = step * factors[0], step * factors[1]
             by_c, by_d = step * factors[2], step * factors[3]
             part = out[field * size : (field + 1) * size]

@@ -1,6 +1,7 @@
 """The rooms of the package import one way, and no import brings what it does not need."""
 
 import ast
+import graphlib
 import importlib.util
 import subprocess
 import sys
@@ -94,3 +95,26 @@ def test_every_exported_name_resolves():
     assert dir(sgquant_optuna) == sgquant_optuna.__all__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = sgquant_optuna.nothing
+
+
+def imported_files(path: Path, files: set[str]) -> set[str]:
+    """Dotted names of our files that any import statement of a file names, lazy ones too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if names <= files else {node.module, *names}
+    return found & files
+
+
+def test_no_circle_among_files():
+    names = {
+        ".".join((PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in MODULES
+    }
+    imports = {name: imported_files(path, set(names)) - {name} for name, path in names.items()}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the files

@@ -4,11 +4,11 @@
 
 Random features of Reddit's size (232,965 x 602, 535 MiB of float32) are packed at several widths.
 ``linear`` multiplies them to 32 columns; ``aggregate`` sums the neighbours of a quarter of the
-nodes, with Reddit's mean degree of 492. A ratio is the time of float32 MKL over ours, of
-interleaved runs in one process: above 1 we are faster. Peaks are the kernel's high-water mark of a
-process of its own in MiB beyond inputs and output, measured after everything was touched once.
-``difference`` is the largest one between the compiled and the plain way, over the largest value.
-``--linear`` measures ``linear`` alone, both ways.
+nodes, with Reddit's mean degree of 492. A ratio is the time of float32 MKL divided by ours, of
+interleaved runs in one process: 2 means twice as fast as MKL. Peaks are the high-water mark that
+Linux keeps of a new process, in MiB beyond inputs and output, after every page was read once.
+``difference`` is the largest difference between compiled and plain results, divided by the largest
+value. ``--linear`` measures ``linear`` alone, both ways.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MIXES = {
     "1": [1],
     "8/4/2/1": [8, 4, 2, 1],
 }
-# What the hubs of a graph bear: most edges reach the narrowest bucket.
+# Nodes of high degree can take fewer bits, so most edges reach the narrowest bucket.
 SHARES = (0.1, 0.2, 0.3, 0.4)
 OUT_COLUMNS = 32
 NARROW = (16, 32, 64, 128, 256)
@@ -194,7 +194,7 @@ def linear_table(num_nodes: int, repeats: int) -> Table:
 
 
 def narrow_table(num_nodes: int, degree: int, repeats: int) -> Table:
-    table = Table(title="aggregate at 4 bits by number of columns: time of float32 MKL over ours")
+    table = Table(title="aggregate at 4 bits: time of float32 MKL divided by ours")
     for column in ("columns", "kernel", "unpack and multiply"):
         table.add_column(column, justify="right")
     crow, col, value = graph(num_nodes, num_nodes, degree)

@@ -1,4 +1,4 @@
-"""One graph that a model is trained on for many epochs: what stays the same is computed once.
+"""One graph that a model is trained on for many epochs: what does not change is computed once.
 
 Sparse features stay sparse, the normalisation of GCN is cached, and sum and mean aggregations
 run as one sparse product instead of gather and scatter. Models are not rewritten, and are as
@@ -32,7 +32,7 @@ class FixedGraph:
 
     Args:
         data:
-            The graph; it is not changed.
+            Graph; it is not changed.
     """
 
     def __init__(self, data: Data) -> None:
@@ -46,8 +46,8 @@ class FixedGraph:
         """Let the convolutions of ``model`` use this graph's cached matrices.
 
         Yields:
-            The graph to call the model with. Within the block, the model must not be called
-            with another.
+            Graph to call the model with. Within the block, the model must not be called with
+            another.
         """
         with ExitStack() as undo:
             for conv in model.modules():

@@ -1,9 +1,9 @@
-"""Sparse node features that a model takes for an ordinary dense tensor, only faster.
+"""Sparse node features that a model uses as an ordinary dense tensor, but faster.
 
-Cora's input is 1.3 % non-zero: multiplying the non-zeros alone makes a training epoch several
-times faster, and a quantizer that keeps zero at zero has 80 times fewer values to touch. No model
-has to be rewritten: ``linear`` and ``dropout`` work on the non-zeros, and anything else sees the
-dense matrix.
+In Cora, 1.3 % of the features are not zero. Multiplying the non-zeros alone makes a training epoch
+several times faster, and a quantizer that maps zero to zero has 80 times fewer values to read. No
+model has to be rewritten: ``linear`` and ``dropout`` work on the non-zeros, and any other
+operation gets the dense matrix.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sgquant_optuna.graph.sparse_products import CsrPattern, SparseMatmul
 from sgquant_optuna.graph.tensor_base import WrapperTensor
 
 MAX_DENSITY = 0.15
-"""Above this share of non-zeros the dense product is faster, for wide layers at least."""
+"""Largest share of non-zeros at which sparse products are used: dense ones are faster above."""
 
 
 class SparseFeatures(WrapperTensor):
     """Node features ``[N, F]`` of which only the non-zeros are stored.
 
     A tensor to every model: it has shape, type and device, ``torch.nn.functional.linear`` and
-    ``dropout`` work on the non-zeros, and any other operation makes it dense first.
-    It takes no gradient, being an input.
+    ``dropout`` work on the non-zeros, and any other operation makes it dense first. It is an
+    input, so it takes no gradient.
     """
 
     pattern: CsrPattern

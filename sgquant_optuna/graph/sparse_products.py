@@ -1,4 +1,4 @@
-"""Products with a sparse matrix whose pattern stays: the order of its transpose is kept."""
+"""Products with a sparse matrix of a fixed pattern, whose transpose is ordered only once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class CsrPattern:
-    """Where the non-zeros of a matrix are, by rows and by columns.
+    """Places of the non-zeros of a matrix, by rows and by columns.
 
     Args:
         crow:
@@ -18,7 +18,7 @@ class CsrPattern:
         col:
             Column of each non-zero, ``[nnz]``.
         shape:
-            ``(N, F)``.
+            Number of rows and columns, ``(N, F)``.
     """
 
     def __init__(self, crow: Tensor, col: Tensor, shape: tuple[int, int]) -> None:
@@ -69,7 +69,10 @@ class SparseMatmul(torch.autograd.Function):
 class AttentionMatmul(torch.autograd.Function):
     """``out[i, h] = sum_j alpha[(i, j), h] * x[j, h]``, without a message for each edge.
 
-    The gradient by alpha is a sampled dense product, which needs neither.
+    The gradient by ``alpha`` is a sampled dense product, which needs no messages either.
+
+    Reference:
+        Weighted sum of the neighbours: Velickovic et al., Graph Attention Networks, eq. 4.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Features stored at their bit width, and what is computed on them block by block."""
+"""Features stored at their bit width, and models that run on them block by block."""
 
 from __future__ import annotations
 

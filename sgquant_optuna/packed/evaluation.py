@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError, PackingError
@@ -24,34 +24,35 @@ from sgquant_optuna.packed.peak_memory import Kind, peak_nbytes
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured. Accuracies are in percent.
+    """Measurements of a packed model. Accuracies are in percent.
 
     Args:
         provenance:
-            What the file says of its origin.
+            Origin of the model, as the file says it.
         validation_accuracy:
-            Of the packed model, now.
+            Accuracy of the packed model on validation nodes, measured now.
         test_accuracy:
-            Of the packed model, now; ``None`` unless it was asked for.
+            Accuracy of the packed model on test nodes, measured now; ``None`` by default.
         stored_nbytes:
             Packed bytes of every site and of the bucket ids.
         honest_nbytes:
-            What the honest accounting says.
+            Bytes of the same by the honest accounting.
         full_precision_nbytes:
-            Float32 of the same values.
+            Bytes of the same values in float32.
         file_nbytes:
             Size of the file.
         file_parts:
-            Bytes of its parts.
+            Bytes of each part of the file.
         peaks:
             Peak memory of one inference in bytes, ``"packed"`` and ``"float32"`` on dense
-            features; ``None`` if not measurable here.
+            features; ``None`` where the system does not measure it.
         time_pyg:
-            Time of the packed inference over that of the float32 model as PyG runs it.
+            Time of the packed inference, divided by that of the float32 model as PyG runs it.
         time_sparse:
-            The same over the float32 model with sparse features and sparse products.
+            Time of the packed inference, divided by that of the float32 model with sparse features
+            and sparse products.
         repeats:
-            Interleaved runs that the median is of.
+            Number of interleaved runs, of which the ratios are medians.
     """
 
     provenance: Mapping[str, Any]
@@ -80,17 +81,17 @@ def evaluate_packed(
 
     Args:
         path:
-            The file.
+            File to measure.
         root:
             Folder of data sets.
         test:
-            Whether to look at the test nodes too.
+            Whether to measure the accuracy on test nodes too.
         repeats:
-            Interleaved timed runs.
+            Number of interleaved timed runs.
 
     Raises:
         GraphError:
-            If the graph is not the one that the model was packed for, or has no test nodes.
+            If the graph is not that of the file, or has no test nodes.
         PackingError:
             If the file is cut, altered, or not of ``sgquant export``.
     """
@@ -104,20 +105,8 @@ def evaluate_packed(
     data = load_graph(provenance["dataset"], root, seed=provenance["seed"])
     scores = packed(data)
     contents = ModelContents.read(path, verify=False)
-    model = contents.plain_model().eval()
-    fixed = FixedGraph(data)
-    with fixed.speed_up(model) as graph:
-
-        def sparse() -> Tensor:
-            return forward(model, graph)
-
-        sparse_ratio = _ratio(sparse, lambda: packed(data), repeats)
-    pyg_ratio = _ratio(lambda: forward(model, data), lambda: packed(data), repeats)
-    parts: dict[str, int] = {}
-    for name, tensor in contents.tensors.items():
-        part = {"weights": "weights", "input": "input features", "bucket": "bucket ids"}
-        key = part.get(name.split(".")[0], "ranges")
-        parts[key] = parts.get(key, 0) + tensor.nbytes
+    time_pyg, time_sparse = _times(packed, contents.plain_model().eval(), data, repeats)
+    parts = _part_nbytes(contents.tensors)
     size = Path(path).stat().st_size
     return Evaluation(
         provenance=provenance,
@@ -129,8 +118,8 @@ def evaluate_packed(
         file_nbytes=size,
         file_parts={**parts, "header": size - sum(parts.values())},
         peaks=peak_nbytes(path, data),
-        time_pyg=pyg_ratio,
-        time_sparse=sparse_ratio,
+        time_pyg=time_pyg,
+        time_sparse=time_sparse,
         repeats=repeats,
     )
 
@@ -142,10 +131,27 @@ def _accuracy(scores: Tensor, data: Data, mask: str) -> float:
     return 100.0 * float((scores.argmax(dim=1) == data.y)[nodes].double().mean())
 
 
+def _times(packed: nn.Module, model: nn.Module, data: Data, repeats: int) -> tuple[float, float]:
+    """Return the time of the packed model, divided by that of PyG and of sparse products."""
+    with FixedGraph(data).speed_up(model) as graph:
+        time_sparse = _ratio(lambda: forward(model, graph), lambda: packed(data), repeats)
+    return _ratio(lambda: forward(model, data), lambda: packed(data), repeats), time_sparse
+
+
+def _part_nbytes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Add up the bytes of the tensors of a file by the part that they belong to."""
+    names = {"weights": "weights", "input": "input features", "bucket": "bucket ids"}
+    parts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        part = names.get(name.split(".")[0], "ranges")
+        parts[part] = parts.get(part, 0) + tensor.nbytes
+    return parts
+
+
 def _ratio(
     reference: Callable[[], object], candidate: Callable[[], object], repeats: int
 ) -> float:
-    """Return the median time of the candidate over the reference's, run in turn."""
+    """Return the median of the candidate's time divided by the reference's; both run in turn."""
     reference()
     candidate()
     ratios = []

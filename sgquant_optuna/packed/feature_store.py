@@ -1,4 +1,4 @@
-"""Packed features as a PyG feature store: a loader unpacks the rows that it samples."""
+"""Packed features as a PyG feature store: only the rows that a loader samples are unpacked."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sgquant_optuna.packed.packed_features import PackedFeatures
 
 
 class PackedFeatureStore(FeatureStore):
-    """Read-only view of packed features under one group and attribute name.
+    """Read-only store of packed features under one group and attribute name.
 
     Args:
         features:
             Packed features, in memory or mapped from a file.
         group_name:
-            Node type, ``None`` for graphs of one type.
+            Node type; ``None`` for graphs of one type.
         attr_name:
             Name of the attribute.
     """

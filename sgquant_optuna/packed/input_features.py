@@ -266,8 +266,8 @@ class InputPart:
     def _check_columns(self) -> None:
         """Check that the columns of non-zeros exist and rise within each row.
 
-        A product reads where a column leads, and a column that stands there twice would count
-        twice in a product and once in a row.
+        A product reads the row that a column names, and a repeated column would count twice in a
+        product and once in a row.
         """
         last, num_columns = -1, self.shape[1]
         for run in cut(slice(0, self._nnz), _BLOCK_INTEGERS):

@@ -108,7 +108,7 @@ class MessagePasser:
         adjacency = self._adjacencies.get((edge_index,), conv.flow, num_nodes)
         out: Tensor = source.new_zeros(source.shape)
         limit = hub_limit = _edges_of_block(source[:1].numel())
-        if isinstance(conv, GATv2Conv):  # its scores come from the features of each edge
+        if isinstance(conv, GATv2Conv):  # its scores need the features of each edge
             score = gatv2_score(conv, adjacency, alpha)
         else:
             score, limit = gat_score(conv, adjacency, alpha), ATTENTION_EDGES
@@ -223,6 +223,7 @@ def _hub(
     quantize: Quantize | None,
     by_source: bool,
 ) -> Iterator[Attended[Ends]]:
+    """Compute attention of one destination in parts: largest score, sum of all, and result."""
     largest = torch.stack([score(adjacency.edges(p))[0].amax(dim=0) for p in parts]).amax(dim=0)
     total = torch.zeros_like(largest[None])
     for part in parts:

@@ -1,7 +1,7 @@
-"""Compiled kernels of the ``fast`` extra; import this file only where numba is installed.
+"""Compiled kernels of the ``fast`` extra, which needs numba: :mod:`.kernels` calls them.
 
-They are functions of the module, so that numba's cache on disk finds them again, and they index
-row slices from 0 with unsigned bytes: a computed signed index stops LLVM from vectorizing.
+They are functions of the module, so that numba's cache on disk finds them again. They index row
+slices from 0, with unsigned bytes: a computed signed index stops LLVM from vectorizing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# numba's OpenMP layer would load a second OpenMP next to torch's. Its own work queue does not,
-# but takes one caller at a time.
+# numba's OpenMP layer would load a second OpenMP beside torch's. Its own work queue does not, but
+# takes one caller at a time.
 numba.config.THREADING_LAYER = "workqueue"  # type: ignore[attr-defined]
 LOCK = threading.Lock()
 
@@ -25,8 +25,8 @@ LOCK = threading.Lock()
 def unpack_rows(packed, widths, num_columns, out):  # type: ignore[no-untyped-def]
     """Unpack rows, ``[R, bytes]``, to float32 codes in ``out``, ``[R, F + 8]``.
 
-    On one thread: the threads of MKL wait busily between two products, and threads of another
-    pool would wait for them.
+    It runs on one thread: the threads of MKL stay busy while they wait between two products, and
+    threads of a second pool would have to wait for them.
     """
     for row in range(len(packed)):
         left = 0
@@ -72,7 +72,7 @@ def pack_rows(  # type: ignore[no-untyped-def]
 ):
     """Quantize and pack the rows ``nodes`` of ``x`` into ``[R, bytes]``; count those with NaN.
 
-    Not ``fastmath``: a code must be the one that torch computes, and NaN must be seen.
+    Without ``fastmath``: codes must be those that torch computes, and NaN must be found.
     """
     num_columns = x.shape[1]
     by_column = scale.shape[1] > 1
@@ -112,14 +112,14 @@ def pack_rows(  # type: ignore[no-untyped-def]
 
 
 QUEUE = 8
-"""Rows of a bucket that are on their way from memory while :data:`TOGETHER` are added up."""
+"""Rows of a bucket that are prefetched before the first :data:`TOGETHER` of them are added up."""
 TOGETHER = 4
-"""Rows added up in one pass, so that the sums are read and written once for all of them."""
+"""Rows that are added up in one pass: the sums are read and written once for all of them."""
 
 
 @intrinsic
 def _prefetch(typing_context, array, index):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of ``array[index]`` into the second level; the first is small."""
+    """Prefetch the cache line of ``array[index]`` into the second level: the first is small."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -136,7 +136,7 @@ def _prefetch(typing_context, array, index):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, fastmath=True)
 def _add_rows(data, places, factors, stride, widths, num_columns, out):  # type: ignore[no-untyped-def]
-    """Add :data:`TOGETHER` rows of codes, each times its factor, to ``out``, ``[F + 8]``."""
+    """Add :data:`TOGETHER` rows of codes, each multiplied by its factor, to ``out``."""
     left = 0
     for width in widths:
         left += width
@@ -172,8 +172,9 @@ def aggregate(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Add up the weighted rows of the neighbours: ``out = A @ X``, ``[R, F]``.
 
-    With one range for each row or bucket the scale goes into the weight of an edge. With one for
-    each column, ``[B, F]``, codes are added up for each bucket alone, and each sum is scaled once.
+    With one range for each row or bucket, the weight of an edge is multiplied by the scale. With
+    one range for each column, ``[B, F]``, the codes of each bucket are added up, and each sum is
+    scaled once.
     """
     num_columns, num_buckets = out.shape[1], len(widths)
     by_column = scale.shape[1] > 1
@@ -205,7 +206,7 @@ def aggregate(  # type: ignore[no-untyped-def]
             n = waiting[b]
             places[b, n], factors[b, n] = place, factor
             waiting[b] = n + 1
-            if n + 1 == QUEUE:  # the oldest rows have arrived
+            if n + 1 == QUEUE:  # the oldest rows are in the cache now
                 line = total[b if by_column else 0]
                 _add_rows(data, places[b], factors[b], strides[b], widths[b], num_columns, line)
                 for k in range(QUEUE - TOGETHER):
@@ -213,7 +214,7 @@ def aggregate(  # type: ignore[no-untyped-def]
                 waiting[b] = QUEUE - TOGETHER
         for b in range(num_buckets):
             line = total[b if by_column else 0]
-            # Fill up with rows that count for nothing.
+            # Fill up with rows of factor 0.
             for k in range(waiting[b], QUEUE):
                 places[b, k], factors[b, k] = places[b, 0], np.float32(0)
             for k in range(0, waiting[b], TOGETHER):

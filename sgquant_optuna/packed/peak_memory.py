@@ -1,4 +1,4 @@
-"""Peak memory of one inference, by the kernel's high-water mark of a process of its own.
+"""Peak memory of one inference: the high-water mark that Linux keeps of a new process.
 
 ``python -m sgquant_optuna.packed.peak_memory MODEL FOLDER`` prints the bytes of each kind.
 """
@@ -30,17 +30,17 @@ _EDGES = ("edge_index", "edge_attr", "edge_weight")
 
 
 def peak_nbytes(path: str | Path, data: Data) -> dict[Kind, int] | None:
-    """Measure what one inference takes beyond an idle process, from opening its files on.
+    """Measure the memory of one inference beyond an idle process, from the opening of its files.
 
     Args:
         path:
-            Packed model of one of the paper's models.
+            File of one of the paper's models.
         data:
-            Its graph, with ``x``.
+            Graph of the model, with ``x``.
 
     Returns:
         Bytes of the packed model and of the plain float32 model on dense features, or ``None``
-        where the kernel keeps no high-water mark.
+        where the system keeps no high-water mark.
     """
     if not Path("/proc/self/clear_refs").exists():
         return None
@@ -76,7 +76,7 @@ def _measure(kind: Kind, path: str, folder: Path) -> int:
 
 
 def _warm_up() -> None:
-    """Run a tiny model both ways, so that code and buffers of the libraries are there already."""
+    """Run a tiny model both ways, so that code and buffers of the libraries are loaded before."""
     data = Data(x=torch.rand(8, 4).round(), edge_index=torch.arange(8).view(2, 4), num_nodes=8)
     for build in (GCN, AGNN, GAT):
         model = attach(build(4, 2))

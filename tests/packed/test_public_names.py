@@ -26,6 +26,14 @@ def test_the_package_alone_brings_no_torch():
     assert out.stdout.strip() == "False"
 
 
+def test_every_public_name_imports_without_the_kernels():
+    code = "import sys; sys.modules['numba'] = None; from sgquant_optuna.packed import *"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys; import sgquant_optuna.packed.kernels; print('numba' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
 def test_the_example_of_the_docs_runs(capsys):
     docs = Path(__file__).parents[2] / "docs" / "packed.md"
     section = docs.read_text().split("## Mini-batches")[1]

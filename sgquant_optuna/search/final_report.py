@@ -25,7 +25,7 @@ from sgquant_optuna.search.objective import QuantizationObjective, without_test_
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.selection import rank
-from sgquant_optuna.study.trial_result import TrialResult
+from sgquant_optuna.study.trial_result import TrialResult, is_feasible
 
 _FRESH_SEEDS = 1000  # far from the seeds of any search
 
@@ -95,7 +95,7 @@ def final_report(
         runs = [measure(ranked[place].result.bit_widths) for measure in measures]
         drop = fmean(ref[0] - run[0] for ref, run in zip(references, runs, strict=True))
         tried[place] = (drop, runs)
-        return drop <= max_drop
+        return is_feasible(drop, max_drop)
 
     chosen = _smallest_that_holds(len(ranked), holds, tries=top)
     place = min(tried, key=lambda place: tried[place][0]) if chosen is None else chosen

@@ -9,6 +9,11 @@ from typing import Any, Self
 from sgquant_optuna.quantization.sites import BitWidths
 
 
+def is_feasible(accuracy_drop: float, max_drop: float) -> bool:
+    """Tell whether a drop is within a limit, both in percentage points."""
+    return accuracy_drop <= max_drop
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialScore:
     """What ranks a trial: all that is read of it where there are thousands.
@@ -32,7 +37,7 @@ class TrialScore:
 
     def is_feasible(self, max_drop: float) -> bool:
         """Tell whether the drop is within a limit, in percentage points."""
-        return self.violation(max_drop) <= 0
+        return is_feasible(self.accuracy_drop, max_drop)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -124,17 +124,18 @@ def to_html(
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}"></figure>'
         for title, png in figures.values()
     )
-    tables = "\n".join(
-        _html_table(PlainTable.of(table))
-        for table in (report.bits_table(), report.summary_table())
-    )
     return _PAGE.format(
         name=name,
         trial=report.trial,
-        tables=tables,
+        tables=_plain_html_tables(report),
         images=images,
         note=f"<p>{html.escape(note)}</p>" if note else "",
     )
+
+
+def html_tables(report: StudyReport) -> str:
+    """Return both tables under their title, as a part of somebody else's page."""
+    return f"<p><b>{html.escape(report.title)}</b></p>\n{_plain_html_tables(report)}"
 
 
 _PAGE = """<!DOCTYPE html>
@@ -178,6 +179,11 @@ def markdown_text(text: str) -> str:
 
 def _markdown_line(cells: Sequence[str], *, escape: bool) -> str:
     return f"| {' | '.join(markdown_text(c) if escape else c for c in cells)} |"
+
+
+def _plain_html_tables(report: StudyReport) -> str:
+    tables = (report.bits_table(), report.summary_table())
+    return "\n".join(_html_table(PlainTable.of(table)) for table in tables)
 
 
 def _html_table(table: PlainTable) -> str:

@@ -28,9 +28,9 @@ from sgquant_optuna.study.selection import choose
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudyReport:
-    """What a study found.
+    """What a study found. It shows its tables: in a terminal, by ``print`` and in a notebook.
 
     Args:
         study_name:
@@ -100,6 +100,22 @@ class StudyReport:
     def __rich__(self) -> RenderableType:
         """Return both tables for a terminal."""
         return Group(self.bits_table(), self.summary_table())
+
+    def __repr__(self) -> str:
+        """Return both tables as plain text, for who asks for a report and prints nothing."""
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """Return both tables for a notebook."""
+        from sgquant_optuna.study.formats import html_tables
+
+        return html_tables(self)
+
+    def _repr_markdown_(self) -> str:
+        """Return both tables for what renders Markdown alone."""
+        from sgquant_optuna.study.formats import to_markdown
+
+        return to_markdown(self)
 
     def __str__(self) -> str:
         """Return both tables as plain text."""

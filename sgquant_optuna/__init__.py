@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sgquant_optuna.graph.openmp import let_threads_sleep as _let_threads_sleep
+
 if TYPE_CHECKING:
     from sgquant_optuna.attachment.attention import quantize_attention, register_attention
     from sgquant_optuna.attachment.calibration import calibrate
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from sgquant_optuna.study.trial_result import TrialResult
 
 __version__ = "0.1.0"
+
+_let_threads_sleep()
 
 # Resolved at first use (PEP 562), so that the sampler and the storage work without torch.
 _MODULES = {

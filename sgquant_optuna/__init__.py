@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.sampler import SGQuantSampler, best_for
     from sgquant_optuna.search.final_report import final_report
     from sgquant_optuna.search.objective import QuantizationObjective
+    from sgquant_optuna.search.progress import SearchProgress
     from sgquant_optuna.search.study_creation import create_study, default_sampler
     from sgquant_optuna.search.trial_export import export_assignment, export_study
     from sgquant_optuna.storage import open_storage
@@ -61,6 +62,7 @@ _MODULES = {
     "sampler": ("SGQuantSampler", "best_for"),
     "search.final_report": ("final_report",),
     "search.objective": ("QuantizationObjective",),
+    "search.progress": ("SearchProgress",),
     "search.study_creation": ("create_study", "default_sampler"),
     "search.trial_export": ("export_assignment", "export_study"),
     "storage": ("open_storage",),
@@ -89,6 +91,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "QuantizerConfig",
     "SGQuantSampler",
     "SearchPlan",
+    "SearchProgress",
     "SgquantError",
     "Site",
     "StudyReport",

@@ -31,6 +31,7 @@ from sgquant_optuna.quantization.memory import (
     paper_memory,
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
+from sgquant_optuna.search.trial_log import log_trial
 from sgquant_optuna.storage import write_together
 from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR
 from sgquant_optuna.study.plan import ObjectiveConfig
@@ -223,6 +224,7 @@ class QuantizationObjective:
         with write_together():
             for name, value in result.to_attrs().items():
                 trial.set_user_attr(name, value)
+        log_trial(trial, result, self.config.max_drop)
         if self.config.mode == "pareto":
             return result.memory_bytes, result.accuracy_drop
         violation = result.violation(self.config.max_drop)

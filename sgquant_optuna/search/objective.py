@@ -33,7 +33,8 @@ from sgquant_optuna.quantization.memory import (
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
 from sgquant_optuna.search.trial_log import log_trial
 from sgquant_optuna.storage import write_together
-from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR
+from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR, WORKER_ATTR
+from sgquant_optuna.storage.processes import process_name
 from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.record import Fingerprint, StudyRecord
 from sgquant_optuna.study.search_space import BitWidthSearchSpace, parse_granularity
@@ -90,7 +91,7 @@ class QuantizationObjective:
         self.config = config = replace(config or ObjectiveConfig(), **options)
         check_graph(data)
         models = [model] if isinstance(model, nn.Module) else list(model)
-        self._forward = forward
+        self.forward = forward
 
         data = without_test_nodes(data)
         graph_print = graph_fingerprint(data)
@@ -139,7 +140,7 @@ class QuantizationObjective:
             num_buckets=len(self.degree_edges) + 1,
             layers=self.config.layers,
             attention=self.config.attention,
-            forward=self._forward,
+            forward=self.forward,
         )
 
     @property
@@ -208,6 +209,7 @@ class QuantizationObjective:
         started = time.perf_counter()
         with write_together():
             bits = self.search_space.suggest(trial)
+            trial.set_user_attr(WORKER_ATTR, process_name())  # a retried trial has another's
         accuracy = self.measure(bits)
         honest, paper = honest_memory(self.layout, bits), paper_memory(self.layout, bits)
         result = TrialResult(

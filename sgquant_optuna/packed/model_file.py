@@ -163,7 +163,7 @@ class ModelContents:
         known, fingerprint = self.fields.get("model"), self.fields["model_fingerprint"]
         weights = self._named(_WEIGHTS)
         if model is not None:
-            model = copy.deepcopy(model)
+            model = _copied(model)
         elif known is not None:
             model = _paper_model(known, fingerprint, weights)
         else:
@@ -330,6 +330,19 @@ def _range_names(site: ModelSite) -> tuple[str, str]:
 
 def _input_prefix(site: ModelSite, number: int) -> str:
     return f"input.{site.name}.{number}."
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Copy the user's model, and tell what fails in its class from what is wrong with the file."""
+    try:
+        copied = copy.deepcopy(model)
+        model_fingerprint(copied)
+    except Exception as error:  # whatever a class may raise
+        raise ModelError(
+            f"packed model: {type(model).__name__} cannot be copied and described "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return copied
 
 
 def _paper_model(

@@ -23,6 +23,19 @@ def test_another_architecture_is_refused(tmp_path):
             load_packed(tmp_path / "m", other)
 
 
+@pytest.mark.parametrize("method", ["__deepcopy__", "__repr__"])
+def test_what_fails_in_the_users_class_names_the_class(method, tmp_path, monkeypatch):
+    def fails(*_):
+        raise TypeError("not today")
+
+    model, data, layout, *_ = quantized("sage", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    given_model = MODELS["sage"]()
+    monkeypatch.setattr(type(given_model), method, fails, raising=False)
+    with pytest.raises(ModelError, match=r"GraphSAGE cannot be .* \(TypeError: not today\)$"):
+        load_packed(tmp_path / "m", given_model)
+
+
 def test_the_given_model_stays_as_it_is(tmp_path):
     model, data, layout, scores, _ = quantized("sage", make_graph())
     export_packed(model, data, tmp_path / "m", layout=layout)

@@ -24,8 +24,6 @@ from contextlib import contextmanager, nullcontext
 LINES = """
 import {first}
 import {second}
-import sys
-import torch
 from torch_geometric.nn import GraphSAGE
 import sgquant_optuna as sgq
 

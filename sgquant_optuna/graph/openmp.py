@@ -12,6 +12,7 @@ import ctypes
 import os
 import sys
 import threading
+from typing import Any
 
 THREAD_NAME = "sgquant-openmp"
 _CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -28,20 +29,20 @@ def let_threads_sleep() -> None:
     if any(name in os.environ for name in _CHOSEN_BY_USER):
         return
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    torch = sys.modules.get("torch")
-    if torch is None or torch.get_num_threads() == 1:
+    torch: Any = sys.modules.get("torch")
+    if not hasattr(torch, "get_num_threads") or torch.get_num_threads() == 1:
         return
     try:
         runtime = ctypes.CDLL(torch._C.__file__)  # and all that it is linked with
         if hasattr(runtime, "kmp_set_blocktime"):  # of LLVM and Intel
             runtime.kmp_set_blocktime(0)
         elif hasattr(runtime, "omp_set_num_threads"):
-            _park_a_team(runtime)
+            _park_a_team(torch, runtime)
     except OSError:  # a build of torch without such a file
         return
 
 
-def _park_a_team(runtime: ctypes.CDLL) -> None:
+def _park_a_team(torch: Any, runtime: ctypes.CDLL) -> None:
     """Give libgomp more threads than cores: from then on, none spins for longer than 100 steps.
 
     Reference:
@@ -51,13 +52,13 @@ def _park_a_team(runtime: ctypes.CDLL) -> None:
     parked = threading.Event()
 
     def park() -> None:
-        import torch
-
         cores = os.cpu_count() or 1
-        torch.get_num_threads()  # sets the number of this thread at its first call
-        runtime.omp_set_num_threads(cores + 1)  # of loops that this thread starts
-        torch.zeros((cores + 1) * _GRAIN).add_(1)
-        parked.set()
+        try:
+            torch.get_num_threads()  # sets the number of this thread at its first call
+            runtime.omp_set_num_threads(cores + 1)  # of loops that this thread starts
+            torch.zeros((cores + 1) * _GRAIN, device="cpu").add_(1)
+        finally:
+            parked.set()
         threading.Event().wait()  # its team lives as long as it does
 
     threading.Thread(target=park, name=THREAD_NAME, daemon=True).start()

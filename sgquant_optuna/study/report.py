@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -22,6 +23,7 @@ from sgquant_optuna.quantization.memory import (
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site
 from sgquant_optuna.study.final_result import FinalResult
+from sgquant_optuna.study.plain_tables import PlainTable, html_table
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.selection import choose
@@ -107,15 +109,8 @@ class StudyReport:
 
     def _repr_html_(self) -> str:
         """Return both tables for a notebook."""
-        from sgquant_optuna.study.formats import html_tables
-
-        return html_tables(self)
-
-    def _repr_markdown_(self) -> str:
-        """Return both tables for what renders Markdown alone."""
-        from sgquant_optuna.study.formats import to_markdown
-
-        return to_markdown(self)
+        title = f"<p><b>{html.escape(self.title)}</b></p>"
+        return "\n".join([title, *(html_table(table) for table in self.plain_tables())])
 
     def __str__(self) -> str:
         """Return both tables as plain text."""
@@ -124,6 +119,10 @@ class StudyReport:
         text = console.file
         assert isinstance(text, io.StringIO)
         return text.getvalue().rstrip()
+
+    def plain_tables(self) -> tuple[PlainTable, PlainTable]:
+        """Return both tables as texts, without colours or borders."""
+        return PlainTable.of(self.bits_table()), PlainTable.of(self.summary_table())
 
     def bits_table(self) -> Table:
         """Return the widths of every layer, component and degree bucket."""

@@ -8,6 +8,17 @@ import pytest
 from sgquant_optuna.search.study_creation import create_study
 
 
+@pytest.fixture(autouse=True)
+def unconfigured(monkeypatch):
+    """As in a plain script, whatever the commands of other tests have set."""
+    logger = logging.getLogger("sgquant_optuna")
+    monkeypatch.setattr(logger, "propagate", True)
+    before = logger.level
+    logger.setLevel(logging.NOTSET)
+    yield
+    logger.setLevel(before)
+
+
 @pytest.fixture
 def study(objective, monkeypatch):
     """Trials of 1, 8 and 1 bits, where one bit loses 50 points and 5 are allowed."""
@@ -43,11 +54,17 @@ def test_each_trial_says_whether_it_is_feasible(study, objective, caplog):
     assert texts(ours) == expected(study)
 
 
-def test_a_plain_script_sees_it_as_it_sees_optunas_lines(study, objective, caplog):
+def test_a_plain_script_sees_it_as_it_sees_optunas_lines(study, objective):
+    seen = []
+    handler = logging.Handler()
+    handler.emit = seen.append
+    logging.getLogger("optuna").addHandler(handler)
     optuna.logging.set_verbosity(optuna.logging.INFO)
     study.optimize(objective, n_trials=3)
-    ours = [record for record in caplog.records if record.name == "optuna.sgquant_optuna"]
+    logging.getLogger("optuna").removeHandler(handler)
+    ours = [record for record in seen if record.name == "optuna.sgquant_optuna"]
     assert texts(ours) == expected(study)
+    assert len(seen) == 6  # each before the line of Optuna
 
 
 def test_optunas_verbosity_silences_it(study, objective, capsys, caplog):

@@ -105,7 +105,6 @@ def test_a_bare_report_shows_its_tables():
     found = report(study_named())
     assert repr(found) == str(found)
     assert "89.75 %" in repr(found) and "fingerprint" not in repr(found)
-    assert found._repr_markdown_() == to_markdown(found)
 
 
 def test_a_notebook_shows_the_tables_and_a_nasty_name_as_text():

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sgquant_optuna.study.formats import PlainTable, markdown_table, markdown_text
+from sgquant_optuna.study.plain_tables import markdown_table, markdown_text
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.report import StudyReport
 from sgquant_optuna.study.trial_result import TrialResult
@@ -94,13 +94,14 @@ def study_note(
             f"{report.accuracy_drop:.2f} points below full precision where "
             f"{report.record.max_drop:g} are allowed."
         )
+    bits, summary = report.plain_tables()
     parts = [
         f"# {markdown_text(report.study_name)}",
         headline,
         "## Bits",
-        markdown_table(PlainTable.of(report.bits_table())),
+        markdown_table(bits),
         "## Accuracy and memory",
-        markdown_table(PlainTable.of(report.summary_table())),
+        markdown_table(summary),
         "## The packed model",
         *_how_to_export(report.study_name, place, has_plan),
     ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.exceptions import SgquantError
     from sgquant_optuna.graph.datasets import load_graph
     from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
+    from sgquant_optuna.graph.forward_pass import columns
     from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN, MODELS, make_model
     from sgquant_optuna.graph.training import accuracy, fit
     from sgquant_optuna.graph.training_config import TrainingConfig
@@ -52,6 +53,7 @@ _MODULES = {
     "exceptions": ("SgquantError",),
     "graph.datasets": ("load_graph",),
     "graph.degree_buckets": ("AddDegreeBuckets",),
+    "graph.forward_pass": ("columns",),
     "graph.paper_models": ("AGNN", "GAT", "GCN", "MODELS", "make_model"),
     "graph.training": ("accuracy", "fit"),
     "graph.training_config": ("TrainingConfig",),
@@ -102,6 +104,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "best_for",
     "bind",
     "calibrate",
+    "columns",
     "create_study",
     "default_sampler",
     "detach",

@@ -81,7 +81,7 @@ def _given(
     if missing:
         raise ModelError(
             f"{name}.forward needs {', '.join(missing)}, which the graph does not have (it has "
-            f"{', '.join(data.keys())}); name a column for it with "
+            f"{', '.join(sorted(data.keys()))}); name a column for it with "
             f"forward=columns({missing[0]}=...), or pass your own forward=lambda model, data: ..."
         )
     for parameter in named:
@@ -115,7 +115,7 @@ class Columns:
         if missing:
             raise ModelError(
                 f"columns: expected {', '.join(missing)} in the graph, it has "
-                f"{', '.join(data.keys())}"
+                f"{', '.join(sorted(data.keys()))}"
             )
         unknown = [name for name, _ in self.columns if name not in names]
         out: Tensor

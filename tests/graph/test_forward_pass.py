@@ -93,7 +93,9 @@ def test_a_column_may_go_to_a_parameter_of_another_name(graph):
         forward(Other(), graph)
     with pytest.raises(ModelError, match="Other.forward has no parameter x, it has edges, feat"):
         sgq.columns("x", edges="edge_index")(Other(), graph)
-    with pytest.raises(ModelError, match="columns: expected nothing in the graph, it has x"):
+    with pytest.raises(
+        ModelError, match="columns: expected nothing in the graph, it has edge_index, "
+    ):
         sgq.columns(features="nothing", edges="edge_index")(Other(), graph)
 
 

@@ -108,22 +108,29 @@ class _GCNForward:
         self, conv: GCNConv, x: Any, edge_index: Any, edge_weight: Tensor | None = None
     ) -> Tensor:
         known = conv._cached_edge_index
-        if (
-            known is None
-            and is_edge_list(edge_index, None)
-            and _is_float32(x, 2, edge_index.device)
-            and _is_fixed_weight(edge_weight, edge_index)
-        ):
-            known = self._norms.get(
-                (edge_index, edge_weight),
-                *(conv.improved, conv.add_self_loops, conv.flow, x.shape[0], x.dtype),
-            )
+        if known is None:
+            with torch._C.DisableTorchFunction():  # a recorder of dropout slows down every look
+                known = self._find(conv, x, edge_index, edge_weight)
         before, conv._cached_edge_index = conv._cached_edge_index, known
         try:
             out: Tensor = GCNConv.forward(conv, x, edge_index, edge_weight)
         finally:
             conv._cached_edge_index = before
         return out
+
+    def _find(
+        self, conv: GCNConv, x: Any, edge_index: Any, edge_weight: Tensor | None
+    ) -> _Norm | None:
+        if not (
+            is_edge_list(edge_index, None)
+            and _is_float32(x, 2, edge_index.device)
+            and _is_fixed_weight(edge_weight, edge_index)
+        ):
+            return None
+        return self._norms.get(
+            (edge_index, edge_weight),
+            *(conv.improved, conv.add_self_loops, conv.flow, x.shape[0], x.dtype),
+        )
 
 
 class _Propagate:
@@ -135,42 +142,45 @@ class _Propagate:
     def __call__(
         self, conv: MessagePassing, edge_index: Any, size: Any = None, **inputs: Any
     ) -> Tensor:
-        out = None
-        if is_edge_list(edge_index, size) and inputs.keys() <= {"x", "edge_weight", "alpha"}:
-            out = self._product(conv, edge_index, **inputs)
-        if out is None:
-            out = type(conv).propagate(conv, edge_index, size=size, **inputs)
-        return out
-
-    def _product(
-        self,
-        conv: MessagePassing,
-        edge_index: Tensor,
-        *,
-        x: Any,
-        edge_weight: Tensor | None = None,
-        alpha: Tensor | None = None,
-    ) -> Tensor | None:
-        """Return the aggregation as one product, or ``None`` if it is not made for this call."""
-        source, target = x if isinstance(x, tuple) else (x, x)
-        if not (
-            _is_float32(source, 2 if alpha is None else 3, edge_index.device)
-            and (target is None or len(target) == len(source))
-            and _is_fixed_weight(edge_weight, edge_index)
-            and (alpha is None or _is_float32(alpha, 2, edge_index.device))
-        ):
-            return None
-        adjacency = self._adjacencies.get(
-            (edge_index, edge_weight), conv.flow, str(conv.aggr), source.shape[0]
-        )
-        if adjacency is None:
-            return None
+        adjacency = None
+        if inputs.keys() <= {"x", "edge_weight", "alpha"}:
+            with torch._C.DisableTorchFunction():
+                adjacency = self._find(conv, edge_index, size, **inputs)
         out: Tensor
+        if adjacency is None:
+            out = type(conv).propagate(conv, edge_index, size=size, **inputs)
+            return out
+        x, alpha = inputs["x"], inputs.get("alpha")
+        source = x[0] if isinstance(x, tuple) else x
         if alpha is not None:
             out = AttentionMatmul.apply(adjacency.pattern, alpha[adjacency.order], source)  # type: ignore[no-untyped-call]
         else:
             out = SparseMatmul.apply(adjacency.pattern, adjacency.values, source)  # type: ignore[no-untyped-call]
         return out
+
+    def _find(
+        self,
+        conv: MessagePassing,
+        edge_index: Any,
+        size: Any,
+        *,
+        x: Any,
+        edge_weight: Tensor | None = None,
+        alpha: Tensor | None = None,
+    ) -> _Adjacency | None:
+        """Return the matrix of a call, or ``None`` if the product is not made for it."""
+        source, target = x if isinstance(x, tuple) else (x, x)
+        if not (
+            is_edge_list(edge_index, size)
+            and _is_float32(source, 2 if alpha is None else 3, edge_index.device)
+            and (target is None or len(target) == len(source))
+            and _is_fixed_weight(edge_weight, edge_index)
+            and (alpha is None or _is_float32(alpha, 2, edge_index.device))
+        ):
+            return None
+        return self._adjacencies.get(
+            (edge_index, edge_weight), conv.flow, str(conv.aggr), source.shape[0]
+        )
 
 
 class _Adjacency:

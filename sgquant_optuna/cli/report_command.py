@@ -44,10 +44,13 @@ def report(
     from rich.console import Console
 
     from sgquant_optuna.cli.logs import quiet_optuna
+    from sgquant_optuna.storage.out_files import check_out_file, write_out_file
     from sgquant_optuna.study.loading import load_study
     from sgquant_optuna.study.report import report as report_on
 
     quiet_optuna()
+    if out is not None:
+        check_out_file(out)
     opened = load_study(study, storage=storage)
     found = report_on(opened)
     if format_ is Format.TABLE and out is None:
@@ -57,10 +60,7 @@ def report(
     if out is None:
         typer.echo(text, nl=False)
         return
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot write it ({error.strerror})") from error
+    write_out_file(out, text)
 
 
 def _written(study: optuna.Study, found: StudyReport, format_: Format) -> str:

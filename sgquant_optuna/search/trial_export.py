@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +12,7 @@ import optuna
 from sgquant_optuna.packed.export import ExportedModel, export_packed
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.trained_models import load_plan_graph, shared_models, train_models
+from sgquant_optuna.storage.out_files import check_out_file
 from sgquant_optuna.study.assignment import Assignment
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.plan import SearchPlan
@@ -88,7 +88,7 @@ def export_study(
         ValueError:
             If the file cannot be written.
     """
-    _check_out_file(path)
+    path = check_out_file(path)
     record = StudyRecord.of(study)
     chosen, final = _choose(study, record, trial)
     plan = SearchPlan.load(study)
@@ -186,23 +186,3 @@ def _source(
         "max_drop": record.max_drop,
         "final": None if final is None else asdict(final),
     }
-
-
-def _check_out_file(path: str | Path) -> None:
-    """Check, before its content is computed, that a file can be written; nothing is left there.
-
-    Raises:
-        ValueError:
-            If the path is a folder, or its own folder is missing or takes no files.
-    """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise ValueError(f"{path}: expected a file to write, got a folder")
-        if not path.parent.is_dir():
-            raise ValueError(f"{path}: expected a file in an existing folder, got {path.parent}")
-        # Permissions do not tell: some file systems take no file from anyone.
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"{path}: cannot write it ({error.strerror})") from error

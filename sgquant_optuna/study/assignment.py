@@ -12,6 +12,7 @@ from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.graph.degree_edges import check_degree_edges
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.sites import BitWidths
+from sgquant_optuna.storage.out_files import write_out_file
 
 SCHEMA = "sgquant_optuna/assignment"
 VERSION = 1
@@ -62,11 +63,11 @@ class Assignment:
         return tuple(sorted(set(self.bit_widths.values())))
 
     def save(self, path: str | Path) -> None:
-        """Write to a JSON file.
+        """Write to a JSON file; an old one stays whole if that fails.
 
         Raises:
             ValueError:
-                If it cannot be written.
+                If it cannot be written, or is no regular file.
         """
         content = {
             "schema": SCHEMA,
@@ -78,10 +79,7 @@ class Assignment:
             "fingerprint": dict(self.fingerprint),
             "source": dict(self.source),
         }
-        try:
-            Path(path).write_text(json.dumps(content, indent=2) + "\n")
-        except OSError as error:
-            raise ValueError(f"{path}: cannot write it ({error.strerror})") from error
+        write_out_file(path, json.dumps(content, indent=2) + "\n")
 
 
 def load_assignment(path: str | Path) -> Assignment:

@@ -140,8 +140,10 @@ def test_an_assignment_quantizes_a_model(folder, capsys):
         (["--trial", "7"], "expected a finished trial, got 7; finished are 0, 1, 2"),
         (["--out", "no/such/folder.safetensors"], "expected a file in an existing folder, got no"),
         (["--out", "folder.safetensors"], "folder.safetensors: expected a file to write, got a"),
-        (["--out", "folder.json"], "folder.json: cannot write it (Is a directory)"),
+        (["--out", "folder.json"], "folder.json: expected a file to write, got a folder"),
         (["--out", "."], ".: expected a file to write, got a folder"),
+        (["--out", "/dev/null"], "/dev/null: expected a file to write, got a device"),
+        (["--assignment-only", "--out", "/dev/null"], "expected a file to write, got a device"),
         (["--out", "/proc/model.sgq"], "/proc/model.sgq: cannot write it ("),
         (["--out", "/proc/widths.json"], "/proc/widths.json: cannot write it ("),
         (["--out", "x" * 300], "cannot write it (File name too long)"),
@@ -158,6 +160,16 @@ def test_a_bad_export_is_one_line_and_exit_code_2_before_any_training(
     assert code == 2
     assert err.startswith("error: ") and err.count("\n") == 1
     assert message in err
+
+
+def test_an_export_to_a_link_writes_what_it_leads_to(folder, tmp_path, capsys):
+    (tmp_path / "link.sgq").symlink_to("model.sgq")
+    code, _, err = run(
+        capsys, "export", "--storage", str(folder / "s.db"), "--out", "link.sgq", "--quiet"
+    )
+    assert code == 0, err
+    assert (tmp_path / "link.sgq").is_symlink()
+    assert load_packed(tmp_path / "model.sgq").fields["provenance"]["study"] == NAME
 
 
 def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(folder, tmp_path, monkeypatch, capsys):

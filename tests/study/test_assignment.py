@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -67,3 +68,18 @@ def test_other_files_are_refused(tmp_path):
             load_assignment(tmp_path / "b.json")
     with pytest.raises(FileNotFoundError, match="found none"):
         load_assignment(tmp_path / "none.json")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "widths.json"
+    ASSIGNMENT.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", _full_disk)
+    with pytest.raises(ValueError, match=r"widths.json: cannot write it \(No space left"):
+        replace(ASSIGNMENT, granularity="lwq").save(path)
+    assert path.read_bytes() == before
+    assert [found.name for found in tmp_path.iterdir()] == ["widths.json"]
+
+
+def _full_disk(*_):
+    raise OSError(28, "No space left on device")

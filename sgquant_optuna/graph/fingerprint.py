@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
 
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 
@@ -48,8 +49,9 @@ def edges_fingerprint(data: Data) -> dict[str, Any]:
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:
     """Return the class of a model, and a hash of its ``repr`` and the shapes of its parameters.
 
-    A function in the ``repr`` is told by its name and by the names and constants that its code
-    uses, not by its address, which differs in each process.
+    Where the ``repr`` of a module hides its children, theirs are added. A function in it is told
+    by its name and by the names and constants that its code uses, not by its address, which
+    differs in each process.
 
     Returns:
         Name ``class``, and 16 hexadecimal digits ``hash``.
@@ -82,11 +84,26 @@ _ADDRESS = re.compile(r"\b0x[0-9a-f]+\b")
 
 
 def _without_addresses(model: nn.Module) -> str:
-    text = repr(model)
+    text = "\n".join([repr(model), *_hidden(model)])
     if _ADDRESS.search(text) is None:
         return text
     codes = {id(one): _code_words(code) for one, code in _functions(model)}
     return _ADDRESS.sub(lambda found: codes.get(int(found[0], 16), ""), text)
+
+
+def _hidden(module: nn.Module) -> Iterator[str]:
+    """Yield the readable forms of children that those of their parents hide.
+
+    Convolutions show the sizes of their linear layers.
+    """
+    if isinstance(module, MessagePassing):
+        return
+    shown = repr(module)
+    for name, child in module.named_children():
+        own = repr(child)
+        if own.replace("\n", "\n  ") not in shown:
+            yield f"{name}: {own}"
+        yield from _hidden(child)
 
 
 def _functions(model: nn.Module) -> Iterator[tuple[object, CodeType]]:

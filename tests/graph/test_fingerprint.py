@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import weight_norm
-from torch_geometric.nn import Sequential
+from torch_geometric.nn import GraphSAGE, Sequential
 
 from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.graph.fingerprint import (
@@ -57,6 +57,15 @@ def test_rounding_is_forgiven_but_another_seed_is_not():
 def test_another_architecture_is_another_model():
     assert model_fingerprint(GCN(12, 3, 8)) != model_fingerprint(GCN(12, 3, 16))
     assert model_fingerprint(GCN(12, 3, 8)) == model_fingerprint(GCN(12, 3, 8))
+    # Its readable form is GraphSAGE(12, 3, num_layers=2), whatever its layers do.
+    assert model_fingerprint(GraphSAGE(12, 8, 2, 3, aggr="max")) != model_fingerprint(
+        GraphSAGE(12, 8, 2, 3)
+    )
+
+
+def test_the_fingerprint_of_a_model_of_the_paper_stays_the_same():
+    # Studies and packed files of earlier versions hold it.
+    assert model_fingerprint(GCN(12, 3, 8)) == {"class": "GCN", "hash": "fdf918815f450837"}
 
 
 class Acting(nn.Module):

@@ -61,6 +61,8 @@ def _trouble(source: Source) -> str | None:
     try:
         done = _export(source)
     except Exception as error:  # whatever it is, the search itself is right
+        if isinstance(error.__cause__, OSError):  # a full disk tells nothing of the model
+            return None
         return (
             f"{error} (the search is right, but what it finds cannot be packed; its bit widths "
             f"can be exported)"

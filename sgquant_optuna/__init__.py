@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sgquant_optuna.graph.openmp import let_threads_sleep as _let_threads_sleep
+
 if TYPE_CHECKING:
     from sgquant_optuna.attachment.attention import quantize_attention, register_attention
     from sgquant_optuna.attachment.calibration import calibrate
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.exceptions import SgquantError
     from sgquant_optuna.graph.datasets import load_graph
     from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
+    from sgquant_optuna.graph.forward_pass import columns
     from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN, MODELS, make_model
     from sgquant_optuna.graph.training import accuracy, fit
     from sgquant_optuna.graph.training_config import TrainingConfig
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.sampler import SGQuantSampler, best_for
     from sgquant_optuna.search.final_report import final_report
     from sgquant_optuna.search.objective import QuantizationObjective
+    from sgquant_optuna.search.progress import SearchProgress
     from sgquant_optuna.search.study_creation import create_study, default_sampler
     from sgquant_optuna.search.trial_export import export_assignment, export_study
     from sgquant_optuna.storage import open_storage
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_let_threads_sleep()
+
 # Resolved at first use (PEP 562), so that the sampler and the storage work without torch.
 _MODULES = {
     "attachment.attention": ("quantize_attention", "register_attention"),
@@ -47,6 +53,7 @@ _MODULES = {
     "exceptions": ("SgquantError",),
     "graph.datasets": ("load_graph",),
     "graph.degree_buckets": ("AddDegreeBuckets",),
+    "graph.forward_pass": ("columns",),
     "graph.paper_models": ("AGNN", "GAT", "GCN", "MODELS", "make_model"),
     "graph.training": ("accuracy", "fit"),
     "graph.training_config": ("TrainingConfig",),
@@ -57,6 +64,7 @@ _MODULES = {
     "sampler": ("SGQuantSampler", "best_for"),
     "search.final_report": ("final_report",),
     "search.objective": ("QuantizationObjective",),
+    "search.progress": ("SearchProgress",),
     "search.study_creation": ("create_study", "default_sampler"),
     "search.trial_export": ("export_assignment", "export_study"),
     "storage": ("open_storage",),
@@ -85,6 +93,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "QuantizerConfig",
     "SGQuantSampler",
     "SearchPlan",
+    "SearchProgress",
     "SgquantError",
     "Site",
     "StudyReport",
@@ -95,6 +104,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "best_for",
     "bind",
     "calibrate",
+    "columns",
     "create_study",
     "default_sampler",
     "detach",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -55,8 +54,6 @@ def options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 2 and one line on bad input, with 1 after a failure."""
-    # Before torch is imported: threads that spin while they wait starve other workers of the host.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = sys.argv[1:] if arguments is None else list(arguments)
     # Taken from anywhere on the line: it is thought of after the mistake, at the end.
     debug = "--debug" in words

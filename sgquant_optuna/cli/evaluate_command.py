@@ -111,8 +111,8 @@ def _final_row(final: object) -> tuple[str, str, str] | None:
     """Return the accuracies of a final report and their origin; ``None`` if there is none."""
     if not isinstance(final, Mapping):
         return None
-    kinds = ("full_precision", "quantized")
-    texts = [_percent(_mean(final.get(f"{kind}_test"))) for kind in kinds]
+    kinds = ("full_precision_test", "quantized_test")
+    texts = [_percent(_mean(final.get(kind))) for kind in kinds]
     if not all(texts):
         return None
     seeds = final.get("seeds")

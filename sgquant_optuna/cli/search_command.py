@@ -107,7 +107,7 @@ def _run_trials(
     prepared: PreparedSearch, stopper: Stopper, console: Console, workers: _Workers
 ) -> None:
     """Measure the trials that the plan still asks for, here or in several processes."""
-    from sgquant_optuna.cli.progress import SearchProgress
+    from sgquant_optuna.search.progress import SearchProgress
     from sgquant_optuna.search.workers.engines import run_processes
     from sgquant_optuna.search.workers.stopping import Stopped
     from sgquant_optuna.search.workers.worker import run_worker
@@ -117,9 +117,7 @@ def _run_trials(
     plan, study = prepared.plan, prepared.study
     finished = sum(row.result is not None for row in trial_rows(study, TrialScore))
     if finished < plan.n_trials:
-        with SearchProgress(
-            study, plan.max_drop, total=plan.n_trials, console=console
-        ) as progress:
+        with SearchProgress(study, total=plan.n_trials, console=console) as progress:
             if workers.count == 1:
                 with stopper.protected():
                     run_worker(prepared, stopper=stopper, callbacks=[progress])

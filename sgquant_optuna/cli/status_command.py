@@ -56,7 +56,7 @@ def _summary(found: StudyStatus) -> Table:
     table.add_column(overflow="fold")
     table.add_row("study", Text(found.study_name))
     table.add_row("state", found.state.value)
-    planned = "" if found.planned is None else f" of {found.planned:,}"
+    planned = " (planned: -)" if found.planned is None else f" of {found.planned:,}"
     table.add_row("finished", f"{found.finished:,}{planned}")
     table.add_row("running", f"{found.running:,}")
     if found.stale:

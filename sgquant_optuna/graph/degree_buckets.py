@@ -15,6 +15,7 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import degree
 
+from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.degree_edges import DEFAULT_DEGREE_EDGES, check_degree_edges
 
 
@@ -46,9 +47,18 @@ def quantile_degree_edges(data: Data, num_buckets: int) -> tuple[int, ...]:
 
 
 def in_degree(data: Data) -> Tensor:
-    """Return the number of edges that end in each node, ``[N]`` int64; 0 if it is isolated."""
+    """Return the number of edges that end in each node, ``[N]`` int64; 0 if it is isolated.
+
+    Raises:
+        GraphError:
+            If the graph has no ``edge_index``.
+    """
     edge_index = data.edge_index
-    assert edge_index is not None
+    if edge_index is None:
+        raise GraphError(
+            f"column edge_index: degree buckets expect one, the graph has {list(data.keys())}; "
+            f"ToSparseTensor(remove_edge_index=False) keeps it beside adj_t"
+        )
     degrees: Tensor = degree(edge_index[1], data.num_nodes, dtype=torch.long)
     return degrees
 

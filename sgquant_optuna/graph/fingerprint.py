@@ -17,6 +17,7 @@ from torch_geometric.nn import MessagePassing
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 
 _SKETCH_SIZE = 16
+_EDGES = ("edge_index", "edge_attr", "edge_weight", "adj_t")
 
 
 def graph_fingerprint(data: Data) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def graph_fingerprint(data: Data) -> dict[str, Any]:
     Returns:
         Numbers of ``nodes``, ``edges`` and ``features``, and 16 hexadecimal digits ``hash``.
     """
-    columns = ("x", "edge_index", "edge_attr", "edge_weight", "train_mask", "val_mask", "y")
+    columns = ("x", *_EDGES, "train_mask", "val_mask", "y")
     return {
         "nodes": data.num_nodes,
         "edges": data.num_edges,
@@ -42,8 +43,7 @@ def edges_fingerprint(data: Data) -> dict[str, Any]:
     Returns:
         Number of ``edges``, and 16 hexadecimal digits ``hash``.
     """
-    columns = ("edge_index", "edge_attr", "edge_weight")
-    return {"edges": data.num_edges, "hash": _hash_columns(data, columns)}
+    return {"edges": data.num_edges, "hash": _hash_columns(data, _EDGES)}
 
 
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:
@@ -143,10 +143,20 @@ def _constant_words(value: object) -> str:
 def _hash_columns(data: Data, names: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for name in names:
-        column = data.get(name)
-        if isinstance(column, Tensor):
-            if isinstance(column, SparseFeatures):
-                column = column.dense()
+        for part in _parts(data.get(name)):
             digest.update(name.encode())
-            digest.update(column.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(part.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _parts(column: object) -> list[Tensor]:
+    """Return the dense tensors that a column is made of; none if it is no tensor."""
+    if isinstance(column, SparseFeatures):
+        return [column.dense()]
+    if not isinstance(column, Tensor):
+        return []
+    if column.layout == torch.strided:
+        # NumPy has no bfloat16.
+        return [column.view(torch.int16) if column.dtype == torch.bfloat16 else column]
+    coo = column.to_sparse_coo().coalesce()
+    return [coo.indices(), coo.values()]

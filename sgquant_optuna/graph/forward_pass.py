@@ -1,9 +1,18 @@
-"""The call of a model with a graph: the columns are chosen by the parameters of ``forward``."""
+"""The call of a model with a graph: which columns a model gets, and what it has to return.
+
+A model gets features and edges. It never gets labels or masks without the user's word: a model
+that reads the answers looks perfect, and a column that happens to have the name of an optional
+parameter would change the model.
+"""
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any
 
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -13,13 +22,19 @@ from sgquant_optuna.exceptions import ModelError
 Forward = Callable[[nn.Module, Data], Tensor]
 """Function that calls a model with a graph and returns class scores, ``[N, C]``."""
 
+_logger = logging.getLogger(__name__)
+_told: set[tuple[str, str]] = set()
+
+_ANSWERS = ("y", "label", "labels", "target", "targets")
+
 
 def forward(model: nn.Module, data: Data) -> Tensor:
-    """Call a model with the columns of a graph that are parameters of its ``forward``.
+    """Call a model with features and edges, and with the other columns that it cannot do without.
 
-    ``forward(x, edge_index)`` is called with these two columns. An optional parameter such as
-    ``edge_weight`` is passed if the graph has the column. A ``forward`` whose only required
-    parameter is ``data`` is called with the graph itself.
+    ``forward(x, edge_index)`` is called with these two columns; ``adj_t`` takes the place of
+    ``edge_index`` in a graph without one. A parameter that has a default keeps it: name the
+    columns with :func:`columns` to pass more. A ``forward`` whose only required parameter is
+    ``data`` is called with the graph itself.
 
     Args:
         model:
@@ -32,21 +47,168 @@ def forward(model: nn.Module, data: Data) -> Tensor:
 
     Raises:
         ModelError:
-            If the graph lacks a column that ``forward`` needs.
+            If the graph lacks a column that ``forward`` needs, or it needs labels or a mask.
     """
     parameters = list(inspect.signature(model.forward).parameters.values())
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = [p.name for p in named if p.default is p.empty]
+    out: Tensor
     if required == ["data"]:
-        out: Tensor = model(data)
-        return out
-    columns = {p.name: data[p.name] for p in named if p.name in data}
-    missing = [name for name in required if name not in columns]
+        out = model(data)
+    elif not named and any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        out = model(data.x, data[_edges_of(data)])  # as torch_geometric.nn.Sequential
+    else:
+        out = model(**_given(model, data, named, required))
+    return out
+
+
+def _given(
+    model: nn.Module, data: Data, named: list[Parameter], required: list[str]
+) -> dict[str, Any]:
+    name = type(model).__name__
+    answers = [column for column in required if _is_answer(column)]
+    if answers:
+        raise ModelError(
+            f"{name}.forward: expected features and edges as parameters without a default, got "
+            f"{', '.join(answers)}; if it may see that, name every column: "
+            f"forward=columns({', '.join(map(repr, required))})"
+        )
+    edges = _edges_of(data)
+    given = {column: data[column] for column in required if column in data}
+    if "edge_index" in required and edges == "adj_t":
+        given["edge_index"] = data.adj_t
+    missing = [column for column in required if column not in given]
     if missing:
         raise ModelError(
-            f"{type(model).__name__}.forward needs {', '.join(missing)}, which the graph does "
-            f"not have (it has {', '.join(data.keys())}); pass your own forward=lambda model, "
-            f"data: ..."
+            f"{name}.forward needs {', '.join(missing)}, which the graph does not have (it has "
+            f"{', '.join(sorted(data.keys()))}); name a column for it with "
+            f"forward=columns({missing[0]}=...), or pass your own forward=lambda model, data: ..."
         )
-    out = model(**columns)
-    return out
+    for parameter in named:
+        column = parameter.name
+        if column in given or column not in data:
+            continue
+        if column in ("x", edges):
+            given[column] = data[column]
+        elif not _is_answer(column) and column not in ("edge_index", "adj_t"):
+            _tell_once(name, column, [*given])
+    return given
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A call of a model with the columns that the user has named; made by :func:`columns`.
+
+    Args:
+        columns:
+            Pairs of a parameter of ``forward`` and the column that it gets.
+    """
+
+    columns: tuple[tuple[str, str], ...]
+
+    def __call__(self, model: nn.Module, data: Data) -> Tensor:
+        """Call a model with these columns of a graph."""
+        parameters = inspect.signature(model.forward).parameters.values()
+        kinds = {p.kind for p in parameters}
+        names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        missing = [column for _, column in self.columns if column not in data]
+        if missing:
+            raise ModelError(
+                f"columns: expected {', '.join(missing)} in the graph, it has "
+                f"{', '.join(sorted(data.keys()))}"
+            )
+        unknown = [name for name, _ in self.columns if name not in names]
+        out: Tensor
+        if unknown and not names and Parameter.VAR_POSITIONAL in kinds:
+            out = model(*(data[column] for _, column in self.columns))
+        elif unknown and Parameter.VAR_KEYWORD not in kinds:
+            raise ModelError(
+                f"columns: {type(model).__name__}.forward has no parameter {', '.join(unknown)}, "
+                f"it has {', '.join(sorted(names))}; columns(parameter='column') gives a column "
+                f"to a parameter of another name"
+            )
+        else:
+            out = model(**{name: data[column] for name, column in self.columns})
+        return out
+
+
+def columns(*names: str, **renamed: str) -> Columns:
+    """Name the columns of a graph that a model is called with.
+
+    ``forward=columns("x", "edge_index", "edge_weight")`` calls
+    ``model(x=data.x, edge_index=data.edge_index, edge_weight=data.edge_weight)``. The result can
+    be pickled, so that worker processes may use it.
+
+    Args:
+        names:
+            Columns that are given to the parameters of the same name.
+        renamed:
+            Columns by the name of the parameter that they are given to.
+
+    Raises:
+        ValueError:
+            If no column is named, a name is not a string, or a parameter is named twice.
+    """
+    pairs = (*((name, name) for name in names), *renamed.items())
+    parameters = [parameter for parameter, _ in pairs]
+    if not all(isinstance(column, str) for _, column in pairs):
+        raise ValueError(f"columns: expected names of columns, got {names} {renamed}")
+    if not pairs or len(set(parameters)) < len(parameters):
+        raise ValueError(
+            f"columns: expected at least one column, and each parameter once, got {parameters}"
+        )
+    return Columns(pairs)
+
+
+def check_scores(model: nn.Module, scores: object, num_nodes: int, num_classes: int) -> Tensor:
+    """Return what a model returned, if it is a score of each class for each node.
+
+    Args:
+        model:
+            Module that was called; its class is named in the error.
+        scores:
+            Result of the call.
+        num_nodes:
+            Number of nodes N.
+        num_classes:
+            Largest label and one.
+
+    Raises:
+        ModelError:
+            If they are not scores, ``[N, C]`` float, or there are fewer than the classes.
+    """
+    expected = f"class scores, float [{num_nodes}, {num_classes} or more]"
+    advice = "return the scores alone, or pick them in a function that you pass as forward="
+    if not isinstance(scores, Tensor):
+        size = f" of {len(scores)}" if isinstance(scores, tuple | list | dict) else ""
+        got = "None" if scores is None else f"a {type(scores).__name__}{size}"
+    else:
+        got = f"{str(scores.dtype).removeprefix('torch.')} {list(scores.shape)}"
+        if not scores.is_floating_point():
+            advice = "return real numbers, one for each class"
+        elif scores.dim() != 2 or scores.shape[0] != num_nodes:
+            advice = "return a row for each node, with a score of each class"
+        elif scores.shape[1] < num_classes:
+            advice = f"the largest label is {num_classes - 1}: give the model an output for each"
+        else:
+            return scores
+    raise ModelError(f"{type(model).__name__}: expected {expected}, got {got}; {advice}")
+
+
+def _edges_of(data: Data) -> str:
+    return "adj_t" if "edge_index" not in data and "adj_t" in data else "edge_index"
+
+
+def _is_answer(column: str) -> bool:
+    return column in _ANSWERS or column == "mask" or column.endswith("_mask")
+
+
+def _tell_once(model: str, column: str, given: list[str]) -> None:
+    if (model, column) not in _told:
+        _told.add((model, column))
+        named = ", ".join(f'"{name}"' for name in [*given, column])
+        _logger.warning(
+            "%s.forward has an optional %s and the graph has that column, which is not passed; "
+            "to pass it, say forward=columns(%s)",
+            *(model, column, named),
+        )

@@ -67,15 +67,25 @@ class SparseFeatures(WrapperTensor):
         cls, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Work on the non-zeros where that gives the same."""
-        if func is F.linear and isinstance(args[0], SparseFeatures):
+        if func is F.linear and _multiplies_sparse(*args, **kwargs):
             return _linear(*args, **kwargs)
         if func is F.dropout:
             return _dropout(*args, **kwargs)
         return NotImplemented
 
 
-def _linear(x: SparseFeatures, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    out: Tensor = SparseMatmul.apply(x.pattern, x.non_zeros, weight.t())  # type: ignore[no-untyped-call]
+def _multiplies_sparse(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether the features stand first, and autocast does not ask for another type."""
+    return (
+        isinstance(input, SparseFeatures)
+        and not isinstance(weight, WrapperTensor)
+        and input.dtype == weight.dtype
+        and not torch.is_autocast_enabled(input.device.type)
+    )
+
+
+def _linear(input: SparseFeatures, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    out: Tensor = SparseMatmul.apply(input.pattern, input.non_zeros, weight.t())  # type: ignore[no-untyped-call]
     return out if bias is None else out + bias
 
 
@@ -89,7 +99,18 @@ def _dropout(
 
 def as_sparse_features(x: Tensor) -> Tensor:
     """Return ``x`` as :class:`SparseFeatures` where that is faster, else unchanged."""
-    if isinstance(x, SparseFeatures) or x.dim() != 2 or not x.numel():
+    if not _may_be_sparse(x):
         return x
     density = torch.count_nonzero(x).item() / x.numel()
     return SparseFeatures.from_dense(x) if density <= MAX_DENSITY else x
+
+
+def _may_be_sparse(x: object) -> bool:
+    return (
+        type(x) is Tensor
+        and x.layout == torch.strided
+        and x.dtype in (torch.float32, torch.float64)  # there are no products of smaller types
+        and x.dim() == 2
+        and x.numel() > 0
+        and not x.requires_grad
+    )

@@ -79,8 +79,11 @@ def load_weights(
     name = type(model).__name__
     try:
         model = copy_model(model)
-    except Exception as error:  # a user's class may refuse in any way
-        raise ModelError(f"{name}: expected a model that can be copied, got: {error}") from error
+        repr(model)
+    except Exception as error:  # whatever a class may raise
+        raise ModelError(
+            f"{name} cannot be copied and described ({type(error).__name__}: {error})"
+        ) from error
     every = with_tied(weights, tied)
     _check_sizes(model, every, fingerprint)
     # A buffer of another model may be a mask of infinities.
@@ -88,7 +91,9 @@ def load_weights(
     try:
         model.load_state_dict(every, strict=True)
     except Exception as error:
-        raise ModelError(f"{name}: cannot load the weights of the file: {error}") from error
+        raise ModelError(
+            f"{name} cannot load the weights of the file ({type(error).__name__}: {error})"
+        ) from error
     for module in model.modules():
         _settle(module)
     check_architecture(model, fingerprint)

@@ -33,8 +33,10 @@ from sgquant_optuna.quantization.memory import (
     paper_memory,
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
+from sgquant_optuna.search.trial_log import log_trial
 from sgquant_optuna.storage import write_together
-from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR
+from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR, WORKER_ATTR
+from sgquant_optuna.storage.processes import process_name
 from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.record import Fingerprint, StudyRecord
 from sgquant_optuna.study.search_space import BitWidthSearchSpace, parse_granularity
@@ -94,7 +96,7 @@ class QuantizationObjective:
         self.config = config = replace(config or ObjectiveConfig(), **options)
         check_graph(data)
         models = [model] if isinstance(model, nn.Module) else list(model)
-        self._forward = forward
+        self.forward = forward
 
         data = without_test_nodes(data)
         graph_print = graph_fingerprint(data)
@@ -151,7 +153,7 @@ class QuantizationObjective:
             num_buckets=len(self.degree_edges) + 1,
             layers=self.config.layers,
             attention=self.config.attention,
-            forward=self._forward,
+            forward=self.forward,
         )
 
     @property
@@ -178,7 +180,7 @@ class QuantizationObjective:
         """Return the first model with the fewest bits, for its own graph or another."""
         made = self.models[0] if graph is self.graph else self.calibrated(model, graph)
         bits = BitWidths(dict.fromkeys(made.layout.sizes, min(self.config.candidates)))
-        return Source(made.quantized(bits), graph, made.layout, self._forward)
+        return Source(made.quantized(bits), graph, made.layout, self.forward)
 
     def memory_bytes(self, params: Mapping[str, Any]) -> float:
         """Return the honest bytes of a choice of parameters, without any training."""
@@ -226,6 +228,7 @@ class QuantizationObjective:
         started = time.perf_counter()
         with write_together():
             bits = self.search_space.suggest(trial)
+            trial.set_user_attr(WORKER_ATTR, process_name())  # a retried trial has another's
         accuracy = self.measure(bits)
         honest, paper = honest_memory(self.layout, bits), paper_memory(self.layout, bits)
         result = TrialResult(
@@ -242,6 +245,7 @@ class QuantizationObjective:
         with write_together():
             for name, value in result.to_attrs().items():
                 trial.set_user_attr(name, value)
+        log_trial(trial, result, self.config.max_drop)
         if self.config.mode == "pareto":
             return result.memory_bytes, result.accuracy_drop
         violation = result.violation(self.config.max_drop)

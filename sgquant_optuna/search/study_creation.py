@@ -24,7 +24,7 @@ def create_study(
     """Make the study of an objective, or resume it if the storage holds it already.
 
     A study made by ``optuna.create_study`` serves as well; this function sets directions, names
-    of the values and the sampler.
+    of the values and the sampler. :class:`SearchProgress` draws the bar of ``sgquant search``.
 
     Args:
         objective:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.packed.export import ExportedModel, export_packed
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.trained_models import load_plan_graph, shared_models, train_models
@@ -62,7 +63,7 @@ def export_study(
 
     Args:
         study:
-            Study of ``sgquant search``.
+            Study of :class:`QuantizationObjective`.
         path:
             File to write.
         trial:
@@ -74,7 +75,7 @@ def export_study(
             trained again from the same seeds.
         objective:
             Objective of the study, on the CPU, if it is at hand: nothing is loaded or trained
-            again.
+            again. A study that was made in Python needs it.
 
     Raises:
         ArtifactError:
@@ -82,7 +83,8 @@ def export_study(
         PackingError:
             If the packed model does not do what the fake-quantized one does.
         StudyMismatchError:
-            If the study has no settings, or graph, model or weights are not those it was made of.
+            If the study was made in Python and its objective is missing, or graph, model or
+            weights are not those it was made of.
         StudyNotFoundError:
             If the study is not of our objective, or has no such finished trial.
         ValueError:
@@ -91,9 +93,9 @@ def export_study(
     path = check_out_file(path)
     record = StudyRecord.of(study)
     chosen, final = _choose(study, record, trial)
-    plan = SearchPlan.load(study)
+    plan = SearchPlan.load(study) if SearchPlan.is_in(study) else None
     if objective is None:
-        objective = _objective(plan, study, root, artifact_store)
+        objective = _objective(plan, study, path, root, artifact_store)
     record.check(study, objective.fingerprint)
     trainings = objective.finetuned(chosen.result.bit_widths)
     model, result = next(trainings)
@@ -103,11 +105,11 @@ def export_study(
         objective.graph.data,
         path,
         layout=objective.layout,
+        forward=objective.forward,
         provenance={
             **_source(study, chosen, record, final),
-            "dataset": plan.dataset,
-            "seed": plan.seed,
-            "plan": asdict(plan),
+            **({} if plan is None else {"dataset": plan.dataset, "plan": asdict(plan)}),
+            "seed": objective.config.seed,
             "degree_edges": list(objective.degree_edges),
             "fingerprint": objective.fingerprint,
             "reproduced_accuracy": reproduced,
@@ -159,11 +161,18 @@ def _choose(
 
 
 def _objective(
-    plan: SearchPlan,
+    plan: SearchPlan | None,
     study: optuna.Study,
+    path: Path,
     root: str | Path | None,
     artifact_store: ArtifactStore | None,
 ) -> QuantizationObjective:
+    if plan is None:
+        raise StudyMismatchError(
+            f"study {study.study_name!r} was made in Python, so its model is not in the database: "
+            f"pack it there by export_study(study, {path.name!r}, objective=objective), or write "
+            f"its bit widths alone by --assignment-only"
+        )
     data = load_plan_graph(plan, root)
     models = None
     if artifact_store is not None:

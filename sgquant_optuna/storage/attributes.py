@@ -37,7 +37,7 @@ Trial, user attributes (the first nine are the fields of ``TrialResult``):
 | paper_saving        | the paper's accounting     | objective       | trial_result              |
 | saving              | honest accounting          | objective       | trial_result              |
 | seconds             | wall time                  | objective       | trial_result, queries     |
-| worker              | ``HOST:PID``               | budget          | status, queries           |
+| worker              | ``HOST:PID``               | objective       | status, queries           |
 | sgquant:surplus     | true: beyond the budget    | budget          | budget, queries           |
 | predicted           | prediction of the sampler  | sampler         | explain, server,          |
 |                     |                            |                 | measurements              |

@@ -13,7 +13,7 @@ from sgquant_optuna.storage.attributes import FINAL_ATTR
 from sgquant_optuna.study.stored_values import reading
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FinalResult:
     """The chosen trial, measured again from fresh seeds. Accuracies are in percent.
 
@@ -47,6 +47,16 @@ class FinalResult:
     quantized_test: tuple[float, ...]
     others: tuple[int, ...] = ()
     times_opened: int = 1
+
+    def __repr__(self) -> str:
+        """Return what matters in a line."""
+        verdict = "holds" if self.holds else "does not hold"
+        runs = "trainings" if self.retrained else "fresh seeds"
+        return (
+            f"<FinalResult: trial {self.trial} {verdict} on {self.seeds} {runs}, drop "
+            f"{self.validation_drop:.2f} points on validation and {self.test_drop:.2f} on test "
+            f"nodes>"
+        )
 
     def knows(self, trial: int) -> bool:
         """Tell whether a trial, by its number, was measured again for this report."""

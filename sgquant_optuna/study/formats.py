@@ -7,35 +7,19 @@ import csv
 import html
 import io
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import optuna
-from rich.table import Table
 
 from sgquant_optuna.quantization.memory import Memory
+from sgquant_optuna.study.plain_tables import html_table, markdown_table, markdown_text
 from sgquant_optuna.study.report import StudyReport
 from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.trial_result import TrialResult
 
 _COLUMNS = ("memory_bytes", "saving", "accuracy", "accuracy_drop", "average_bits", "seconds")
-
-
-@dataclass(frozen=True)
-class PlainTable:
-    """A table as texts, without colours or borders."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def of(cls, table: Table) -> PlainTable:
-        """Read a table of rich."""
-        columns = [[str(cell) for cell in column.cells] for column in table.columns]
-        header = tuple(str(column.header) for column in table.columns)
-        return cls(header, tuple(zip(*columns, strict=True)))
 
 
 def to_json(report: StudyReport) -> str:
@@ -99,9 +83,7 @@ def to_csv(study: optuna.Study, report: StudyReport) -> str:
 def to_markdown(report: StudyReport) -> str:
     """Return both tables in the Markdown of GitHub."""
     parts = [f"# {markdown_text(report.study_name)}", f"Bits of trial {report.trial}:"]
-    parts += [
-        markdown_table(PlainTable.of(t)) for t in (report.bits_table(), report.summary_table())
-    ]
+    parts += [markdown_table(table) for table in report.plain_tables()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -124,14 +106,10 @@ def to_html(
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}"></figure>'
         for title, png in figures.values()
     )
-    tables = "\n".join(
-        _html_table(PlainTable.of(table))
-        for table in (report.bits_table(), report.summary_table())
-    )
     return _PAGE.format(
         name=name,
         trial=report.trial,
-        tables=tables,
+        tables="\n".join(html_table(table) for table in report.plain_tables()),
         images=images,
         note=f"<p>{html.escape(note)}</p>" if note else "",
     )
@@ -161,31 +139,6 @@ img {{ max-width: 100%; }}
 </body>
 </html>
 """
-
-
-def markdown_table(table: PlainTable) -> str:
-    """Return a table in Markdown."""
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join(_markdown_line(line, escape=i != 1) for i, line in enumerate(lines))
-
-
-def markdown_text(text: str) -> str:
-    """Return a text that Markdown shows as it is, in one line."""
-    plain = " ".join(text.split())
-    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#!~$])", r"\\\1", plain)
-
-
-def _markdown_line(cells: Sequence[str], *, escape: bool) -> str:
-    return f"| {' | '.join(markdown_text(c) if escape else c for c in cells)} |"
-
-
-def _html_table(table: PlainTable) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    rows = [line("th", table.header), *(line("td", row) for row in table.rows)]
-    return "<table>\n" + "\n".join(rows) + "\n</table>"
 
 
 def _memory(memory: Memory) -> dict[str, Any]:

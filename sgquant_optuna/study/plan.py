@@ -191,6 +191,11 @@ class SearchPlan(ObjectiveConfig):
             study.set_user_attr(PLAN_ATTR, plan)
 
     @staticmethod
+    def is_in(study: optuna.Study) -> bool:
+        """Tell whether a study has a plan; one that was made in Python has none."""
+        return PLAN_ATTR in study.user_attrs
+
+    @staticmethod
     def planned_trials(study: optuna.Study) -> int | None:
         """Return the trials that a study was planned with; ``None`` if it does not say."""
         return (study.user_attrs.get(PLAN_ATTR) or {}).get("n_trials")
@@ -207,7 +212,8 @@ class SearchPlan(ObjectiveConfig):
         if values is None:
             raise StudyMismatchError(
                 f"study {study.study_name!r}: expected one made by `sgquant search` or `init`, "
-                f"got one without their settings; rebuild its objective in Python instead"
+                f"got one made in Python, whose model and graph are not in the database; run its "
+                f"own script again to go on"
             )
         with reading("settings", study):
             return cls(

@@ -84,7 +84,10 @@ class StudyRecord:
             made_with, is_now = self.fingerprint[part], now[part]
             if part == "weights":
                 if _similarity(made_with, is_now) < _LEAST_SIMILARITY:
-                    differences.append(f"{label} (trained otherwise, or from another seed)")
+                    differences.append(
+                        f"{label} (trained otherwise, or from another seed; torch.manual_seed() "
+                        f"before a model is made gives it the same weights each time)"
+                    )
             elif made_with != is_now:
                 differences.append(f"{label} ({_differences(made_with, is_now)})")
         if differences:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -22,15 +23,16 @@ from sgquant_optuna.quantization.memory import (
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site
 from sgquant_optuna.study.final_result import FinalResult
+from sgquant_optuna.study.plain_tables import PlainTable, html_table
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.selection import choose
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudyReport:
-    """What a study found.
+    """What a study found. It shows its tables: in a terminal, by ``print`` and in a notebook.
 
     Args:
         study_name:
@@ -101,6 +103,15 @@ class StudyReport:
         """Return both tables for a terminal."""
         return Group(self.bits_table(), self.summary_table())
 
+    def __repr__(self) -> str:
+        """Return both tables as plain text, for who asks for a report and prints nothing."""
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """Return both tables for a notebook."""
+        title = f"<p><b>{html.escape(self.title)}</b></p>"
+        return "\n".join([title, *(html_table(table) for table in self.plain_tables())])
+
     def __str__(self) -> str:
         """Return both tables as plain text."""
         console = Console(file=io.StringIO(), width=100, no_color=True)
@@ -108,6 +119,10 @@ class StudyReport:
         text = console.file
         assert isinstance(text, io.StringIO)
         return text.getvalue().rstrip()
+
+    def plain_tables(self) -> tuple[PlainTable, PlainTable]:
+        """Return both tables as texts, without colours or borders."""
+        return PlainTable.of(self.bits_table()), PlainTable.of(self.summary_table())
 
     def bits_table(self) -> Table:
         """Return the widths of every layer, component and degree bucket."""

@@ -52,7 +52,7 @@ class TrialScore:
         return cls(**{name: attrs[name] for name in cls.names()})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrialResult(TrialScore):
     """All that a trial measured.
 
@@ -77,6 +77,14 @@ class TrialResult(TrialScore):
     average_bits: float
     bit_widths: BitWidths
     seconds: float
+
+    def __repr__(self) -> str:
+        """Return what matters in a line; the widths alone may fill a screen."""
+        return (
+            f"<TrialResult: saving {self.saving:.1f}x, drop {self.accuracy_drop:.2f} points, "
+            f"accuracy {self.accuracy:.2f} %, {self.memory_bytes:,.0f} bytes, "
+            f"{len(self.bit_widths)} bit widths>"
+        )
 
     @classmethod
     def of(cls, attrs: Mapping[str, Any]) -> Self | None:

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sgquant_optuna.attachment.quantized_model import attach, calibrate, set_bit_widths
+from sgquant_optuna.attachment.calibration import calibrate
+from sgquant_optuna.attachment.quantized_model import attach, set_bit_widths
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.graph.paper_models import GCN

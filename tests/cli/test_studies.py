@@ -110,7 +110,10 @@ def test_report_writes_a_file_of_each_format(format_, file, tmp_path, capsys):
         (["status", "x'; --", "--storage", "s.db"], "expected study"),
         (["report", "new", "--storage", "s.db"], "at least one finished trial"),
         (["report", "done", "--storage", "s.db", "--out", "/dev/null"], "got a device"),
-        (["report", "done", "--storage", "s.db", "--out", "no/x"], "no/x: expected a file in an existing folder"),
+        (
+            ["report", "done", "--storage", "s.db", "--out", "no/x"],
+            "no/x: expected a file in an exist",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, file, capsys):

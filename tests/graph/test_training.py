@@ -104,15 +104,6 @@ def test_an_unknown_model_is_refused():
 
 
 class TestForward:
-    def test_optional_columns_are_passed_where_the_graph_has_them(self, graph):
-        class Weighted(nn.Module):
-            def forward(self, x, edge_index, edge_weight=None):
-                return edge_weight
-
-        assert forward(Weighted(), graph) is None
-        graph.edge_weight = torch.ones(graph.num_edges)
-        assert forward(Weighted(), graph) is graph.edge_weight
-
     def test_a_model_may_take_the_graph_itself(self, graph):
         class Whole(nn.Module):
             def forward(self, data):

@@ -99,3 +99,29 @@ def test_html_of_a_nasty_name_is_text():
 
 def test_a_name_that_looks_like_markup_is_shown_as_it_is():
     assert NASTY.split("|")[0] in " ".join(str(report(study_named(NASTY))).split())
+
+
+def test_a_bare_report_shows_its_tables():
+    found = report(study_named())
+    assert repr(found) == str(found)
+    assert "89.75 %" in repr(found) and "fingerprint" not in repr(found)
+
+
+def test_a_notebook_shows_the_tables_and_a_nasty_name_as_text():
+    shown = Page(report(study_named(NASTY))._repr_html_())
+    assert shown.tags.count("table") == 2 and "89.75 %" in shown.text
+    assert not {"script", "a", "html", "style"} & set(shown.tags)
+    assert f"{NASTY}: bits of trial 1" in shown.text
+
+
+def test_results_are_a_line():
+    found = report(study_named())
+    assert repr(found.result) == (
+        f"<TrialResult: saving {found.result.saving:.1f}x, drop 0.25 points, accuracy 89.75 %, "
+        f"{found.result.memory_bytes:,.0f} bytes, 4 bit widths>"
+    )
+    final = FinalResult(1, True, 2, True, 0.1, (90.0, 91.0), (89.0, 90.5))
+    assert repr(final) == (
+        "<FinalResult: trial 1 holds on 2 trainings, drop 0.10 points on validation and 0.75 on "
+        "test nodes>"
+    )

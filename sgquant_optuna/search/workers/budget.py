@@ -14,12 +14,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sgquant_optuna.search.workers.stopping import Stopped, Stopper
 from sgquant_optuna.storage import heartbeats_from_creation
-from sgquant_optuna.storage.attributes import CREATION_ATTRS, SURPLUS_ATTR, WORKER_ATTR
+from sgquant_optuna.storage.attributes import CREATION_ATTRS, SURPLUS_ATTR
 from sgquant_optuna.storage.heartbeat import MAX_RETRIES
 from sgquant_optuna.storage.processes import (
     is_signed_here,
     is_signer_gone,
-    process_name,
     sign,
     unsign,
 )
@@ -86,7 +85,6 @@ def optimize_within_budget(
             raise _SurplusError
         try:
             with stopper.trial():
-                trial.set_user_attr(WORKER_ATTR, process_name())
                 return objective(trial)
         except Stopped:
             release(study, trial)

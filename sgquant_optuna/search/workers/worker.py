@@ -20,7 +20,6 @@ from sgquant_optuna.search.workers.budget import (
 from sgquant_optuna.search.workers.stopping import Stopper
 from sgquant_optuna.storage import outage
 from sgquant_optuna.study.plan import SearchPlan
-from sgquant_optuna.study.trial_result import TrialResult
 
 _MAX_FAILURES = 3
 _PAUSE = 1.0  # seconds after the first failure
@@ -127,7 +126,7 @@ def _wait_for(study: optuna.Study, error: Exception, tally: _Tally) -> None:
 
 @dataclass
 class _Tally:
-    """An Optuna callback that counts and logs the trials of this worker."""
+    """An Optuna callback that counts the trials of this worker."""
 
     limit: int | None
     finished: int = 0
@@ -141,9 +140,3 @@ class _Tally:
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         if trial.state == TrialState.COMPLETE:
             self.finished, self.failures, self.outages = self.finished + 1, 0, 0
-            result = TrialResult.of(trial.user_attrs)
-            assert result is not None  # our objective finished it
-            _logger.info(
-                "trial %d: saving %.1fx, drop %.2f points, %.1f s",
-                *(trial.number, result.saving, result.accuracy_drop, result.seconds),
-            )

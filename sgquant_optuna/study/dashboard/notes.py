@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sgquant_optuna.study.formats import PlainTable, markdown_table, markdown_text
+from sgquant_optuna.study.plain_tables import markdown_table, markdown_text
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.report import StudyReport
 from sgquant_optuna.study.trial_result import TrialResult
@@ -30,17 +30,27 @@ class Place:
     artifacts: str | None = None
 
 
-def export_command(study_name: str, place: Place | None) -> str:
-    """Return the lines that pack the model of a study and attach it to the study's page."""
+def export_command(study_name: str, place: Place | None, *, widths_only: bool = False) -> str:
+    """Return the lines that pack the model of a study and attach it to the study's page.
+
+    Args:
+        study_name:
+            Name of the study.
+        place:
+            Storage and files that the lines name.
+        widths_only:
+            Whether to write the bit widths alone.
+    """
     name = " ".join(study_name.split())  # a line break would end the block of the note
-    words = ["sgquant", "export", name, "--attach", "--out", "model.sgq"]
+    what = ["--assignment-only"] if widths_only else ["--attach", "--out", "model.sgq"]
+    words = ["sgquant", "export", name, *what]
     lines = []
     if place is not None and "***" in place.storage:
         # With its password, the URL would stay in the history of a shell.
         lines.append(f"# SGQUANT_STORAGE holds the URL: {place.storage}")
     elif place is not None:
         words += ["--storage", place.storage]
-    if place is not None and place.artifacts is not None:
+    if place is not None and place.artifacts is not None and not widths_only:
         words += ["--artifacts", place.artifacts]
     return "\n".join([*lines, shlex.join(words)])
 
@@ -51,6 +61,7 @@ def study_note(
     *,
     place: Place | None = None,
     hint: str = "",
+    has_plan: bool = True,
 ) -> str:
     """Return the result of a study: assignment, accuracy, memory, and how to get the model.
 
@@ -63,6 +74,8 @@ def study_note(
             Storage and files that the note names.
         hint:
             A sentence in the place of missing plots.
+        has_plan:
+            Whether the study has a plan, from which its models can be rebuilt.
     """
     held = ""
     if report.final is not None:
@@ -81,21 +94,36 @@ def study_note(
             f"{report.accuracy_drop:.2f} points below full precision where "
             f"{report.record.max_drop:g} are allowed."
         )
+    bits, summary = report.plain_tables()
     parts = [
         f"# {markdown_text(report.study_name)}",
         headline,
         "## Bits",
-        markdown_table(PlainTable.of(report.bits_table())),
+        markdown_table(bits),
         "## Accuracy and memory",
-        markdown_table(PlainTable.of(report.summary_table())),
+        markdown_table(summary),
         "## The packed model",
-        textwrap.indent(export_command(report.study_name, place), "    "),
-        "writes it to a file and offers it here, below the attributes of the study (`--attach`).",
+        *_how_to_export(report.study_name, place, has_plan),
     ]
     if images or hint:
         parts.append("## Plots")
     parts += [f"![{markdown_text(title)}]({address})" for title, address in images.items()]
     return "\n\n".join([*parts, *([hint] if hint else [])]) + "\n"
+
+
+def _how_to_export(study_name: str, place: Place | None, has_plan: bool) -> list[str]:
+    if has_plan:
+        return [
+            textwrap.indent(export_command(study_name, place), "    "),
+            "writes it to a file and offers it here, below the attributes of the study "
+            "(`--attach`).",
+        ]
+    return [
+        '    sgquant_optuna.export_study(study, "model.sgq", objective=objective)',
+        "writes it to a file, in the Python that made the study: its model is not in the "
+        "database. The bit widths alone come from there:",
+        textwrap.indent(export_command(study_name, place, widths_only=True), "    "),
+    ]
 
 
 def trial_note(

@@ -16,6 +16,7 @@ from sgquant_optuna.study.dashboard.notes import Place, study_note
 from sgquant_optuna.study.dashboard.study_files import are_files_missing, put_study_file
 from sgquant_optuna.study.figures import INSTALL_HINT, can_draw, figures
 from sgquant_optuna.study.measurements import measurements
+from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.report import report
 from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.trial_result import TrialScore
@@ -23,7 +24,7 @@ from sgquant_optuna.study.trial_result import TrialScore
 if TYPE_CHECKING:
     from sgquant_optuna.storage.artifacts import ArtifactStore
 
-_LAYOUT = 2  # raised when pages are made otherwise, so that old ones are written anew
+_LAYOUT = 3  # raised when pages are made otherwise, so that old ones are written anew
 _logger = logging.getLogger(__name__)
 
 
@@ -85,7 +86,13 @@ def _write(
         artifact_id = put_study_file(study, artifact_store, f"{name}.png", png)
         # The state in the address makes a browser fetch the new image.
         images[title] = f"/artifacts/{study._study_id}/{artifact_id}?{state[:8]}"
-    note = study_note(report(study), images, place=place, hint="" if drawn else INSTALL_HINT)
+    note = study_note(
+        report(study),
+        images,
+        place=place,
+        hint="" if drawn else INSTALL_HINT,
+        has_plan=SearchPlan.is_in(study),
+    )
     present, ours = get_note(study), _page(study).get("note")
     if not present or _digest(present) == ours:
         if present != note:

@@ -39,7 +39,7 @@ def names(study):
 
 
 def test_the_note_tells_the_result_and_how_to_export_it(store):
-    study = with_trials(new_study())
+    study = with_trials(new_study(planned=2))
     assert write_page(study, store)
     note = get_note(study)
     assert "**8.0 times smaller** than float32" in note and "trial 1" in note
@@ -83,10 +83,20 @@ def test_without_a_feasible_trial_the_note_says_so(store, drawn_at_once):
 def test_the_export_command_finds_the_storage_and_tells_no_password(
     place, lines, store, drawn_at_once
 ):
-    study = with_trials(new_study())
+    study = with_trials(new_study(planned=2))
     write_page(study, store, place=place)
     shown = [line.strip() for line in get_note(study).splitlines() if line.startswith("    ")]
     assert shown == lines
+
+
+def test_the_note_of_a_study_made_in_python_promises_only_what_works(store, drawn_at_once):
+    study = with_trials(new_study())
+    write_page(study, store, place=Place("/my/s.db", "s3://files"))
+    shown = [line.strip() for line in get_note(study).splitlines() if line.startswith("    ")]
+    assert shown == [
+        'sgquant_optuna.export_study(study, "model.sgq", objective=objective)',
+        "sgquant export hand-made --assignment-only --storage /my/s.db",
+    ]
 
 
 def test_the_export_command_of_a_nasty_name_is_quoted_for_the_shell(store, drawn_at_once):

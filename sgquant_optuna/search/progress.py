@@ -14,28 +14,36 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import row_of
 from sgquant_optuna.study.trial_result import TrialScore
 
 
 class SearchProgress:
-    """An Optuna callback that draws the progress of a study.
+    """A bar in the place of Optuna's lines: trials, best saving, time left.
 
     Args:
         study:
-            The study; trials that it holds already count.
-        max_drop:
-            Largest feasible drop, in percentage points.
+            Study of :func:`create_study`; trials that it holds already count.
         total:
             Trials after which the search ends.
         console:
-            Console to draw on.
+            Console to draw on; the standard error by default.
+
+    Raises:
+        StudyNotFoundError:
+            If the study is not of our objective.
+
+    Example:
+        ::
+
+            with SearchProgress(study, total=60) as progress:
+                study.optimize(objective, n_trials=60, callbacks=[progress])
     """
 
-    def __init__(
-        self, study: optuna.Study, max_drop: float, *, total: int, console: Console
-    ) -> None:
-        self._max_drop = max_drop
+    def __init__(self, study: optuna.Study, *, total: int, console: Console | None = None) -> None:
+        self._max_drop = StudyRecord.of(study).max_drop
+        self._verbosity = optuna.logging.get_verbosity()
         self._progress = Progress(
             TextColumn("trials"),
             BarColumn(),
@@ -44,21 +52,26 @@ class SearchProgress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
+            console=console or Console(stderr=True),
         )
         self._study = study
         self._task = self._progress.add_task("trials", total=total, best="none yet")
 
     def __enter__(self) -> SearchProgress:
-        """Start drawing."""
+        """Start drawing; Optuna's lines would tear the bar apart."""
+        self._verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(max(self._verbosity, optuna.logging.WARNING))
         self.update()
         self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Draw a last time and stop."""
-        self.update()
-        self._progress.stop()
+        try:
+            self.update()
+        finally:
+            self._progress.stop()
+            optuna.logging.set_verbosity(self._verbosity)
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a finished trial."""

@@ -1,0 +1,91 @@
+import logging
+import subprocess
+import sys
+
+import optuna
+import pytest
+
+from sgquant_optuna.search.study_creation import create_study
+
+
+@pytest.fixture(autouse=True)
+def unconfigured(monkeypatch):
+    """As in a plain script, whatever the commands of other tests have set."""
+    logger = logging.getLogger("sgquant_optuna")
+    monkeypatch.setattr(logger, "propagate", True)
+    before = logger.level
+    logger.setLevel(logging.NOTSET)
+    yield
+    logger.setLevel(before)
+
+
+@pytest.fixture
+def study(objective, monkeypatch):
+    """Trials of 1, 8 and 1 bits, where one bit loses 50 points and 5 are allowed."""
+    accuracies = {1: 50.0, 8: 99.0, 32: 100.0}
+    monkeypatch.setattr(objective, "measure", lambda bits: accuracies[max(bits.values())])
+    study = create_study(objective, storage=optuna.storages.InMemoryStorage(), study_name="mine")
+    for width in (1, 8, 1):
+        study.enqueue_trial(objective.search_space.uniform_params(width))
+    return study
+
+
+def texts(records):
+    return [record.getMessage().rpartition(",")[0] for record in records]
+
+
+def expected(study):
+    one, eight, _ = (f"{trial.user_attrs['saving']:.1f}x" for trial in study.trials)
+    refused = (
+        f"saving {one}, drop 50.00 points, not feasible (45.00 points above the limit, so its "
+        f"value is a penalty)"
+    )
+    return [
+        f"Trial 0: {refused}; none feasible yet",
+        f"Trial 1: saving {eight}, drop 1.00 points, feasible; best saving {eight}",
+        f"Trial 2: {refused}; best saving {eight}",
+    ]
+
+
+def test_each_trial_says_whether_it_is_feasible(study, objective, caplog):
+    with caplog.at_level(logging.INFO, logger="sgquant_optuna"):
+        study.optimize(objective, n_trials=3)
+    ours = [record for record in caplog.records if record.name.startswith("sgquant_optuna")]
+    assert texts(ours) == expected(study)
+
+
+def test_a_plain_script_sees_it_as_it_sees_optunas_lines(study, objective):
+    seen = []
+    handler = logging.Handler()
+    handler.emit = seen.append
+    logging.getLogger("optuna").addHandler(handler)
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    study.optimize(objective, n_trials=3)
+    logging.getLogger("optuna").removeHandler(handler)
+    ours = [record for record in seen if record.name == "optuna.sgquant_optuna"]
+    assert texts(ours) == expected(study)
+    assert len(seen) == 6  # each before the line of Optuna
+
+
+def test_optunas_verbosity_silences_it(study, objective, capsys, caplog):
+    study.optimize(objective, n_trials=3)
+    assert "Trial" not in capsys.readouterr().err and not caplog.records
+
+
+@pytest.mark.parametrize("configured", ["", "logging.basicConfig(level=logging.INFO)"])
+def test_no_line_comes_twice(configured):
+    code = f"""
+import logging, types
+{configured}
+import optuna
+from sgquant_optuna.search.trial_log import log_trial
+from tests.hand_made import measured, new_study
+from sgquant_optuna.study.trial_result import TrialResult
+study = new_study()
+trial = study.ask()
+log_trial(trial, TrialResult.of(measured((4, 4, 4, 4), 0.25).user_attrs), 0.5)
+"""
+    err = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stderr
+    assert err.count("Trial 0: saving 8.0x, drop 0.25 points, feasible; best saving 8.0x") == 1

@@ -187,19 +187,20 @@ class PackedModel(nn.Module):
             data.x = InputPlaceholder(self._use.shape, self._use.torch_dtype, constants)
 
     def _check_edges(self, data: Data) -> None:
-        columns = [data.get(name) for name in ("edge_index", "edge_attr", "edge_weight")]
+        columns = [data.get(name) for name in ("edge_index", "edge_attr", "edge_weight", "adj_t")]
         now = tuple((column, getattr(column, "_version", None)) for column in columns)
         if self._checked is not None and all(
             one[0] is other[0] and one[1] == other[1]
             for one, other in zip(self._checked, now, strict=True)
         ):
             return
-        if not isinstance(data.edge_index, Tensor):
+        edges = data.get("edge_index", data.get("adj_t"))
+        if not isinstance(edges, Tensor):
             raise GraphError("column edge_index: expected a tensor [2, E], got none")
-        if data.edge_index.device.type != "cpu":
+        if edges.device.type != "cpu":
             raise GraphError(
-                f"column edge_index: a packed model runs on the CPU, got it on "
-                f"{data.edge_index.device}; call it with data.cpu()"
+                f"column edge_index: a packed model runs on the CPU, got it on {edges.device}; "
+                f"call it with data.cpu()"
             )
         expected, found = self.fields["edges"], edges_fingerprint(data)
         if expected != found:

@@ -83,7 +83,8 @@ class PackedTensor(WrapperTensor):
         """Work block by block, or on the selected rows alone."""
         if func is F.linear and isinstance(args[0], PackedTensor):
             return _linear(*args, **kwargs)
-        if func in _MATMUL and args[0].layout == torch.sparse_csr:
+        plain = len(args) == 2 and not kwargs  # torch.sparse.mm may reduce otherwise
+        if func in _MATMUL and plain and args[0].layout == torch.sparse_csr:
             return _sparse_product(*args)
         if args and isinstance(args[0], PackedTensor):
             return _packed_result(func, *args, **kwargs)

@@ -15,6 +15,7 @@ from torch_geometric.nn import (
     SAGEConv,
     Sequential,
 )
+from torch_geometric.transforms import ToSparseTensor
 
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
 from sgquant_optuna.exceptions import ModelError, PackingError
@@ -358,3 +359,19 @@ def test_edges_of_another_graph_that_a_convolution_cached_are_forgotten(tmp_path
     _, expected, *_ = packed_and_expected(fresh, graph, tmp_path)
     found = load_packed(tmp_path / "m", build())(graph)
     assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+@pytest.mark.parametrize("conv", [GCNConv, SAGEConv, GraphConv, GATConv])
+def test_a_graph_that_has_a_sparse_adjacency_alone_is_packed(conv, tmp_path):
+    graph = ToSparseTensor(layout=torch.sparse_csr)(make_graph())
+    assert "edge_index" not in graph
+
+    def build():
+        return Model(two, **convs(conv))
+
+    packed, expected, _, memory = packed_and_expected(
+        build, graph, tmp_path, forward=lambda m, data: m(data.x, data.adj_t)
+    )
+    assert torch.allclose(packed(graph), expected, rtol=0, atol=1e-5)
+    assert sum(packed.stored_nbytes.values()) == memory.memory_bytes

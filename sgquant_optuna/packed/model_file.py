@@ -119,7 +119,7 @@ class ModelContents:
         """
         if data.num_nodes != layout.num_nodes:
             raise GraphError(f"graph: expected {layout.num_nodes} nodes, got {data.num_nodes}")
-        plain = detach(copy_model(model))
+        plain = detach(copy_model(model)).eval()
         weights, tied = weights_of(plain)
         tensors = {f"{_WEIGHTS}{name}": value for name, value in weights.items()}
         bucket = None

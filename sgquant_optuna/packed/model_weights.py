@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from sgquant_optuna.exceptions import ModelError, PackingError
 from sgquant_optuna.graph.fingerprint import model_fingerprint
-from sgquant_optuna.graph.model_copies import copy_model
+from sgquant_optuna.graph.model_copies import copy_model, named_state
 from sgquant_optuna.graph.paper_models import MODELS
 from sgquant_optuna.packed.checks import check_count, check_finite
 
@@ -30,7 +30,8 @@ def weights_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     weights: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     names: dict[Any, str] = {}
-    for name, value in _state(model).items():
+    extra = {k: v for k, v in model.state_dict().items() if not isinstance(v, Tensor)}
+    for name, value in {**named_state(model), **extra}.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or is_lazy(value):
             raise ModelError(
                 f"{type(model).__name__}: expected dense tensors in its state_dict, got "
@@ -78,7 +79,7 @@ def load_weights(
     """
     name = type(model).__name__
     try:
-        model = copy_model(model)
+        model = copy_model(model).eval()  # spectral_norm changes state that is read in training
         repr(model)
     except Exception as error:  # whatever a class may raise
         raise ModelError(
@@ -167,28 +168,12 @@ def check_weights(
         PackingError:
             If one is of another type, or no number.
     """
-    state = _state(model)
+    state = named_state(model)
     for name, value in weights.items():
         if name in state and value.dtype != state[name].dtype:
             raise PackingError(f"{name}: expected {state[name].dtype}, got {value.dtype}")
         if name in finite:
             check_finite(value, name)
-
-
-def _state(model: nn.Module) -> dict[str, Any]:
-    """Return parameters, persistent buffers and extra state by name.
-
-    ``state_dict`` would not do: that of PyG's ``Linear`` has a weight that ``weight_norm`` made of
-    two parameters, but not these.
-    """
-    state: dict[str, Any] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        for name, value in {**module._parameters, **module._buffers}.items():
-            if value is not None and name not in module._non_persistent_buffers_set:
-                state[f"{prefix}{name}"] = value.detach() if not is_lazy(value) else value
-    extra = {k: v for k, v in model.state_dict().items() if not isinstance(v, Tensor)}
-    return {**state, **extra}
 
 
 def _check_sizes(
@@ -200,7 +185,7 @@ def _check_sizes(
         f"({fingerprint['class']})"
     )
     todo = "build it with the arguments of the model that was exported"
-    state = _state(model)
+    state = named_state(model)
     for name, value in state.items():
         if name not in weights:
             raise ModelError(f"{where}, got one with weights {name} as well; {todo}")

@@ -22,11 +22,14 @@ from sgquant_optuna.exceptions import ModelError, PackingError
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.training import fit
+from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.packed.container import read_container
 from sgquant_optuna.packed.export import export_packed, load_packed
 from sgquant_optuna.quantization.memory import honest_memory
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.sites import BitWidths
+from sgquant_optuna.search.objective import QuantizationObjective
 from tests.conftest import make_graph
 from tests.packed.test_packed_model import graph_of
 
@@ -235,6 +238,24 @@ def test_scores_and_bytes_are_those_of_the_quantized_model(kind, sparse, tmp_pat
         assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
         assert sum(packed.stored_nbytes.values()) == exported.stored_nbytes == memory.memory_bytes
     assert bool(exported.exact_nbytes) == (kind in EXACT)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning", "ignore:Lazy:UserWarning")
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_a_trial_of_such_weights_is_trained_and_exported(kind, tmp_path):
+    graph, build, training = make_graph(), WEIGHTS[kind], TrainingConfig(epochs=3)
+    torch.manual_seed(0)
+    model = build()
+    by_place(model, graph)
+    fit(model, graph, training, forward=by_place)
+    objective = QuantizationObjective(model, graph, forward=by_place, finetuning=training)
+    bits = BitWidths(dict.fromkeys(objective.layout.sizes, 4))
+    tuned, _ = objective.finetune(bits, seed=0)
+    export_packed(
+        tuned, objective.graph.data, tmp_path / "m", layout=objective.layout, forward=by_place
+    )
+    found = load_packed(tmp_path / "m", build(), forward=by_place)(graph)
+    assert torch.allclose(found, objective.models[0].scores(tuned), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("axis", ["tensor", "bucket", "column", "row"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from sgquant_optuna.attachment.calibration import calibrate
 from sgquant_optuna.attachment.quantized_model import attach, bind, set_bit_widths
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward
+from sgquant_optuna.graph.model_copies import copy_model
 from sgquant_optuna.graph.training import TrainingResult, fit
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
@@ -69,7 +69,7 @@ class CalibratedModel:
         self.graph = graph
         self._forward = forward
         self._model = attach(
-            copy.deepcopy(model),
+            copy_model(model),
             config=quantizer,
             num_buckets=num_buckets,
             layers=layers,
@@ -103,11 +103,23 @@ class CalibratedModel:
         Reference:
             SGQuant (Feng et al., 2020, arXiv:2007.05100), "Finetuning".
         """
-        model = copy.deepcopy(self._model)
+        model = self.quantized(bits)
+        return model, fit(model, self.graph, config, seed=seed, forward=self._forward)
+
+    def quantized(self, bits: BitWidths) -> nn.Module:
+        """Return a copy of the model with the given bit widths, not finetuned.
+
+        Raises:
+            CalibrationError:
+                If a width is not among the candidates.
+            ModelError:
+                If ``bits`` lacks a site of the model or names one that it does not have.
+        """
+        model = copy_model(self._model)
         # The input of the copy is recognised by identity, so it needs the shared graph's tensors.
         bind(model, self.graph.data)
         set_bit_widths(model, bits)
-        return model, fit(model, self.graph, config, seed=seed, forward=self._forward)
+        return model
 
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Tensor:

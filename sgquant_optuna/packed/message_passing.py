@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, GCNConv, GINConv, MessagePassing
+from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, GINConv, MessagePassing
 from torch_geometric.utils import add_self_loops, remove_self_loops, softmax
 
 from sgquant_optuna.graph.adjacency_cache import AdjacencyCache
@@ -57,6 +57,8 @@ class MessagePasser:
         for name, conv in list(model.named_modules()):
             if not isinstance(conv, MessagePassing):
                 continue
+            for cache in [one for one in vars(conv) if one.startswith("_cached_")]:
+                setattr(conv, cache, None)  # the user's instance may have seen another graph
             quantize = attention.get(name)
             if _has_known_scores(conv) and is_sparse_product(conv):
                 conv.__dict__["edge_updater"] = EdgeInputs
@@ -67,8 +69,6 @@ class MessagePasser:
                 self.fallback.append(name)
             elif is_sparse_product(conv) and not isinstance(conv, GATConv | GATv2Conv):
                 conv.__dict__["propagate"] = partial(self._propagate, conv)
-                if isinstance(conv, GCNConv):
-                    conv.cached = conv.normalize  # a packed model knows one graph
                 if type(conv) is GINConv:
                     conv.__dict__["forward"] = partial(_gin, conv)
 

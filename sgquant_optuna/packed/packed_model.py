@@ -16,11 +16,13 @@ from sgquant_optuna.attachment.layer_inputs import map_input
 from sgquant_optuna.exceptions import GraphError, ModelError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.packed.feature_use import ExactFeatures
+from sgquant_optuna.packed.input_placeholder import InputPlaceholder, RawFeaturesError
 from sgquant_optuna.packed.message_passing import MessagePasser, Quantize
 from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.model_header import ModelSite
 from sgquant_optuna.packed.packed_features import PackedFeatures
-from sgquant_optuna.packed.packed_tensor import InputPlaceholder, PackedTensor
+from sgquant_optuna.packed.packed_tensor import PackedTensor
 from sgquant_optuna.quantization.affine import fake_quantize
 from sgquant_optuna.quantization.input_stores import RANGE_BYTES
 from sgquant_optuna.quantization.layout import packed_nbytes
@@ -54,6 +56,9 @@ class PackedModel(nn.Module):
             out for models of the paper.
         forward:
             Function that calls the model with the graph.
+        fast:
+            Whether to pack hidden features by the compiled kernel, which makes the same bytes; by
+            default where it is installed.
 
     Raises:
         ModelError:
@@ -69,18 +74,22 @@ class PackedModel(nn.Module):
         model: nn.Module | None = None,
         *,
         forward: Forward = forward,
+        fast: bool | None = None,
     ) -> None:
         super().__init__()
         contents = ModelContents(fields, tensors)
         self.fields, self._sites = contents.fields, contents.header.sites
         self.layout, self.bit_widths = contents.header.layout, contents.header.bit_widths
-        self._num_features = contents.header.num_features
         self._rounding = contents.header.config.rounding
-        self._forward, self._frees = forward, model is None
+        self._forward, self._frees, self._fast = forward, model is None, fast
         self.model = contents.plain_model(model)
         ids = contents.tensors.get("bucket")
         self._part_nbytes = {"bucket ids": 0 if ids is None else ids.nbytes}
+        self._use, exact = contents.header.features, contents.exact_features()
+        self._exact = None if exact is None else ExactFeatures(exact)
+        self._exact_nbytes = 0 if exact is None or self._use.exact_site else exact.nbytes
         self._used: dict[str, int] = {}
+        self._calls: dict[str, int] = {}
         self._counts: dict[str, int] = {}
         self._checked: tuple[Any, ...] | None = None
         attention: dict[str, Quantize | None] = {}
@@ -112,9 +121,9 @@ class PackedModel(nn.Module):
                 If the forward pass does not reach a quantized layer.
         """
         data = Data(edge_index=graph) if isinstance(graph, Tensor) else copy.copy(graph)
-        data.x = InputPlaceholder((self.layout.num_nodes, self._num_features))
         self._check_edges(data)
-        self._used = {}
+        self._give_features(data)
+        self._used, self._calls = {}, {}
         with torch.no_grad():
             scores = self._forward(self.model, data)
         missed = {site.name for site in self._sites} - set(self._used)
@@ -157,20 +166,41 @@ class PackedModel(nn.Module):
             raise RuntimeError("stored bytes: call the model with its graph first")
         return {**self._used, **self._part_nbytes}
 
+    @property
+    def exact_nbytes(self) -> int:
+        """Bytes of the exact features, which no accounting of the layers counts.
+
+        They are stored where the model uses the graph's features outside of its quantized layers,
+        unless one of these stores them without loss.
+        """
+        return self._exact_nbytes
+
+    def _give_features(self, data: Data) -> None:
+        """Put what stands for the features into the graph that the model is called with."""
+        if self._use.shape is None:
+            data.num_nodes = self.layout.num_nodes
+        elif self._exact is not None:
+            data.x = self._exact
+        else:
+            columns = [value for _, value in data if isinstance(value, Tensor)]
+            constants = frozenset(map(id, (*columns, *self.model.buffers())))
+            data.x = InputPlaceholder(self._use.shape, self._use.torch_dtype, constants)
+
     def _check_edges(self, data: Data) -> None:
-        columns = [data.get(name) for name in ("edge_index", "edge_attr", "edge_weight")]
+        columns = [data.get(name) for name in ("edge_index", "edge_attr", "edge_weight", "adj_t")]
         now = tuple((column, getattr(column, "_version", None)) for column in columns)
         if self._checked is not None and all(
             one[0] is other[0] and one[1] == other[1]
             for one, other in zip(self._checked, now, strict=True)
         ):
             return
-        if not isinstance(data.edge_index, Tensor):
+        edges = data.get("edge_index", data.get("adj_t"))
+        if not isinstance(edges, Tensor):
             raise GraphError("column edge_index: expected a tensor [2, E], got none")
-        if data.edge_index.device.type != "cpu":
+        if edges.device.type != "cpu":
             raise GraphError(
-                f"column edge_index: a packed model runs on the CPU, got it on "
-                f"{data.edge_index.device}; call it with data.cpu()"
+                f"column edge_index: a packed model runs on the CPU, got it on {edges.device}; "
+                f"call it with data.cpu()"
             )
         expected, found = self.fields["edges"], edges_fingerprint(data)
         if expected != found:
@@ -196,21 +226,53 @@ class PackedModel(nn.Module):
         if site.is_input:
             stored = contents.input_of(site)
             return partial(self._take_input, site.name, PackedTensor(stored), stored.nbytes)
+        calls = self._use.constant.get(site.name, ())
+        constants = {call: contents.constant_of(site, call) for call in calls}
         if site.is_identity:
-            return partial(self._leave, site.name)
+            return partial(self._take, site.name, 0, constants, None)
         scale, zero_point = contents.ranges(site)
         range_nbytes = RANGE_BYTES * contents.stored_ranges(site)[0].numel()
-        return partial(self._pack, site, contents.bucket_of(site), scale, zero_point, range_nbytes)
+        pack = partial(self._pack, site, contents.bucket_of(site), scale, zero_point)
+        return partial(self._take, site.name, range_nbytes, constants, pack)
 
     def _take_input(self, name: str, stored: PackedTensor, nbytes: int, x: Tensor) -> Tensor:
-        if not isinstance(x, InputPlaceholder):
+        is_input = isinstance(x, InputPlaceholder) and x.is_input
+        if self._exact is not None and isinstance(x, PackedTensor):
+            is_input = x.packed is self._exact.packed
+        if not is_input:
             raise ModelError(f"{name}: expected the graph's features, got {type(x).__name__}")
         self._used[name] = nbytes
         return stored
 
-    def _leave(self, name: str, x: Tensor) -> Tensor:
-        self._used[name] = x.nbytes
-        return x
+    def _take(
+        self,
+        name: str,
+        range_nbytes: int,
+        constants: Mapping[int, PackedFeatures],
+        pack: Callable[[Tensor], PackedFeatures] | None,
+        x: Tensor,
+    ) -> Tensor:
+        """Pack the features of one call of a layer: the rows of all its calls are stored."""
+        call = self._calls.get(name, 0)
+        self._calls[name] = call + 1
+        before = self._used.get(name, range_nbytes)
+        packed = None
+        if isinstance(x, InputPlaceholder):
+            if call not in constants:
+                raise RawFeaturesError(name, name, call)
+            packed = constants[call]
+        elif isinstance(x, PackedTensor):
+            x = x.dense()
+        if packed is None and pack is None:
+            self._used[name] = before + x.nbytes
+            return x
+        if packed is None:
+            assert pack is not None
+            packed = pack(x)
+            if self._frees and x._base is None:
+                x.data = x.new_empty(0)  # the models of the paper do not read it again
+        self._used[name] = before + packed.data.nbytes
+        return PackedTensor(packed)
 
     def _pack(
         self,
@@ -218,10 +280,15 @@ class PackedModel(nn.Module):
         bucket: Tensor | None,
         scale: Tensor,
         zero_point: Tensor,
-        range_nbytes: int,
         x: Tensor,
-    ) -> Tensor:
-        packed = PackedFeatures.from_dense(
+    ) -> PackedFeatures:
+        if x.dtype != torch.float32:
+            raise ModelError(
+                f"{site.name}: expected float32 features, got "
+                f"{str(x.dtype).removeprefix('torch.')}; let the model cast them by .float() "
+                f"before the layer"
+            )
+        return PackedFeatures.from_dense(
             x,
             bucket,
             site.bit_widths,
@@ -229,11 +296,8 @@ class PackedModel(nn.Module):
             zero_point,
             rounding=self._rounding,
             ranges_by_row=site.axis == "row",
+            fast=self._fast,
         )
-        self._used[site.name] = packed.data.nbytes + range_nbytes
-        if self._frees and x._base is None:
-            x.data = x.new_empty(0)  # the models of the paper do not read it again
-        return PackedTensor(packed)
 
     def _attention(self, site: ModelSite, contents: ModelContents) -> Quantize:
         """Return what is done with the attention of a block of edges."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.attention import quantized_class, switch_class
+from sgquant_optuna.attachment.attention import quantized_class
+from sgquant_optuna.attachment.class_switch import switch_class
 from sgquant_optuna.attachment.layer_inputs import map_input
 from sgquant_optuna.exceptions import GraphError, ModelError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint
@@ -277,4 +278,4 @@ def _change_input(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return map_input(name, args, kwargs, change)
+    return map_input(name, args, kwargs, change, layer)

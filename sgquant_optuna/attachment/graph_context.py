@@ -101,7 +101,8 @@ class GraphContext:
         edge_index = data.get("edge_index")
         self.x, self.degree_bucket = data.get("x"), bucket
         self.edge_index = edge_index if isinstance(edge_index, Tensor) else None
-        self.num_nodes = data.num_nodes if self.x is None else self.x.shape[0]
+        known = self.x if self.x is not None else bucket
+        self.num_nodes = data.num_nodes if known is None else known.shape[0]
         self._versions = (version(self.x), version(self.edge_index))
         self._recognised = (None, 0)
         self._spread = {}

@@ -148,7 +148,8 @@ def _observe(
             known[argument] = (position, _quantizer_of(main, layer, argument, x, bool(known)))
         quantizer = layer.get_submodule(known[argument][1])
         assert isinstance(quantizer, SiteQuantizer)
-        if quantizer is main or quantizer.name.startswith(f"{path}.{argument}/"):
+        # A shared tensor is stored, and so recorded, where it was seen first.
+        if known[argument][1] == FEATURES or quantizer.name == f"{path}.{argument}/embedding":
             quantizer(x, node_dim(layer))
 
 

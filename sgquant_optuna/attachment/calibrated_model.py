@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from sgquant_optuna.attachment.bypass_guard import check_effects
 from sgquant_optuna.attachment.calibration import calibrate
+from sgquant_optuna.attachment.model_copies import copy_model
 from sgquant_optuna.attachment.quantized_model import attach, bind, set_bit_widths
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward
@@ -70,7 +70,7 @@ class CalibratedModel:
         self.graph = graph
         self._forward = forward
         self._model = attach(
-            copy.deepcopy(model),
+            copy_model(model),
             config=quantizer,
             num_buckets=num_buckets,
             layers=layers,
@@ -104,7 +104,7 @@ class CalibratedModel:
         Reference:
             SGQuant (Feng et al., 2020, arXiv:2007.05100), "Finetuning".
         """
-        model = copy.deepcopy(self._model)
+        model = copy_model(self._model)
         # The input of the copy is recognised by identity, so it needs the shared graph's tensors.
         bind(model, self.graph.data)
         set_bit_widths(model, bits)

@@ -153,6 +153,11 @@ def install_hops(conv: MessagePassing, quantizer: SiteQuantizer, ports: list[Por
     conv.register_propagate_forward_hook(_quantize_result)
 
 
+def hop_ports(conv: nn.Module) -> list[Port]:
+    """Return where hidden features of a calibrated convolution are quantized, in order."""
+    return sorted(conv.__dict__.get(_PORTS, ()))
+
+
 def remove_hops(conv: nn.Module) -> None:
     """Undo :func:`install_hops`; nothing happens if there are none."""
     if conv.__dict__.pop(_PORTS, None) is None:

@@ -92,11 +92,20 @@ class PackedModel(nn.Module):
                 attention[path] = self._attention(site, contents)
             else:
                 change = self._input_change(site, contents)
-                self.model.get_submodule(path).register_forward_pre_hook(
+                self._layer(path, site.name).register_forward_pre_hook(
                     partial(_change_input, site.name, change), with_kwargs=True
                 )
         self._pass_messages(attention)
         self.eval()
+
+    def _layer(self, path: str, name: str) -> nn.Module:
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            raise ModelError(
+                f"{name}: only the main features of a layer can be packed, not second ones or "
+                f"those between hops; leave the layer out with layers="
+            ) from None
 
     def forward(self, graph: Data | Tensor) -> Tensor:
         """Return the class scores of all nodes, ``[N, C]``.

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch_geometric.nn import GCN2Conv, GCNConv, SGConv, SSGConv
+from torch_geometric.nn import GCN2Conv, GCNConv, SGConv, SSGConv, SuperGATConv
 
 import sgquant_optuna as sgq
 from sgquant_optuna.attachment.bypass_guard import check_effects
+from sgquant_optuna.attachment.model_copies import copy_model
 from sgquant_optuna.exceptions import CalibrationError, GraphError, QuantizerBypassedError
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.graph.forward_pass import forward
@@ -252,3 +253,13 @@ def test_an_interrupted_attach_leaves_no_trace(at, graph, monkeypatch):
         assert vars(one).keys() == vars(other).keys()
         assert not one._forward_pre_hooks
     assert model.first.cached
+
+
+def test_a_model_that_keeps_results_of_training_can_be_searched(graph):
+    model = Two(SuperGATConv(12, 8), SuperGATConv(8, 3))
+    F.cross_entropy(model.train()(graph.x, graph.edge_index), graph.y).backward()
+    copied = copy_model(model)
+    assert copied(graph.x, graph.edge_index).shape == (60, 3)
+    assert repr(copied) == repr(model)
+    objective = sgq.QuantizationObjective(model, graph, degree_edges=(2,), finetuning=FAST)
+    assert len(objective.layout.sizes) == 4

@@ -10,6 +10,7 @@ from sgquant_optuna.graph.openmp import let_threads_sleep as _let_threads_sleep
 if TYPE_CHECKING:
     from sgquant_optuna.attachment.attention import quantize_attention, register_attention
     from sgquant_optuna.attachment.calibration import calibrate
+    from sgquant_optuna.attachment.layer_inputs import default_layers
     from sgquant_optuna.attachment.quantized_model import attach, bind, detach, set_bit_widths
     from sgquant_optuna.exceptions import SgquantError
     from sgquant_optuna.graph.datasets import load_graph
@@ -49,6 +50,7 @@ _let_threads_sleep()
 _MODULES = {
     "attachment.attention": ("quantize_attention", "register_attention"),
     "attachment.calibration": ("calibrate",),
+    "attachment.layer_inputs": ("default_layers",),
     "attachment.quantized_model": ("attach", "bind", "detach", "set_bit_widths"),
     "exceptions": ("SgquantError",),
     "graph.datasets": ("load_graph",),
@@ -106,6 +108,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "calibrate",
     "columns",
     "create_study",
+    "default_layers",
     "default_sampler",
     "detach",
     "export_assignment",

@@ -8,13 +8,14 @@ Attaching changes the class of an existing instance. ``isinstance``, ``deepcopy`
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, TransformerConv
 from torch_geometric.utils import softmax
 
+from sgquant_optuna.attachment.class_switch import derive_class
 from sgquant_optuna.exceptions import UnsupportedConvError
 
 Conv = TypeVar("Conv", bound=nn.Module)
@@ -200,35 +201,27 @@ def quantized_class(conv: nn.Module) -> type[nn.Module] | None:
             If ``conv`` is a subclass of a registered convolution and overrides the method that
             computes attention.
     """
-    if type(conv) in _QUANTIZED:
-        return _QUANTIZED[type(conv)]
-    for known, quantized in _QUANTIZED.items():
-        if isinstance(conv, known):
-            for name in set(vars(quantized)) & {"message", "edge_update", "forward"}:
-                if getattr(type(conv), name) is not getattr(known, name):
-                    raise UnsupportedConvError(
-                        f"{type(conv).__name__} has its own {known.__name__}.{name}; "
-                        f"register a class that quantizes its attention with "
-                        f"register_attention()"
-                    )
-            # Kept in the registry, so that all instances of a class share one quantizing class.
-            _QUANTIZED[type(conv)] = type(
-                f"Quantized{type(conv).__name__}", (quantized, type(conv)), {}
+    known = next((one for one in _QUANTIZED if isinstance(conv, one)), None)
+    if type(conv) in _QUANTIZED or known is None:
+        return _QUANTIZED.get(type(conv))
+    for name in set(vars(_QUANTIZED[known])) & {"message", "edge_update", "forward"}:
+        if getattr(type(conv), name) is not getattr(known, name):
+            raise UnsupportedConvError(
+                f"{type(conv).__name__} has its own {known.__name__}.{name}; register a class "
+                f"that quantizes its attention with register_attention()"
             )
-            return _QUANTIZED[type(conv)]
-    return None
+    return _with_attention(type(conv))
 
 
-def switch_class(conv: nn.Module, to: type[nn.Module]) -> None:
-    """Change the class of ``conv`` to its quantizing subclass ``to``, in place."""
-    conv.__dict__["plain_class"] = type(conv)
-    conv.__class__ = to
-
-
-def restore_class(conv: nn.Module) -> None:
-    """Change the class of ``conv`` back to the plain one, in place."""
-    plain: Any = conv.__dict__.pop("plain_class")
-    conv.__class__ = plain
+def _with_attention(conv_class: type[nn.Module]) -> type[nn.Module]:
+    """Return the quantizing class of a subclass of a registered convolution."""
+    if conv_class not in _QUANTIZED:
+        known = next(one for one in _QUANTIZED if issubclass(conv_class, one))
+        # Kept in the registry, so that all instances of a class share one quantizing class.
+        _QUANTIZED[conv_class] = derive_class(
+            _with_attention, conv_class, _QUANTIZED[known], name=f"Quantized{conv_class.__name__}"
+        )
+    return _QUANTIZED[conv_class]
 
 
 register_attention(GATConv, QuantizedGATConv)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sgquant_optuna.attachment.bypass_guard import check_effects
 from sgquant_optuna.attachment.calibration import calibrate
 from sgquant_optuna.attachment.quantized_model import attach, bind, set_bit_widths
 from sgquant_optuna.graph.fixed_graph import FixedGraph
@@ -120,6 +121,16 @@ class CalibratedModel:
         bind(model, self.graph.data)
         set_bit_widths(model, bits)
         return model
+
+    def check_effects(self) -> None:
+        """Refuse a site that the scores do not depend on.
+
+        Raises:
+            QuantizerBypassedError:
+                If the quantizer of a site changes its values, but no score.
+        """
+        with self.graph.speed_up(self._model) as data:
+            check_effects(self._model, lambda: self._forward(self._model, data))
 
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Tensor:

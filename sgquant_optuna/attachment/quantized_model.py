@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.attention import quantized_class, restore_class, switch_class
-from sgquant_optuna.attachment.dropout import DropoutRecorder
-from sgquant_optuna.attachment.layer_inputs import default_layers, quantize_input
-from sgquant_optuna.attachment.site_quantizer import GraphContext, SiteQuantizer
-from sgquant_optuna.exceptions import (
-    CalibrationError,
-    GraphError,
-    ModelError,
-    QuantizerBypassedError,
-    UnsupportedConvError,
+from sgquant_optuna.attachment.attention import quantized_class
+from sgquant_optuna.attachment.caches import restore_caches, suspend_caches
+from sgquant_optuna.attachment.class_switch import restore_class, switch_class
+from sgquant_optuna.attachment.graph_context import GraphContext
+from sgquant_optuna.attachment.hops import (
+    HOPS,
+    hop_quantizer,
+    remove_hook,
+    remove_hops,
+    with_states,
 )
+from sgquant_optuna.attachment.layer_inputs import (
+    FEATURES,
+    default_layers,
+    forget_arguments,
+    fused_attention,
+    quantize_input,
+)
+from sgquant_optuna.attachment.quantized_call import CONTEXT, context_of, with_quantized_call
+from sgquant_optuna.attachment.site_quantizer import SiteQuantizer
+from sgquant_optuna.exceptions import CalibrationError, ModelError, UnsupportedConvError
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Component, Site
 
-_SUBMODULE: dict[Component, str] = {
-    "embedding": "feature_quantizer",
-    "attention": "attention_quantizer",
-}
-_CONTEXT = "graph_context"
+_ATTENTION = "attention_quantizer"
 _ROOT = "model"  # layer name of a model that is itself a single convolution
 
 
@@ -73,35 +78,65 @@ def attach(
         SGQuant (Feng et al., 2020, arXiv:2007.05100), which quantizes both the embedding and the
         attention matrix of each layer.
     """
-    if _CONTEXT in model.__dict__:
+    if CONTEXT in model.__dict__:
         raise ModelError("expected a plain model, got one with quantizers; detach() it first")
     config = config or QuantizerConfig()
     attention_config = replace(config, axis="tensor")  # attention always has one range
     found = default_layers(model)
-    layers = found if layers is None else [_resolve_layer(model, name) for name in layers]
+    chosen = found if layers is None else [_resolve_layer(model, name) for name in layers]
     quantized_classes = _attention_classes(model, attention)
-    targets: list[tuple[str, Component]] = [(layer, "embedding") for layer in layers]
-    targets += [(conv, "attention") for conv in quantized_classes]
-    names = {target: f"{target[0] or _ROOT}/{target[1]}" for target in targets}
-    graph = GraphContext(expected=tuple(names.values()), num_buckets=num_buckets)
-
-    setattr(model, _CONTEXT, graph)
-    for (layer, component), name in names.items():
-        settings = config if component == "embedding" else attention_config
-        quantizer = SiteQuantizer(FeatureQuantizer(name, settings), graph)
-        module = model.get_submodule(layer)
-        module.add_module(_SUBMODULE[component], quantizer)
-        if component == "embedding":
-            module.register_forward_pre_hook(quantize_input, with_kwargs=True)
-        else:
-            switch_class(module, quantized_classes[layer])
-    model.register_forward_pre_hook(_start_forward, prepend=True)
-    model.register_forward_hook(_end_forward, always_call=True)
+    graph = GraphContext(
+        expected=(),
+        num_buckets=num_buckets,
+        by_row=config.axis == "row",
+        chosen=layers is not None,
+        notes=_fused_notes(model) if layers is None else (),
+    )
+    setattr(model, CONTEXT, graph)
+    try:
+        suspend_caches(model)
+        for layer in chosen:
+            quantizer = _quantizer(layer, "embedding", config, graph)
+            _attach_features(model.get_submodule(layer), layer, quantizer)
+        for layer, to in quantized_classes.items():
+            conv = model.get_submodule(layer)
+            conv.add_module(_ATTENTION, _quantizer(layer, "attention", attention_config, graph))
+            switch_class(conv, to)
+        graph.expected = tuple(name for name, _ in quantizers(model))
+        switch_class(model, with_quantized_call(type(model)))
+    except BaseException:
+        detach(model)
+        raise
     return model
+
+
+def _quantizer(
+    layer: str, component: Component, config: QuantizerConfig, graph: GraphContext
+) -> SiteQuantizer:
+    return SiteQuantizer(FeatureQuantizer(f"{layer or _ROOT}/{component}", config), graph)
+
+
+def _attach_features(layer: nn.Module, path: str, quantizer: SiteQuantizer) -> None:
+    layer.add_module(FEATURES, quantizer)
+    layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
+    to = with_states(layer)
+    if to is not None:
+        states = hop_quantizer(path or _ROOT, quantizer.quantizer.config, quantizer.graph)
+        layer.add_module(HOPS, states)
+        switch_class(layer, to)
+
+
+def _fused_notes(model: nn.Module) -> tuple[str, ...]:
+    return tuple(
+        f"{path}: not quantized and not counted, because torch runs {name} fused"
+        for path, name in fused_attention(model).items()
+    )
 
 
 def detach(model: nn.Module) -> nn.Module:
     """Remove the quantizers, in place; the model is as it was before :func:`attach`.
+
+    Caches of convolutions are on again where they were, but empty.
 
     Returns:
         The model itself.
@@ -112,21 +147,28 @@ def detach(model: nn.Module) -> nn.Module:
     """
     context_of(model)
     for module in model.modules():
-        if _SUBMODULE["attention"] in module._modules:
-            restore_class(module)
-        for name in _SUBMODULE.values():
-            module._modules.pop(name, None)
-        _remove_hook(module._forward_pre_hooks, quantize_input)
-    _remove_hook(model._forward_pre_hooks, _start_forward)
-    _remove_hook(model._forward_hooks, _end_forward)
-    delattr(model, _CONTEXT)
+        restore_class(module)
+        leave_out(module)
+        module._modules.pop(_ATTENTION, None)
+    restore_caches(model)
+    delattr(model, CONTEXT)
     return model
+
+
+def leave_out(layer: nn.Module) -> None:
+    """Remove the quantizers of the features of a layer, in place."""
+    forget_arguments(layer)
+    remove_hops(layer)
+    remove_hook(layer._forward_pre_hooks, quantize_input)
+    for name in (FEATURES, HOPS):
+        layer._modules.pop(name, None)
 
 
 def bind(model: nn.Module, data: Data) -> None:
     """Set the graph that the model is called with next.
 
-    This is needed before a forward pass on another graph or mini-batch than the last.
+    This is needed before a forward pass on another graph or mini-batch than the last, where
+    widths depend on the degree. A model whose ``forward`` takes the graph itself binds it alone.
 
     Args:
         model:
@@ -140,23 +182,7 @@ def bind(model: nn.Module, data: Data) -> None:
         ModelError:
             If the model has no quantizers.
     """
-    graph = context_of(model)
-    graph.x = data.x
-    if graph.num_buckets == 1:
-        return
-    bucket = data.get("degree_bucket")
-    if bucket is None:
-        raise GraphError(
-            "column degree_bucket: expected one for each node, got none; apply "
-            "AddDegreeBuckets() to the graph first"
-        )
-    highest = int(bucket.max()) if len(bucket) else 0
-    if highest >= graph.num_buckets:
-        raise GraphError(
-            f"column degree_bucket: expected values below {graph.num_buckets}, got {highest}; "
-            f"attach with as many buckets as the transform makes"
-        )
-    graph.degree_bucket = bucket
+    context_of(model).bind(data)
 
 
 def set_bit_widths(model: nn.Module, bits: BitWidths) -> None:
@@ -197,9 +223,15 @@ def set_bit_widths(model: nn.Module, bits: BitWidths) -> None:
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, FeatureQuantizer]]:
     """Yield the quantizers of a model with their names, ``layer/component``."""
+    for name, module in site_quantizers(model):
+        yield name, module.quantizer
+
+
+def site_quantizers(model: nn.Module) -> Iterator[tuple[str, SiteQuantizer]]:
+    """Yield the modules that quantize, each once, with their names, ``layer/component``."""
     for module in model.modules():
         if isinstance(module, SiteQuantizer):
-            yield module.name, module.quantizer
+            yield module.name, module
 
 
 def sites_of(quantizer: FeatureQuantizer) -> list[Site]:
@@ -208,22 +240,6 @@ def sites_of(quantizer: FeatureQuantizer) -> list[Site]:
     if quantizer.num_buckets == 1:
         return [site]
     return [Site(site.layer, site.component, bucket) for bucket in range(quantizer.num_buckets)]
-
-
-def context_of(model: nn.Module) -> GraphContext:
-    """Return the state that all quantizers of a model share.
-
-    Raises:
-        ModelError:
-            If the model has no quantizers.
-    """
-    graph = model.__dict__.get(_CONTEXT)
-    if not isinstance(graph, GraphContext):
-        raise ModelError(
-            f"expected a model with quantizers, got a plain {type(model).__name__}; "
-            f"attach() them first"
-        )
-    return graph
 
 
 def _is_empty(site: Site, quantizer: FeatureQuantizer) -> bool:
@@ -260,31 +276,3 @@ def _resolve_layer(model: nn.Module, name: str) -> str:
             f"layer {name!r}: expected one of {', '.join(default_layers(model))}"
         ) from None
     return name
-
-
-def _remove_hook(hooks: dict[int, Any], function: Callable[..., Any]) -> None:
-    # Compared by identity: the handle of a hook removes it from the first model, not from copies.
-    for key in [key for key, hook in hooks.items() if hook is function]:
-        del hooks[key]
-
-
-def _start_forward(model: nn.Module, args: tuple[Any, ...]) -> None:
-    graph = context_of(model)
-    graph.used.clear()
-    if model.training:  # otherwise there is no dropout to record
-        graph.recorders.append(DropoutRecorder())
-        graph.recorders[-1].__enter__()  # type: ignore[no-untyped-call]
-
-
-def _end_forward(model: nn.Module, args: tuple[Any, ...], output: object) -> None:
-    graph = context_of(model)
-    if graph.recorders:
-        graph.recorders.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
-    missed = [name for name in graph.expected if name not in graph.used]
-    if missed and output is not None:  # None: the forward pass itself failed
-        raise QuantizerBypassedError(
-            f"the forward pass bypassed the quantizer of {', '.join(missed)}: the layer was not "
-            f"called, or the model was compiled or scripted after attach(), or a fused "
-            f"convolution does not call its own methods; leave the layer out with layers=, or "
-            f"run the model eagerly"
-        )

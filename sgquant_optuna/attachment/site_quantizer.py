@@ -1,45 +1,13 @@
-"""The quantizer of one site in a model, and the state that all sites of the model share."""
+"""The quantizer of one site in a model: a module that knows the graph it is called with."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from sgquant_optuna.attachment.dropout import DropoutRecorder, before_dropout
+from sgquant_optuna.attachment.dropout import before_dropout
+from sgquant_optuna.attachment.graph_context import GraphContext, Observation, version
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
-
-
-@dataclass(eq=False)  # `==` of tensors is elementwise
-class GraphContext:
-    """State that all quantizers of one model share.
-
-    Args:
-        expected:
-            Names of all quantizers of the model, ``layer/component``.
-        num_buckets:
-            Number of degree buckets B.
-        x:
-            Features of the bound graph, ``[N, F]``.
-        degree_bucket:
-            Degree bucket of each node of the bound graph, ``[N]`` int64.
-    """
-
-    expected: tuple[str, ...]
-    num_buckets: int
-    x: Tensor | None = None
-    degree_bucket: Tensor | None = None
-    used: set[str] = field(default_factory=set)
-    """Names of the quantizers that the current forward pass has called."""
-    observations: dict[str, list[Tensor]] | None = None
-    """Values that each quantizer was called with during calibration, otherwise ``None``."""
-    recorders: list[DropoutRecorder] = field(default_factory=list)
-    """Dropout recorders of the current forward passes, which may be nested."""
-
-    def __deepcopy__(self, memo: dict[int, object]) -> GraphContext:
-        """Copy the state, but share the tensors of the graph: no quantizer writes to them."""
-        return replace(self, used=set(), recorders=[])
 
 
 class SiteQuantizer(nn.Module):
@@ -47,7 +15,7 @@ class SiteQuantizer(nn.Module):
 
     Args:
         quantizer:
-            Quantizer of plain tensors.
+            Quantizer of plain matrices.
         graph:
             State that all quantizers of the model share.
     """
@@ -63,7 +31,7 @@ class SiteQuantizer(nn.Module):
         """Name of layer and component, ``layer/component``."""
         return self.quantizer.name
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, node_dim: int = 0) -> Tensor:
         """Record ``x`` during calibration, otherwise fake-quantize it.
 
         A result of dropout is quantized as it was before dropout, and the same mask is applied
@@ -72,7 +40,10 @@ class SiteQuantizer(nn.Module):
 
         Args:
             x:
-                Features, ``[N, F]``, or attention coefficients, ``[E, H]``.
+                Features, ``[N, F]`` or with further leading dimensions, which are flattened into
+                rows; or attention coefficients, ``[E, H]``.
+            node_dim:
+                Dimension of ``x`` that counts the nodes.
 
         Returns:
             Values in the shape of ``x``; ``x`` itself during calibration or at 32 bits.
@@ -83,22 +54,32 @@ class SiteQuantizer(nn.Module):
         """
         self.graph.used.add(self.name)
         if self.graph.observations is not None:
-            self.graph.observations.setdefault(self.name, []).append(x)
+            calls = self.graph.observations.setdefault(self.name, [])
+            calls.append(Observation(x, node_dim, self))
             return x
         if self.quantizer.is_identity:
             return x
         undropped, mask = before_dropout(x)
-        quantized = self._quantize(undropped)
+        quantized = self._quantize(undropped, node_dim)
+        if self.graph.changed is not None and not torch.equal(quantized, undropped):
+            self.graph.changed.add(self.name)
         return quantized if mask is None else mask(quantized)
 
-    def _quantize(self, x: Tensor) -> Tensor:
-        bucket = self.graph.degree_bucket if self.quantizer.num_buckets > 1 else None
+    def _quantize(self, x: Tensor, node_dim: int) -> Tensor:
+        bucket = self.graph.buckets_of(x, node_dim) if self.quantizer.num_buckets > 1 else None
+        if x.dim() != 2:
+            flat: Tensor = self.quantizer(x.reshape(-1, x.shape[-1]), bucket)
+            return flat.view(x.shape)
         if x is not self.graph.x or x.requires_grad:
             quantized: Tensor = self.quantizer(x, bucket)
             return quantized
         # The input features are the same in every epoch: quantize them once.
-        key = (x._version, self.quantizer.bit_widths)
+        key = (version(x), self.quantizer.bit_widths)
         if self._input is None or self._input[0] is not x or self._input[1:3] != key:
             with torch.no_grad():
                 self._input = (x, *key, self.quantizer(x, bucket))
         return self._input[3]
+
+    def forget_input(self) -> None:
+        """Free the quantized input features, which are kept from epoch to epoch."""
+        self._input = None

@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
+from torch.utils._pytree import tree_leaves
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def copy_model(model: nn.Module) -> nn.Module:
+def copy_model(model: Model) -> Model:
     """Return a deep copy; a tensor that was computed with gradients is copied as a plain value.
 
     ``torch.nn.utils.weight_norm`` keeps such a weight as an attribute, and computes it anew in
-    each forward pass.
+    each forward pass. ``SuperGATConv`` keeps a result of its last one.
 
     Args:
         model:
             Model to copy; it stays as it is.
     """
+    kept = [value for module in model.modules() for value in tree_leaves(_own_state(module))]
     memo: dict[int, Tensor] = {
         id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and value.grad_fn is not None
+        for value in kept
+        if isinstance(value, Tensor) and not value.is_leaf
     }
     for module in model.modules():
         for buffer in module._buffers.values():
@@ -37,6 +41,10 @@ def copy_model(model: nn.Module) -> nn.Module:
                 with torch.device(buffer.device):
                     memo[id(buffer)] = UninitializedBuffer()
     return copy.deepcopy(model, dict(memo))
+
+
+def _own_state(module: nn.Module) -> dict[str, object]:
+    return {name: value for name, value in vars(module).items() if name != "_modules"}
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:

@@ -232,7 +232,7 @@ class Source:
                 seen.append(x)
                 return x
 
-            return map_input(name, args, kwargs, keep)
+            return map_input(name, args, kwargs, keep, layer)
 
         layer = Site.parse(name).layer
         path = "" if layer == "model" and not hasattr(model, "model") else layer

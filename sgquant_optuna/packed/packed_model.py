@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.attention import quantized_class, switch_class
+from sgquant_optuna.attachment.attention import quantized_class
+from sgquant_optuna.attachment.class_switch import switch_class
 from sgquant_optuna.attachment.layer_inputs import map_input
 from sgquant_optuna.exceptions import GraphError, ModelError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint
@@ -100,11 +101,20 @@ class PackedModel(nn.Module):
                 attention[path] = self._attention(site, contents)
             else:
                 change = self._input_change(site, contents)
-                self.model.get_submodule(path).register_forward_pre_hook(
+                self._layer(path, site.name).register_forward_pre_hook(
                     partial(_change_input, site.name, change), with_kwargs=True
                 )
         self._pass_messages(attention)
         self.eval()
+
+    def _layer(self, path: str, name: str) -> nn.Module:
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            raise ModelError(
+                f"{name}: only the main features of a layer can be packed, not second ones or "
+                f"those between hops; leave the layer out with layers="
+            ) from None
 
     def forward(self, graph: Data | Tensor) -> Tensor:
         """Return the class scores of all nodes, ``[N, C]``.
@@ -341,4 +351,4 @@ def _change_input(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return map_input(name, args, kwargs, change)
+    return map_input(name, args, kwargs, change, layer)

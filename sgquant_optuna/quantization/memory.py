@@ -34,7 +34,8 @@ class SiteSize:
 
     Args:
         num_rows:
-            Number of nodes (embedding) or edges (attention).
+            Number of nodes (embedding) or edges (attention), of all calls of the layer: each
+            call stores its features.
         num_columns:
             Features F (embedding) or heads H (attention).
         num_ranges:
@@ -73,19 +74,23 @@ class FeatureLayout:
             Number of nodes N of the graph.
         num_buckets:
             Number of degree buckets B; 1 if widths do not depend on the degree.
+        notes:
+            Lines on what is neither quantized nor counted, each with the name of its layer.
     """
 
     sizes: Mapping[Site, SiteSize]
     num_nodes: int
     num_buckets: int = 1
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the layout as a dictionary for JSON."""
-        return {
+        layout = {
             "num_nodes": self.num_nodes,
             "num_buckets": self.num_buckets,
             "sizes": {str(site): asdict(size) for site, size in self.sizes.items()},
         }
+        return {**layout, "notes": list(self.notes)} if self.notes else layout
 
     @classmethod
     def from_dict(cls, layout: Mapping[str, Any]) -> FeatureLayout:
@@ -93,7 +98,8 @@ class FeatureLayout:
         sizes = {
             Site.parse(name): SiteSize.from_dict(size) for name, size in layout["sizes"].items()
         }
-        return cls(sizes, layout["num_nodes"], layout["num_buckets"])
+        notes = tuple(layout.get("notes", ()))
+        return cls(sizes, layout["num_nodes"], layout["num_buckets"], notes)
 
 
 @dataclass(frozen=True)

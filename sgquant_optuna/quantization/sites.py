@@ -40,7 +40,9 @@ class Site:
 
     Args:
         layer:
-            Path of the layer in the model, as in ``model.get_submodule(layer)``.
+            Path of the layer in the model, as in ``model.get_submodule(layer)``, and for other
+            features than its main ones a further part: the argument (``conv1.x_0``), or ``hops``
+            for hidden features between the hops of one convolution (``conv1.hops``).
         component:
             ``"embedding"`` (the layer's input features) or ``"attention"`` (its coefficients).
         bucket:

@@ -9,8 +9,10 @@ from dataclasses import replace
 from functools import cached_property, partial
 from statistics import fmean
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import Trial
 from torch import Tensor, nn
@@ -78,6 +80,8 @@ class QuantizationObjective:
             If the graph lacks a column, or a mask is empty or overlaps another.
         ModelError:
             If the model cannot be quantized.
+        QuantizerBypassedError:
+            If the scores do not depend on a site, so that its width would look free.
         TypeError:
             If an option has no such name.
         ValueError:
@@ -106,6 +110,7 @@ class QuantizationObjective:
         self.graph = FixedGraph(data)
 
         self.models = [self.calibrated(one) for one in models]
+        self.models[0].check_effects()
         self.layout = self.models[0].layout
         exact = _exact_inputs(self.layout, config)
         self.search_space = BitWidthSearchSpace(
@@ -133,7 +138,7 @@ class QuantizationObjective:
                 "seed": config.seed,
             },
         }
-        self._checked_studies: set[str] = set()
+        self._checked_studies = _CheckedStudies()
         try_export(self.graph, data, partial(self._smallest, models[0]))
 
     def calibrated(self, model: nn.Module, graph: FixedGraph | None = None) -> CalibratedModel:
@@ -223,7 +228,7 @@ class QuantizationObjective:
             StudyMismatchError:
                 If the study was measured on another graph, model, space or protocol.
         """
-        if trial.study.study_name not in self._checked_studies:
+        if trial.study not in self._checked_studies:
             self.sign(trial.study)
         started = time.perf_counter()
         with write_together():
@@ -269,7 +274,26 @@ class QuantizationObjective:
             known.check(study, self.fingerprint)
             # What is compared with must not differ between workers by rounding.
             self.__dict__["full_precision_accuracy"] = known.full_precision_accuracy
-        self._checked_studies.add(study.study_name)
+        self._checked_studies.add(study)
+
+
+class _CheckedStudies:
+    """Studies that were checked, told by storage and name: two storages may share a name."""
+
+    def __init__(self) -> None:
+        self._names: WeakKeyDictionary[BaseStorage, set[str]] = WeakKeyDictionary()
+
+    def add(self, study: Study) -> None:
+        self._names.setdefault(study._storage, set()).add(study.study_name)
+
+    def clear(self) -> None:
+        self._names.clear()
+
+    def __contains__(self, study: Study) -> bool:
+        return study.study_name in self._names.get(study._storage, set())
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _CheckedStudies, ()  # another process checks again
 
 
 def _degree_edges(data: Data, config: ObjectiveConfig) -> tuple[int, ...]:

@@ -234,3 +234,10 @@ def test_a_bad_graph_is_refused_at_the_door(trained_gcn, graph):
 def test_a_model_without_message_passing_is_refused(graph: Data):
     with pytest.raises(ModelError, match="message passing"):
         QuantizationObjective(nn.Linear(12, 3), graph)
+
+
+def test_studies_of_one_name_in_two_storages_are_both_signed(objective):
+    for _ in range(2):
+        study = optuna.create_study(study_name="same", directions=objective.directions)
+        study.optimize(objective, n_trials=1)
+        assert StudyRecord.load(study) is not None

@@ -1,0 +1,66 @@
+"""Changing the class of a module in place, so that copies and pickles of it keep the new class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+Derive = Callable[[type[nn.Module]], type[nn.Module]]
+"""Module-level function from a class to its quantizing subclass, the same one for every call."""
+
+_PLAIN = "_sgquant_plain_classes"
+
+
+class Derived:
+    """First base of a class that is made while the program runs, so that no import finds it."""
+
+    _sgquant_recipe: tuple[type[nn.Module], tuple[Derive, ...]]
+    """Importable class, and the functions that make this class from it."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle and copy by the recipe of the class and the state of the instance."""
+        # Of the class, and by a name that no attribute of a model has.
+        return _rebuild, type(self)._sgquant_recipe, self.__getstate__()
+
+
+def derive_class(
+    derive: Derive, base: type[nn.Module], *bases: type, name: str | None = None
+) -> type[nn.Module]:
+    """Make a subclass whose instances can be copied and pickled.
+
+    Args:
+        derive:
+            The calling function.
+        base:
+            Class to derive from.
+        bases:
+            Classes whose methods come before those of ``base``.
+        name:
+            Name of the new class; that of ``base`` if ``None``.
+    """
+    plain, steps = getattr(base, "_sgquant_recipe", (base, ()))
+    members = {"_sgquant_recipe": (plain, (*steps, derive)), "__module__": base.__module__}
+    derived: type[nn.Module] = type(name or base.__name__, (Derived, *bases, base), members)
+    return derived
+
+
+def switch_class(module: nn.Module, to: type[nn.Module]) -> None:
+    """Change the class of ``module`` to its subclass ``to``, in place."""
+    module.__dict__.setdefault(_PLAIN, []).append(type(module))
+    module.__class__ = to
+
+
+def restore_class(module: nn.Module) -> None:
+    """Undo all calls of :func:`switch_class`; nothing happens if there were none."""
+    plain = module.__dict__.pop(_PLAIN, [])
+    if plain:
+        module.__class__ = plain[0]
+
+
+def _rebuild(plain: type[nn.Module], steps: tuple[Derive, ...]) -> nn.Module:
+    for derive in steps:
+        plain = derive(plain)
+    made: nn.Module = plain.__new__(plain)
+    return made

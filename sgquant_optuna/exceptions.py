@@ -7,7 +7,7 @@
     ├── ModelError              a model that cannot be quantized
     │   └── UnsupportedConvError    attention asked of a convolution that we cannot reach into
     ├── CalibrationError        ranges that cannot be measured, or were not measured yet
-    ├── QuantizerBypassedError  a forward pass that went round a quantizer
+    ├── QuantizerBypassedError  a forward pass that bypassed a quantizer
     ├── PackingError            codes or packed bytes that do not fit what they declare
     ├── StorageError            a study database that cannot be opened
     ├── ArtifactError           a file of a study that cannot be written or read
@@ -43,7 +43,7 @@ class CalibrationError(SgquantError):
 
 
 class QuantizerBypassedError(SgquantError):
-    """A forward pass went round a quantizer, so its result would be full precision."""
+    """A forward pass bypassed a quantizer, so its result would be full precision."""
 
 
 class PackingError(SgquantError):

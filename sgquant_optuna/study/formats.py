@@ -52,6 +52,7 @@ def to_json(report: StudyReport) -> str:
         "bit_widths": report.bits.to_dict(),
         "values": {str(site): sizes[site].num_elements for site in report.bits},
         "degree_edges": list(report.record.degree_edges),
+        "notes": list(report.record.layout.notes),
         "trials": {"finished": report.num_measured, "started": report.num_trials},
     }
     return json.dumps(described, indent=2) + "\n"

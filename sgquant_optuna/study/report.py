@@ -127,6 +127,8 @@ class StudyReport:
     def bits_table(self) -> Table:
         """Return the widths of every layer, component and degree bucket."""
         table = Table(title=Text(self.title))  # a name may look like markup
+        if self.record.layout.notes:
+            table.caption = Text("\n".join(self.record.layout.notes))
         labels = bucket_labels(self.record.degree_edges)
         by_bucket = any(site.bucket is not None for site in self.bits)
         table.add_column("layer")

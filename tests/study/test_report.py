@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import optuna
@@ -12,7 +13,7 @@ from sgquant_optuna.quantization.sites import Site
 from sgquant_optuna.search.final_report import _smallest_that_holds, final_report
 from sgquant_optuna.search.study_creation import create_study
 from sgquant_optuna.study.final_result import FinalResult
-from sgquant_optuna.study.formats import to_markdown
+from sgquant_optuna.study.formats import to_json, to_markdown
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.report import report
 from sgquant_optuna.study.rows import trial_rows
@@ -238,3 +239,12 @@ def test_a_layer_whose_name_looks_like_markup_is_told_as_it_is():
     study.add_trial(measured((4,), 0.1, made=made))
     assert "[/x] [red]1" in str(report(study))
     assert "\\[/x\\] \\[red\\]1" in to_markdown(report(study))
+
+
+def test_what_was_left_out_stands_below_the_bits(study):
+    record = StudyRecord.of(study)
+    note = "attn: its features are out of reach"
+    replace(record, layout=replace(record.layout, notes=(note,))).save(study)
+    shown = report(study)
+    assert note in str(shown)
+    assert json.loads(to_json(shown))["notes"] == [note]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from sgquant_optuna.attachment.model_copies import copy_model
 from sgquant_optuna.attachment.quantized_model import bind, detach
 from sgquant_optuna.exceptions import PackingError, SgquantError
 from sgquant_optuna.graph.fixed_graph import FixedGraph
@@ -93,7 +93,7 @@ def export_packed(
     path = Path(path)
     contents = ModelContents.of(model, data, layout)
     fields = {**contents.fields, "provenance": {**_circumstances(), **(provenance or {})}}
-    plain = None if fields["model"] is not None else detach(copy.deepcopy(model))
+    plain = None if fields["model"] is not None else detach(copy_model(model))
     packed = PackedModel(fields, contents.tensors, plain, forward=forward)
     difference = _compare(model, packed, data, forward)
     stored = sum(packed.stored_nbytes.values())

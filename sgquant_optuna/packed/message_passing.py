@@ -18,8 +18,15 @@ from torch.nn import functional as F
 from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, GCNConv, GINConv, MessagePassing
 from torch_geometric.utils import add_self_loops, remove_self_loops, softmax
 
-from sgquant_optuna.graph.adjacency_cache import AdjacencyCache
-from sgquant_optuna.graph.fixed_graph import edge_values, is_edge_list, is_sparse_product
+from sgquant_optuna.graph.adjacency_cache import AdjacencyCache, FirstAdjacencies
+from sgquant_optuna.graph.fixed_graph import (
+    GCNForward,
+    edge_values,
+    is_edge_list,
+    is_sparse_product,
+    normalised,
+    normalises_each_time,
+)
 from sgquant_optuna.packed.adjacency import Adjacency, add_rows
 from sgquant_optuna.packed.blocks import cut, row_blocks
 from sgquant_optuna.packed.packed_tensor import PackedTensor
@@ -53,6 +60,7 @@ class MessagePasser:
 
     def __init__(self, model: nn.Module, attention: dict[str, Quantize | None]) -> None:
         self._adjacencies = AdjacencyCache(Adjacency)
+        norms = FirstAdjacencies(AdjacencyCache(normalised))
         self.fallback: list[str] = []
         for name, conv in list(model.named_modules()):
             if not isinstance(conv, MessagePassing):
@@ -67,8 +75,8 @@ class MessagePasser:
                 self.fallback.append(name)
             elif is_sparse_product(conv) and not isinstance(conv, GATConv | GATv2Conv):
                 conv.__dict__["propagate"] = partial(self._propagate, conv)
-                if isinstance(conv, GCNConv):
-                    conv.cached = conv.normalize  # a packed model knows one graph
+                if isinstance(conv, GCNConv) and normalises_each_time(conv):
+                    conv.__dict__["forward"] = partial(GCNForward(norms), conv)
                 if type(conv) is GINConv:
                     conv.__dict__["forward"] = partial(_gin, conv)
 

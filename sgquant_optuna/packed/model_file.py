@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from sgquant_optuna.attachment.model_copies import copy_model
 from sgquant_optuna.attachment.quantized_model import detach, quantizers
 from sgquant_optuna.exceptions import CalibrationError, GraphError, ModelError, PackingError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint, model_fingerprint
@@ -105,7 +105,7 @@ class ModelContents:
         """
         if data.num_nodes != layout.num_nodes:
             raise GraphError(f"graph: expected {layout.num_nodes} nodes, got {data.num_nodes}")
-        plain = detach(copy.deepcopy(model))
+        plain = detach(copy_model(model))
         tensors = {f"{_WEIGHTS}{name}": value for name, value in plain.state_dict().items()}
         bucket = None
         if layout.num_buckets > 1:
@@ -335,7 +335,7 @@ def _input_prefix(site: ModelSite, number: int) -> str:
 def _copied(model: nn.Module) -> nn.Module:
     """Copy the user's model, and tell what fails in its class from what is wrong with the file."""
     try:
-        copied = copy.deepcopy(model)
+        copied = copy_model(model)
         model_fingerprint(copied)
     except Exception as error:  # whatever a class may raise
         raise ModelError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.attention import quantized_class
+from sgquant_optuna.attachment.caches import suspend_caches
 from sgquant_optuna.attachment.class_switch import switch_class
 from sgquant_optuna.attachment.layer_inputs import map_input
 from sgquant_optuna.exceptions import GraphError, ModelError, QuantizerBypassedError
@@ -79,6 +80,7 @@ class PackedModel(nn.Module):
         self._rounding = contents.header.config.rounding
         self._forward, self._frees = forward, model is None
         self.model = contents.plain_model(model)
+        suspend_caches(self.model)
         ids = contents.tensors.get("bucket")
         self._part_nbytes = {"bucket ids": 0 if ids is None else ids.nbytes}
         self._used: dict[str, int] = {}

@@ -107,6 +107,7 @@ class GCNForward:
     def __call__(
         self, conv: GCNConv, x: Any, edge_index: Any, edge_weight: Tensor | None = None
     ) -> Tensor:
+        """Call a convolution with edges whose normalisation may be known."""
         known = conv._cached_edge_index
         if known is None:
             with torch._C.DisableTorchFunction():  # a recorder of dropout slows down every look

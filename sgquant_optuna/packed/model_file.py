@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from sgquant_optuna.attachment.hops import HOPS, hop_ports
+from sgquant_optuna.attachment.layer_inputs import layer_quantizers
 from sgquant_optuna.attachment.model_copies import copy_model
 from sgquant_optuna.attachment.quantized_model import detach, quantizers
 from sgquant_optuna.exceptions import CalibrationError, GraphError, ModelError, PackingError
@@ -22,25 +24,28 @@ from sgquant_optuna.packed.checks import (
     check_count,
     check_finite,
     check_ranges,
+    check_tensor,
     top_codes,
 )
 from sgquant_optuna.packed.container import read_container
 from sgquant_optuna.packed.input_features import InputPart, PackedInput
 from sgquant_optuna.packed.integers import pack_buckets, read_buckets
 from sgquant_optuna.packed.model_header import ModelHeader, ModelSite
+from sgquant_optuna.packed.packed_tensor import InputPlaceholder
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site
 
 KIND = "packed_model"
 _WEIGHTS = "weights."
+_X = "x"
 
 
 class ModelContents:
     """Header and tensors of a packed model, checked against one another as they are used.
 
     Tensors are named ``weights.*``, ``bucket``, ``scale.SITE`` and ``zero_point.SITE``, and
-    ``input.SITE.BUCKET.*`` for the graph's own features.
+    ``input.SITE.BUCKET.*`` for the graph's own features, or ``x`` where no site holds these.
 
     Args:
         fields:
@@ -56,7 +61,8 @@ class ModelContents:
     def __init__(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.fields, self.tensors = dict(fields), dict(tensors)
         self.header = ModelHeader.parse(fields)
-        known, prefixes = {"bucket"}, [_WEIGHTS]
+        has_input = self.header.num_features is not None
+        known, prefixes = {"bucket"} | (set() if has_input else {_X}), [_WEIGHTS]
         for site in self.header.sites:
             if site.is_input:
                 prefixes += [_input_prefix(site, number) for number in site.sizes]
@@ -65,6 +71,8 @@ class ModelContents:
         for name in sorted(self.tensors):
             if name not in known and not name.startswith(tuple(prefixes)):
                 raise PackingError(f"packed model: expected no tensor {name}")
+        if not has_input and _X not in self.tensors:
+            raise PackingError("layout: expected a site that takes the graph's features")
 
     @classmethod
     def read(cls, path: str | Path, *, verify: bool = True) -> ModelContents:
@@ -113,12 +121,16 @@ class ModelContents:
                 raise GraphError("column degree_bucket: expected one for each node, got none")
             bucket = data.degree_bucket
             tensors["bucket"] = pack_buckets(bucket, layout.num_buckets)
-        assert isinstance(data.x, Tensor)
+        if not isinstance(data.x, Tensor):
+            raise GraphError("column x: expected the graph's features, got none")
         given = as_sparse_features(data.x)
         fields = _fields(model, plain, data, layout, is_sparse=isinstance(given, SparseFeatures))
         x = given.dense() if isinstance(given, SparseFeatures) else given
         by_name = dict(quantizers(model))
-        for site in ModelHeader.parse(fields).sites:
+        header = ModelHeader.parse(fields)
+        if header.num_features is None:
+            tensors[_X] = x
+        for site in header.sites:
             of_site = bucket if len(site.bit_widths) > 1 else None
             tensors |= _site_tensors(site, by_name[site.name], x, of_site)
         return cls(fields, {name: tensor.contiguous() for name, tensor in tensors.items()})
@@ -142,6 +154,25 @@ class ModelContents:
         bucket = read_buckets(self.tensors["bucket"], self.header.layout.num_nodes, num_buckets)
         check_buckets(bucket, num_buckets)
         return bucket
+
+    @property
+    def x(self) -> Tensor:
+        """The graph's features ``[N, F]`` that the model is called with.
+
+        A placeholder where sites hold them. Otherwise no layer takes them as they are, or one does
+        so in several calls, and they are stored as float32 beside the sites.
+
+        Raises:
+            PackingError:
+                If they do not fit.
+        """
+        num_nodes, num_features = self.header.layout.num_nodes, self.header.num_features
+        if num_features is not None:
+            return InputPlaceholder((num_nodes, num_features))
+        x = self.tensors[_X]
+        check_tensor(x, _X, torch.float32, {(num_nodes, x.shape[-1] if x.dim() else 0)})
+        check_finite(x, _X)
+        return x
 
     def bucket_of(self, site: ModelSite) -> Tensor | None:
         """Return the degree bucket of each row of a site, ``[N]``; ``None`` where there is one."""
@@ -220,8 +251,7 @@ class ModelContents:
         scale, zero_point = (self.tensors[name] for name in names)
         bucket, tops = self.bucket_of(site), top_codes(site.bit_widths)
         if site.axis == "row":
-            num_nodes = self.header.layout.num_nodes
-            tops = tops.expand(num_nodes, 1) if bucket is None else tops[bucket.long()]
+            tops = tops.expand(site.num_ranges, 1) if bucket is None else tops[bucket.long()]
         tops = tops[site.stored_lines(bucket)]
         columns = site.num_columns if site.axis == "column" else 1
         check_ranges(scale, zero_point, site.name, {(len(tops), columns)}, tops)
@@ -239,8 +269,7 @@ class ModelContents:
                 If they are missing or cannot be ranges of the site.
         """
         scale, zero_point = self.stored_ranges(site)
-        num_nodes = self.header.layout.num_nodes
-        lines = num_nodes if site.axis == "row" else len(site.bit_widths)
+        lines = site.num_ranges if site.axis == "row" else len(site.bit_widths)
         stored = site.stored_lines(self.bucket_of(site))
         spread = scale.new_ones(2, lines, scale.shape[1])
         spread[0, stored], spread[1, stored] = scale, zero_point
@@ -265,8 +294,9 @@ def _fields(
         raise CalibrationError(f"{name}: expected a layout of this model; calibrate() gives it")
     bits = {site: by_name[name].bit_widths[site.bucket or 0] for site, name in names.items()}
     inputs = {names[site]: None for site, size in layout.sizes.items() if size.content is not None}
-    if not inputs:
-        raise ModelError("packed model: expected a quantized layer that takes the graph's x")
+    arguments: dict[str, list[tuple[str, str]]] = {}
+    for path, argument, quantizer in layer_quantizers(model):
+        arguments.setdefault(path, []).append((argument, quantizer.name))
     known = architecture(plain)
     config = next(q.config for name, q in by_name.items() if name.endswith("/embedding"))
     return {
@@ -276,6 +306,12 @@ def _fields(
         "layout": layout.to_dict(),
         "bit_widths": BitWidths(bits).to_dict(),
         "quantizer": config.to_dict(),
+        "arguments": arguments,
+        "hops": {
+            path: hop_ports(module)
+            for path, module in model.named_modules()
+            if HOPS in module._modules
+        },
         "sparse_inputs": [
             name
             for name in inputs

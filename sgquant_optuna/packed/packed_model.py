@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -10,19 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
 
 from sgquant_optuna.attachment.attention import quantized_class
 from sgquant_optuna.attachment.caches import suspend_caches
 from sgquant_optuna.attachment.class_switch import switch_class
-from sgquant_optuna.attachment.layer_inputs import map_input
-from sgquant_optuna.exceptions import GraphError, ModelError, QuantizerBypassedError
+from sgquant_optuna.attachment.graph_context import GraphContext
+from sgquant_optuna.attachment.hops import HOPS, install_hops, with_states
+from sgquant_optuna.attachment.layer_arguments import change_argument, node_dim, position_of
+from sgquant_optuna.attachment.quantized_model import ROOT
+from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.packed.message_passing import MessagePasser, Quantize
 from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.model_header import ModelSite
-from sgquant_optuna.packed.packed_features import PackedFeatures
-from sgquant_optuna.packed.packed_tensor import InputPlaceholder, PackedTensor
+from sgquant_optuna.packed.site_packer import SitePacker
 from sgquant_optuna.quantization.affine import fake_quantize
 from sgquant_optuna.quantization.input_stores import RANGE_BYTES
 from sgquant_optuna.quantization.layout import packed_nbytes
@@ -76,7 +80,7 @@ class PackedModel(nn.Module):
         contents = ModelContents(fields, tensors)
         self.fields, self._sites = contents.fields, contents.header.sites
         self.layout, self.bit_widths = contents.header.layout, contents.header.bit_widths
-        self._num_features = contents.header.num_features
+        self._x = contents.x
         self._rounding = contents.header.config.rounding
         self._forward, self._frees = forward, model is None
         self.model = contents.plain_model(model)
@@ -88,26 +92,59 @@ class PackedModel(nn.Module):
         self._checked: tuple[Any, ...] | None = None
         attention: dict[str, Quantize | None] = {}
         for site in self._sites:
-            is_root = site.layer == "model" and not hasattr(self.model, "model")
-            path = "" if is_root else site.layer
             if site.component == "attention":
-                attention[path] = self._attention(site, contents)
-            else:
-                change = self._input_change(site, contents)
-                self._layer(path, site.name).register_forward_pre_hook(
-                    partial(_change_input, site.name, change), with_kwargs=True
-                )
+                is_root = site.layer == ROOT and not hasattr(self.model, ROOT)
+                attention["" if is_root else site.layer] = self._attention(site, contents)
+        self._packers = self._pack_features(contents)
         self._pass_messages(attention)
         self.eval()
 
-    def _layer(self, path: str, name: str) -> nn.Module:
+    def _pack_features(self, contents: ModelContents) -> dict[str, SitePacker]:
+        """Put a packer at each argument and at the hops that a site serves."""
+        header = contents.header
+        graph = GraphContext((), self.layout.num_buckets, degree_bucket=contents.bucket)
+        served = Counter(
+            name for of_layer in header.arguments.values() for name in of_layer.values()
+        )
+        packers = {
+            site.name: SitePacker(
+                site,
+                contents,
+                graph,
+                self._used,
+                frees=self._frees,
+                is_shared=served[site.name] > 1,
+            )
+            for site in header.sites
+            if site.component == "embedding"
+        }
+        for path, arguments in header.arguments.items():
+            layer = self._layer(path)
+            for argument, name in arguments.items():
+                change = partial(
+                    packers[name], node_dim=node_dim(layer), is_own=header.is_own(path, argument)
+                )
+                position = position_of(layer, argument)
+                layer.register_forward_pre_hook(
+                    partial(_change_input, name, change, argument, position), with_kwargs=True
+                )
+        for path, ports in header.hops.items():
+            conv, packer = self._layer(path), packers[header.hop_site(path)]
+            states = with_states(conv)
+            if states is not None:
+                conv.add_module(HOPS, packer)
+                switch_class(conv, states)
+            elif isinstance(conv, MessagePassing):
+                install_hops(conv, packer, list(ports))
+            else:
+                raise PackingError(f"hops: expected a convolution, got {path!r}")
+        return packers
+
+    def _layer(self, path: str) -> nn.Module:
         try:
             return self.model.get_submodule(path)
         except AttributeError:
-            raise ModelError(
-                f"{name}: only the main features of a layer can be packed, not second ones or "
-                f"those between hops; leave the layer out with layers="
-            ) from None
+            raise PackingError(f"packed model: the model has no layer {path!r}") from None
 
     def forward(self, graph: Data | Tensor) -> Tensor:
         """Return the class scores of all nodes, ``[N, C]``.
@@ -124,11 +161,15 @@ class PackedModel(nn.Module):
                 If the forward pass does not reach a quantized layer.
         """
         data = Data(edge_index=graph) if isinstance(graph, Tensor) else copy.copy(graph)
-        data.x = InputPlaceholder((self.layout.num_nodes, self._num_features))
+        data.x = self._x
         self._check_edges(data)
-        self._used = {}
-        with torch.no_grad():
-            scores = self._forward(self.model, data)
+        self._used.clear()
+        try:
+            with torch.no_grad():
+                scores = self._forward(self.model, data)
+        finally:
+            for packer in self._packers.values():
+                packer.forget()
         missed = {site.name for site in self._sites} - set(self._used)
         if missed:
             raise QuantizerBypassedError(f"the forward pass went round {', '.join(missed)}")
@@ -203,50 +244,6 @@ class PackedModel(nn.Module):
             conv.add_module("attention_quantizer", _AttentionQuantizer(attention[path]))
             switch_class(conv, to)
 
-    def _input_change(self, site: ModelSite, contents: ModelContents) -> Quantize:
-        """Return what is done with the features that a layer is called with."""
-        if site.is_input:
-            stored = contents.input_of(site)
-            return partial(self._take_input, site.name, PackedTensor(stored), stored.nbytes)
-        if site.is_identity:
-            return partial(self._leave, site.name)
-        scale, zero_point = contents.ranges(site)
-        range_nbytes = RANGE_BYTES * contents.stored_ranges(site)[0].numel()
-        return partial(self._pack, site, contents.bucket_of(site), scale, zero_point, range_nbytes)
-
-    def _take_input(self, name: str, stored: PackedTensor, nbytes: int, x: Tensor) -> Tensor:
-        if not isinstance(x, InputPlaceholder):
-            raise ModelError(f"{name}: expected the graph's features, got {type(x).__name__}")
-        self._used[name] = nbytes
-        return stored
-
-    def _leave(self, name: str, x: Tensor) -> Tensor:
-        self._used[name] = x.nbytes
-        return x
-
-    def _pack(
-        self,
-        site: ModelSite,
-        bucket: Tensor | None,
-        scale: Tensor,
-        zero_point: Tensor,
-        range_nbytes: int,
-        x: Tensor,
-    ) -> Tensor:
-        packed = PackedFeatures.from_dense(
-            x,
-            bucket,
-            site.bit_widths,
-            scale,
-            zero_point,
-            rounding=self._rounding,
-            ranges_by_row=site.axis == "row",
-        )
-        self._used[site.name] = packed.data.nbytes + range_nbytes
-        if self._frees and x._base is None:
-            x.data = x.new_empty(0)  # the models of the paper do not read it again
-        return PackedTensor(packed)
-
     def _attention(self, site: ModelSite, contents: ModelContents) -> Quantize:
         """Return what is done with the attention of a block of edges."""
         name, (width,) = site.name, site.bit_widths
@@ -285,8 +282,10 @@ class _AttentionQuantizer(nn.Module):
 def _change_input(
     name: str,
     change: Callable[[Tensor], Tensor],
+    argument: str,
+    position: int,
     layer: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return map_input(name, args, kwargs, change, layer)
+    return change_argument(name, args, kwargs, argument, position, change)

@@ -1,0 +1,115 @@
+"""What a packed model does with the features of a site: it holds codes, and counts bytes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sgquant_optuna.attachment.graph_context import GraphContext
+from sgquant_optuna.exceptions import ModelError
+from sgquant_optuna.packed.model_file import ModelContents
+from sgquant_optuna.packed.model_header import ModelSite
+from sgquant_optuna.packed.packed_features import PackedFeatures
+from sgquant_optuna.packed.packed_tensor import InputPlaceholder, PackedTensor
+from sgquant_optuna.quantization.input_stores import RANGE_BYTES
+
+
+class SitePacker(nn.Module):
+    """Packs the features of one site whenever a layer takes them.
+
+    It stands where :class:`~sgquant_optuna.attachment.site_quantizer.SiteQuantizer` stands in the
+    quantized model.
+
+    Args:
+        site:
+            Site of the model, other than attention.
+        contents:
+            Contents of the packed model.
+        graph:
+            Degree buckets of the nodes.
+        used:
+            Bytes that the current forward pass stored, by site; the bytes of each call are added.
+        frees:
+            Whether float32 features are freed as soon as they are packed.
+        is_shared:
+            Whether several arguments take the features of one call, so that they are kept.
+
+    Raises:
+        PackingError:
+            If the tensors of the site do not fit.
+    """
+
+    def __init__(
+        self,
+        site: ModelSite,
+        contents: ModelContents,
+        graph: GraphContext,
+        used: dict[str, int],
+        *,
+        frees: bool,
+        is_shared: bool,
+    ) -> None:
+        super().__init__()
+        self.name, self._site = site.name, site
+        self._rounding = contents.header.config.rounding
+        self._graph, self._used, self._frees = graph, used, frees
+        self._is_shared = is_shared
+        self._last: tuple[Tensor, Tensor] | None = None
+        self._range_nbytes = 0
+        if site.is_input:
+            stored = contents.input_of(site)
+            self._input, self._input_nbytes = PackedTensor(stored), stored.nbytes
+        elif not site.is_identity:
+            self._ranges = contents.ranges(site)
+            self._range_nbytes = RANGE_BYTES * contents.stored_ranges(site)[0].numel()
+
+    def forward(self, x: Tensor, node_dim: int = 0, *, is_own: bool = True) -> Tensor:
+        """Return the features of one call, packed.
+
+        Args:
+            x:
+                Features, ``[N, F]`` or with further leading dimensions, which are flattened.
+            node_dim:
+                Dimension of ``x`` that counts the nodes.
+            is_own:
+                Whether the call stores its features; otherwise they are those of another call,
+                as the first features that all layers of GCNII take.
+
+        Raises:
+            ModelError:
+                If the graph's own features are expected and others come.
+        """
+        if self._site.is_input:
+            return self._take_input(x)
+        if not is_own and self._last is not None and self._last[0] is x:
+            return self._last[1]
+        out, nbytes = (x, x.nbytes) if self._site.is_identity else self._pack(x, node_dim)
+        # Ranges are stored once for all calls.
+        self._used[self.name] = self._used.get(self.name, self._range_nbytes) + nbytes
+        if self._frees and out is not x and not self._is_shared and x._base is None:
+            x.data = x.new_empty(0)  # the models of the paper do not read it again
+        if self._is_shared:
+            self._last = (x, out)
+        return out
+
+    def forget(self) -> None:
+        """Free the features of the last call."""
+        self._last = None
+
+    def _take_input(self, x: Tensor) -> Tensor:
+        if not isinstance(x, InputPlaceholder):
+            raise ModelError(f"{self.name}: expected the graph's features, got {type(x).__name__}")
+        self._used[self.name] = self._input_nbytes
+        return self._input
+
+    def _pack(self, x: Tensor, node_dim: int) -> tuple[Tensor, int]:
+        is_by_bucket = len(self._site.bit_widths) > 1
+        packed = PackedFeatures.from_dense(
+            x if x.dim() == 2 else x.reshape(-1, x.shape[-1]),
+            self._graph.buckets_of(x, node_dim) if is_by_bucket else None,
+            self._site.bit_widths,
+            *self._ranges,
+            rounding=self._rounding,
+            ranges_by_row=self._site.axis == "row",
+        )
+        out = PackedTensor(packed)
+        return (out if x.dim() == 2 else out.dense().view(x.shape)), packed.data.nbytes

@@ -62,6 +62,8 @@ class ModelContents:
         self.fields, self.tensors = dict(fields), dict(tensors)
         self.header = ModelHeader.parse(fields)
         has_input = self.header.num_features is not None
+        if not has_input and _X not in self.tensors:
+            raise PackingError("layout: expected a site that takes the graph's features")
         known, prefixes = {"bucket"} | (set() if has_input else {_X}), [_WEIGHTS]
         for site in self.header.sites:
             if site.is_input:
@@ -71,8 +73,6 @@ class ModelContents:
         for name in sorted(self.tensors):
             if name not in known and not name.startswith(tuple(prefixes)):
                 raise PackingError(f"packed model: expected no tensor {name}")
-        if not has_input and _X not in self.tensors:
-            raise PackingError("layout: expected a site that takes the graph's features")
 
     @classmethod
     def read(cls, path: str | Path, *, verify: bool = True) -> ModelContents:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sgquant_optuna.attachment.graph_context import GraphContext
-from sgquant_optuna.exceptions import ModelError
+from sgquant_optuna.exceptions import ModelError, PackingError
 from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.model_header import ModelSite
 from sgquant_optuna.packed.packed_features import PackedFeatures
@@ -77,9 +77,15 @@ class SitePacker(nn.Module):
         Raises:
             ModelError:
                 If the graph's own features are expected and others come.
+            PackingError:
+                If the number of columns is not that of the site.
         """
         if self._site.is_input:
             return self._take_input(x)
+        if x.shape[-1] != self._site.num_columns:
+            raise PackingError(
+                f"{self.name}: expected {self._site.num_columns} columns, got {x.shape[-1]}"
+            )
         if not is_own and self._last is not None and self._last[0] is x:
             return self._last[1]
         out, nbytes = (x, x.nbytes) if self._site.is_identity else self._pack(x, node_dim)

@@ -304,3 +304,12 @@ def test_features_that_a_layer_takes_in_one_of_two_calls_are_refused_by_name(tmp
     with pytest.raises(ModelError, match="outside its quantized layers"):
         export(Mixed, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_features_of_another_width_are_refused(tmp_path):
+    _, data, *_ = export(Shared, tmp_path / "m")
+    fields, tensors = read_container(tmp_path / "m", "packed_model")
+    narrow = {**tensors, "x": tensors["x"][:, :5].contiguous()}
+    write_container(tmp_path / "y", "packed_model", fields, narrow)
+    with pytest.raises(PackingError, match="conv/embedding: expected 12 columns, got 5"):
+        load_packed(tmp_path / "y", Shared())(data)

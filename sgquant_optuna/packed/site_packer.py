@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sgquant_optuna.attachment.graph_context import GraphContext
+from sgquant_optuna.attachment.graph_context import GraphContext, version
 from sgquant_optuna.exceptions import ModelError, PackingError
 from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.model_header import ModelSite
@@ -53,7 +53,7 @@ class SitePacker(nn.Module):
         self._rounding = contents.header.config.rounding
         self._graph, self._used, self._frees = graph, used, frees
         self._is_shared = is_shared
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, int, Tensor] | None = None
         self._range_nbytes = 0
         if site.is_input:
             stored = contents.input_of(site)
@@ -86,15 +86,16 @@ class SitePacker(nn.Module):
             raise PackingError(
                 f"{self.name}: expected {self._site.num_columns} columns, got {x.shape[-1]}"
             )
-        if not is_own and self._last is not None and self._last[0] is x:
-            return self._last[1]
+        last = self._last
+        if not is_own and last is not None and last[0] is x and last[1] == version(x):
+            return last[2]
         out, nbytes = (x, x.nbytes) if self._site.is_identity else self._pack(x, node_dim)
         # Ranges are stored once for all calls.
         self._used[self.name] = self._used.get(self.name, self._range_nbytes) + nbytes
         if self._frees and out is not x and not self._is_shared and x._base is None:
             x.data = x.new_empty(0)  # the models of the paper do not read it again
         if self._is_shared:
-            self._last = (x, out)
+            self._last = (x, version(x), out)
         return out
 
     def forget(self) -> None:

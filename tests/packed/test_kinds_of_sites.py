@@ -8,20 +8,26 @@ from hypothesis import given, settings
 from torch import nn
 from torch_geometric.nn import (
     APPNP,
+    GCN,
+    AGNNConv,
     AntiSymmetricConv,
     ARMAConv,
     ChebConv,
     DirGNNConv,
     FAConv,
+    GATConv,
     GatedGraphConv,
     GCN2Conv,
     GCNConv,
     HypergraphConv,
     MixHopConv,
+    PointGNNConv,
+    PointTransformerConv,
     SGConv,
     SSGConv,
     SuperGATConv,
     TAGConv,
+    TransformerConv,
 )
 
 from sgquant_optuna.attachment.calibration import calibrate
@@ -41,6 +47,7 @@ from tests.attachment.own_models import (
     DNA,
     FAGCN,
     GCNII,
+    OwnConv,
     OwnModel,
     PointCloud,
     Shared,
@@ -154,6 +161,58 @@ class BothWays(nn.Module):
         return self.conv(self.conv(x, edge_index).tanh(), edge_index.flip(0))
 
 
+class Twice(nn.Module):
+    """Calls one convolution with attention twice."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.lin, self.conv = nn.Linear(12, 8), conv
+
+    def forward(self, x, edge_index):
+        x = self.lin(x)
+        return self.conv(self.conv(x, edge_index).tanh(), edge_index.flip(0))
+
+
+class Points(nn.Module):
+    """Two convolutions of points, whose second takes the positions too."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv1, self.conv2 = conv(12, 12), conv(12, 12)
+        self.lin = nn.Linear(12, 3)
+
+    def forward(self, x, edge_index, pos):
+        x = self.conv1(x, pos, edge_index).tanh()
+        return self.lin(self.conv2(x, pos, edge_index))
+
+
+def point_gnn(num_inputs, num_outputs):
+    return PointGNNConv(nn.Linear(12, 3), nn.Linear(15, 12), nn.Linear(12, 12))
+
+
+class Unnamed(OwnConv):
+    def forward(self, *given):
+        return super().forward(given[1], given[0])
+
+
+class NamedAlone(OwnConv):
+    def forward(self, *, edge_index, h):
+        return super().forward(edge_index, h)
+
+
+class Given(nn.Module):
+    """Gives a layer its features without a name, or by name alone."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv, self.by_name = conv, isinstance(conv, NamedAlone)
+
+    def forward(self, x, edge_index):
+        if self.by_name:
+            return self.conv(edge_index=edge_index, h=x)
+        return self.conv(x, edge_index)
+
+
 SECOND = {
     "GCN2Conv": GCNII,
     "FAConv": FAGCN,
@@ -162,6 +221,10 @@ SECOND = {
     "PointNetConv": PointCloud,
     "PPFConv": Surfaces,
     "x by another name": OwnModel,
+    "x without a name": lambda: Given(Unnamed()),
+    "x by name alone": lambda: Given(NamedAlone()),
+    "PointTransformerConv": lambda: Points(PointTransformerConv),
+    "PointGNNConv": lambda: Points(point_gnn),
 }
 HOPS = {
     "SGConv": lambda: Two(SGConv(12, 8, K=2), SGConv(8, 3, K=3)),
@@ -169,7 +232,7 @@ HOPS = {
     "SSGConv": lambda: Two(SSGConv(12, 8, 0.1, K=2), SSGConv(8, 3, 0.1, K=2)),
     "TAGConv": lambda: Two(TAGConv(12, 8), TAGConv(8, 3)),
     "ChebConv": lambda: Two(ChebConv(12, 8, 3), ChebConv(8, 3, 4)),
-    "APPNP": lambda: Two(nn_linear(12, 8), APPNP(4, 0.1)),
+    "APPNP": lambda: Two(EdgelessLinear(12, 8), APPNP(4, 0.1)),
     "ARMAConv": lambda: Two(ARMAConv(12, 8, 2, 2), ARMAConv(8, 3, 2, 2)),
     "MixHopConv": lambda: Two(MixHopConv(12, 4, [0, 2]), MixHopConv(8, 3)),
     "HypergraphConv": lambda: Two(HypergraphConv(12, 8), HypergraphConv(8, 3)),
@@ -178,13 +241,20 @@ HOPS = {
 CALLS = {
     "twice": Shared,
     "both ways": BothWays,
+    "GATConv": lambda: Twice(GATConv(8, 4, heads=2)),
+    "AGNNConv": lambda: Twice(AGNNConv()),
+    "TransformerConv": lambda: Twice(TransformerConv(8, 4, heads=2)),
     "AntiSymmetricConv": lambda: Two(AntiSymmetricConv(12, num_iters=2), GCNConv(12, 3)),
     "DirGNNConv": lambda: Two(DirGNNConv(GCNConv(12, 8)), DirGNNConv(GCNConv(8, 3))),
 }
-DEEPER = {"DNAConv": DNA, "static": Static}
+DEEPER = {
+    "LSTM": lambda: GCN(12, 8, num_layers=2, out_channels=3, jk="lstm"),
+    "DNAConv": DNA,
+    "static": Static,
+}
 
 
-class nn_linear(nn.Linear):  # noqa: N801
+class EdgelessLinear(nn.Linear):
     def forward(self, x, edge_index):
         return super().forward(x)
 

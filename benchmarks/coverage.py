@@ -23,8 +23,8 @@ from torch import nn
 from torch_geometric.data import Data
 
 import sgquant_optuna as sgq
-from sgquant_optuna.attachment.model_copies import copy_model
 from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.model_copies import copy_model
 from sgquant_optuna.quantization.sites import BitWidths
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"

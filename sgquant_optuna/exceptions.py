@@ -16,6 +16,8 @@
     │                           or to another version of this package
     └── WorkerError             a worker whose trials fail, or whose database stays away
 
+``ExportWarning`` says, before a search, what its packed model will lack.
+
 Bad arguments raise ``ValueError`` or ``TypeError`` at the public function that took them.
 """
 
@@ -66,3 +68,7 @@ class StudyMismatchError(SgquantError):
 
 class WorkerError(SgquantError):
     """A worker gave up: trial after trial failed, or its database stayed away."""
+
+
+class ExportWarning(UserWarning):
+    """A search gives right bit widths, but its model cannot be exported, or takes more bytes."""

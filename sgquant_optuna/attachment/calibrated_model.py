@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from sgquant_optuna.attachment.bypass_guard import check_effects
 from sgquant_optuna.attachment.calibration import calibrate
-from sgquant_optuna.attachment.model_copies import copy_model
 from sgquant_optuna.attachment.quantized_model import attach, bind, set_bit_widths
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward
+from sgquant_optuna.graph.model_copies import copy_model
 from sgquant_optuna.graph.training import TrainingResult, fit
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
@@ -104,11 +104,23 @@ class CalibratedModel:
         Reference:
             SGQuant (Feng et al., 2020, arXiv:2007.05100), "Finetuning".
         """
+        model = self.quantized(bits)
+        return model, fit(model, self.graph, config, seed=seed, forward=self._forward)
+
+    def quantized(self, bits: BitWidths) -> nn.Module:
+        """Return a copy of the model with the given bit widths, not finetuned.
+
+        Raises:
+            CalibrationError:
+                If a width is not among the candidates.
+            ModelError:
+                If ``bits`` lacks a site of the model or names one that it does not have.
+        """
         model = copy_model(self._model)
         # The input of the copy is recognised by identity, so it needs the shared graph's tensors.
         bind(model, self.graph.data)
         set_bit_widths(model, bits)
-        return model, fit(model, self.graph, config, seed=seed, forward=self._forward)
+        return model
 
     def check_effects(self) -> None:
         """Refuse a site that the scores do not depend on.

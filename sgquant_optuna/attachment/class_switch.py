@@ -10,18 +10,19 @@ from torch import nn
 Derive = Callable[[type[nn.Module]], type[nn.Module]]
 """Module-level function from a class to its quantizing subclass, the same one for every call."""
 
-_PLAIN = "plain_classes"
+_PLAIN = "_sgquant_plain_classes"
 
 
 class Derived:
     """First base of a class that is made while the program runs, so that no import finds it."""
 
-    recipe: tuple[type[nn.Module], tuple[Derive, ...]]
+    _sgquant_recipe: tuple[type[nn.Module], tuple[Derive, ...]]
     """Importable class, and the functions that make this class from it."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle and copy by the recipe of the class and the state of the instance."""
-        return _rebuild, self.recipe, self.__getstate__()
+        # Of the class, and by a name that no attribute of a model has.
+        return _rebuild, type(self)._sgquant_recipe, self.__getstate__()
 
 
 def derive_class(
@@ -39,8 +40,8 @@ def derive_class(
         name:
             Name of the new class; that of ``base`` if ``None``.
     """
-    plain, steps = getattr(base, "recipe", (base, ()))
-    members = {"recipe": (plain, (*steps, derive)), "__module__": base.__module__}
+    plain, steps = getattr(base, "_sgquant_recipe", (base, ()))
+    members = {"_sgquant_recipe": (plain, (*steps, derive)), "__module__": base.__module__}
     derived: type[nn.Module] = type(name or base.__name__, (Derived, *bases, base), members)
     return derived
 

@@ -35,7 +35,7 @@ def input_contents(
     rows = torch.zeros(len(dense), dtype=torch.long) if bucket is None else bucket.cpu()
     num_nonzeros = torch.count_nonzero(dense, dim=1).cpu()
     num_values = {
-        number: _count_nonzero_values(dense[rows == number]) for number in rows.unique().tolist()
+        number: count_nonzero_values(dense[rows == number]) for number in rows.unique().tolist()
     }
     # A width can be lossless only where the values are few.
     few = [number for number, count in num_values.items() if count is not None]
@@ -58,7 +58,7 @@ def _dense(x: Tensor) -> Tensor:
     return x.dense() if isinstance(x, SparseFeatures) else x
 
 
-def _count_nonzero_values(x: Tensor) -> int | None:
+def count_nonzero_values(x: Tensor) -> int | None:
     """Count the distinct non-zero values, or return ``None`` if a codebook cannot hold them."""
     first = x[: max(1, _FIRST_VALUES // max(1, x.shape[1]))].unique()
     if len(first) > MAX_VALUES + 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 
@@ -36,6 +38,18 @@ def start_logging(study: str, level: LogLevel) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.value.upper())
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Write each warning as one line, without the place in our source that made it."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def quiet_optuna() -> None:

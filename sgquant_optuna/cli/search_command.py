@@ -57,7 +57,7 @@ def search(
     from rich.console import Console
     from rich.text import Text
 
-    from sgquant_optuna.cli.logs import quiet_optuna
+    from sgquant_optuna.cli.logs import quiet_optuna, short_warnings
     from sgquant_optuna.search.preparation import prepare_search
     from sgquant_optuna.search.workers.stopping import Stopped, Stopper
     from sgquant_optuna.study.report import report
@@ -69,7 +69,7 @@ def search(
     stopper = Stopper(grace=0.0)
     try:
         with stopper.installed():
-            with console.status(training):
+            with console.status(training), short_warnings():
                 opened, store = open_both(storage, artifacts)
                 prepared = prepare_search(
                     plan, opened, store, study_name=study, root=root, device=device

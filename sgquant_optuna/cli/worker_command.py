@@ -67,9 +67,11 @@ def worker(
     The study tells what is measured; only its database and the data sets are needed. SIGTERM or
     Ctrl+C lets the trial finish within --grace or gives it back; a second signal does so at once.
     """
+    import warnings
     from dataclasses import replace
 
     from sgquant_optuna.cli.logs import quiet_optuna
+    from sgquant_optuna.exceptions import ExportWarning
     from sgquant_optuna.search.workers.engines import run_here, run_processes
     from sgquant_optuna.storage import RETRY_SECONDS, open_storage
     from sgquant_optuna.storage.artifacts import open_artifacts
@@ -79,6 +81,8 @@ def worker(
     if (engine is Engine.DASK) != (scheduler is not None):
         raise ValueError("--scheduler: expected together with --engine dask, and only then")
     quiet_optuna()
+    # Who made the study was told.
+    warnings.filterwarnings("ignore", category=ExportWarning)
     if wait is None:  # who sits at a terminal sees a typing mistake at once
         wait = 0.0 if sys.stdin is not None and sys.stdin.isatty() else RETRY_SECONDS
     database = open_storage(storage, create=False, wait=wait)

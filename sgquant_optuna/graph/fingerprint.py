@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
 
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 
@@ -45,11 +49,15 @@ def edges_fingerprint(data: Data) -> dict[str, Any]:
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:
     """Return the class of a model, and a hash of its ``repr`` and the shapes of its parameters.
 
+    Where the ``repr`` of a module hides its children, theirs are added. A function in it is told
+    by its name and by the names and constants that its code uses, not by its address, which
+    differs in each process.
+
     Returns:
         Name ``class``, and 16 hexadecimal digits ``hash``.
     """
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    digest = hashlib.sha256(f"{model}{shapes}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{_without_addresses(model)}{shapes}".encode()).hexdigest()[:16]
     return {"class": type(model).__name__, "hash": digest}
 
 
@@ -70,6 +78,66 @@ def weights_sketch(model: nn.Module) -> list[float]:
         sketch += (signs.double() * 2 - 1) @ flat
     norm = float(sketch.norm())
     return [round(number, 6) for number in (sketch / norm if norm else sketch).tolist()]
+
+
+_ADDRESS = re.compile(r"\b0x[0-9a-f]+\b")
+
+
+def _without_addresses(model: nn.Module) -> str:
+    text = "\n".join([repr(model), *_hidden(model)])
+    if _ADDRESS.search(text) is None:
+        return text
+    codes = {id(one): _code_words(code) for one, code in _functions(model)}
+    return _ADDRESS.sub(lambda found: codes.get(int(found[0], 16), ""), text)
+
+
+def _hidden(module: nn.Module) -> Iterator[str]:
+    """Yield the readable forms of children that those of their parents hide.
+
+    Convolutions show the sizes of their linear layers.
+    """
+    if isinstance(module, MessagePassing):
+        return
+    shown = repr(module)
+    for name, child in module.named_children():
+        own = repr(child)
+        if own.replace("\n", "\n  ") not in shown:
+            yield f"{name}: {own}"
+        yield from _hidden(child)
+
+
+def _functions(model: nn.Module) -> Iterator[tuple[object, CodeType]]:
+    """Yield the functions that the modules hold, also in lists, dictionaries and ``partial``."""
+    left: list[object] = [value for module in model.modules() for value in vars(module).values()]
+    seen: set[int] = set()
+    while left:
+        value = left.pop()
+        if id(value) in seen or isinstance(value, Tensor | nn.Module):
+            continue
+        seen.add(id(value))
+        code = getattr(value, "__code__", None)
+        if isinstance(code, CodeType):
+            yield value, code
+        elif isinstance(value, partial):
+            left += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list | tuple | set):
+            left += value
+
+
+def _code_words(code: CodeType) -> str:
+    """Return the names and constants of some code, which all versions of Python keep alike."""
+    constants = [_constant_words(one) for one in code.co_consts if one is not None]
+    return " ".join([*code.co_varnames, *code.co_names, *code.co_freevars, *sorted(constants)])
+
+
+def _constant_words(value: object) -> str:
+    if isinstance(value, CodeType):
+        return _code_words(value)
+    if isinstance(value, frozenset):  # in the order of hashes, which differ in each process
+        return repr(sorted(map(repr, value)))
+    return repr(value)
 
 
 def _hash_columns(data: Data, names: Sequence[str]) -> str:

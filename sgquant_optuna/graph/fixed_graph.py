@@ -59,7 +59,7 @@ class FixedGraph:
         self.data = copy.copy(data)
         if data.x is not None:
             self.data.x = as_sparse_features(data.x)
-        self._norms = AdjacencyCache(normalised)
+        self._norms = AdjacencyCache(_normalised)
         self._adjacencies = AdjacencyCache(_adjacency)
         self._passed: set[Callable[[Data], None]] = set()
 
@@ -91,14 +91,14 @@ class FixedGraph:
             norms = FirstAdjacencies(self._norms)
             adjacencies = FirstAdjacencies(self._adjacencies)
             for conv in model.modules():
-                if isinstance(conv, GCNConv) and normalises_each_time(conv):
-                    replace_method(conv, "forward", GCNForward(norms), undo)
+                if isinstance(conv, GCNConv) and _normalises_each_time(conv):
+                    replace_method(conv, "forward", _GCNForward(norms), undo)
                 if isinstance(conv, MessagePassing) and is_sparse_product(conv):
                     replace_method(conv, "propagate", _Propagate(adjacencies), undo)
             yield self.data
 
 
-class GCNForward:
+class _GCNForward:
     """Stands in for ``forward`` of GCN, and computes each normalisation once."""
 
     def __init__(self, norms: FirstAdjacencies[_Norm]) -> None:
@@ -107,7 +107,6 @@ class GCNForward:
     def __call__(
         self, conv: GCNConv, x: Any, edge_index: Any, edge_weight: Tensor | None = None
     ) -> Tensor:
-        """Call a convolution with edges whose normalisation may be known."""
         known = conv._cached_edge_index
         if known is None:
             with torch._C.DisableTorchFunction():  # a recorder of dropout slows down every look
@@ -210,7 +209,7 @@ def _adjacency(
         return _Adjacency(edge_index, weight, flow, aggr, num_nodes)
 
 
-def normalised(
+def _normalised(
     edge_index: Tensor,
     weight: Tensor | None,
     improved: bool,
@@ -219,7 +218,6 @@ def normalised(
     num_nodes: int,
     dtype: torch.dtype,
 ) -> _Norm:
-    """Return the edges of GCN with their weights, for an :class:`AdjacencyCache`."""
     with torch.no_grad():
         edges, weights = gcn_norm(
             edge_index, weight, num_nodes, improved, add_self_loops, flow, dtype
@@ -286,7 +284,7 @@ def is_sparse_product(conv: MessagePassing) -> bool:
     )
 
 
-def normalises_each_time(conv: GCNConv) -> bool:
+def _normalises_each_time(conv: GCNConv) -> bool:
     """Whether a GCN normalises in each call, where the user did not tell it to cache."""
     return (
         conv.normalize

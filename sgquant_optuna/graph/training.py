@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +17,7 @@ from sgquant_optuna.exceptions import GraphError, ModelError
 from sgquant_optuna.graph.datasets import check_columns
 from sgquant_optuna.graph.fixed_graph import ONE_AT_A_TIME, FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, check_scores, forward
+from sgquant_optuna.graph.model_copies import copy_state, restore_state
 from sgquant_optuna.graph.training_config import TrainingConfig
 
 
@@ -127,7 +127,7 @@ def _train(
     losses: list[float] = []
     with _feature_sizes_explained(task):
         best_loss, best_accuracy = _validate(task)
-    weights = copy.deepcopy(model.state_dict())
+    weights = copy_state(model)
     epochs_since_best = 0
     for epoch in range(1, config.epochs + 1):
         loss = _step(task, optimizer)
@@ -138,13 +138,13 @@ def _train(
         epochs_since_best += 1
         if val_loss < best_loss:
             best_loss, best_accuracy = val_loss, val_accuracy
-            weights = copy.deepcopy(model.state_dict())
+            weights = copy_state(model)
             epochs_since_best = 0
         if on_epoch is not None:
             on_epoch(epoch, val_accuracy)
         if epochs_since_best >= config.patience:
             break
-    model.load_state_dict(weights)
+    restore_state(model, weights)
     model.eval()
     return TrainingResult(best_accuracy, len(losses), tuple(losses))
 

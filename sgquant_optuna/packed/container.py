@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.storage.out_files import replacing
 
 VERSION = 2
 _KEY = "sgquant_optuna"
@@ -37,7 +38,7 @@ _CHECKSUM_BYTES = 1 << 24  # a mapped file is read in pieces: it need not fit in
 def write_container(
     path: str | Path, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write fields and tensors.
+    """Write fields and tensors to a path where nothing is that matters.
 
     Args:
         path:
@@ -48,11 +49,41 @@ def write_container(
             Header, ready for JSON.
         tensors:
             Tensors by name; moved to the CPU.
+
+    Raises:
+        OSError:
+            If it cannot be written.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"version": VERSION, "kind": kind, "fields": dict(fields)}
     checksum = _checksum(header, on_cpu)
-    save_file(on_cpu, path, {_KEY: json.dumps(header | {"crc32": checksum}, sort_keys=True)})
+    try:
+        save_file(on_cpu, path, {_KEY: json.dumps(header | {"crc32": checksum}, sort_keys=True)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def replace_container(
+    path: str | Path, kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write fields and tensors as a file that a user asked for: whole, or the old file stays.
+
+    Args:
+        path:
+            File to write, or a link to it.
+        kind:
+            Name of what the file holds.
+        fields:
+            Header, ready for JSON.
+        tensors:
+            Tensors by name; moved to the CPU.
+
+    Raises:
+        ValueError:
+            If the path leads to something else than a regular file, or cannot be written.
+    """
+    with replacing(path) as part:
+        write_container(part, kind, fields, tensors)
 
 
 def read_container(

@@ -140,7 +140,13 @@ def _times(packed: nn.Module, model: nn.Module, data: Data, repeats: int) -> tup
 
 def _part_nbytes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Add up the bytes of the tensors of a file by the part that they belong to."""
-    names = {"weights": "weights", "input": "input features", "bucket": "bucket ids"}
+    names = {
+        "weights": "weights",
+        "input": "input features",
+        "constant": "input features",
+        "exact": "exact features",
+        "bucket": "bucket ids",
+    }
     parts: dict[str, int] = {}
     for name, tensor in tensors.items():
         part = names.get(name.split(".")[0], "ranges")

@@ -15,18 +15,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, GCNConv, GINConv, MessagePassing
+from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, GINConv, MessagePassing
 from torch_geometric.utils import add_self_loops, remove_self_loops, softmax
 
-from sgquant_optuna.graph.adjacency_cache import AdjacencyCache, FirstAdjacencies
-from sgquant_optuna.graph.fixed_graph import (
-    GCNForward,
-    edge_values,
-    is_edge_list,
-    is_sparse_product,
-    normalised,
-    normalises_each_time,
-)
+from sgquant_optuna.graph.adjacency_cache import AdjacencyCache
+from sgquant_optuna.graph.fixed_graph import edge_values, is_edge_list, is_sparse_product
 from sgquant_optuna.packed.adjacency import Adjacency, add_rows
 from sgquant_optuna.packed.blocks import cut, row_blocks
 from sgquant_optuna.packed.packed_tensor import PackedTensor
@@ -60,11 +53,12 @@ class MessagePasser:
 
     def __init__(self, model: nn.Module, attention: dict[str, Quantize | None]) -> None:
         self._adjacencies = AdjacencyCache(Adjacency)
-        norms = FirstAdjacencies(AdjacencyCache(normalised))
         self.fallback: list[str] = []
         for name, conv in list(model.named_modules()):
             if not isinstance(conv, MessagePassing):
                 continue
+            for cache in [one for one in vars(conv) if one.startswith("_cached_")]:
+                setattr(conv, cache, None)  # the user's instance may have seen another graph
             quantize = attention.get(name)
             if _has_known_scores(conv) and is_sparse_product(conv):
                 conv.__dict__["edge_updater"] = EdgeInputs
@@ -75,8 +69,6 @@ class MessagePasser:
                 self.fallback.append(name)
             elif is_sparse_product(conv) and not isinstance(conv, GATConv | GATv2Conv):
                 conv.__dict__["propagate"] = partial(self._propagate, conv)
-                if isinstance(conv, GCNConv) and normalises_each_time(conv):
-                    conv.__dict__["forward"] = partial(GCNForward(norms), conv)
                 if type(conv) is GINConv:
                     conv.__dict__["forward"] = partial(_gin, conv)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,39 +13,33 @@ from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.hops import HOPS, hop_ports
 from sgquant_optuna.attachment.layer_inputs import layer_quantizers
-from sgquant_optuna.attachment.model_copies import copy_model
 from sgquant_optuna.attachment.quantized_model import detach, quantizers
 from sgquant_optuna.exceptions import CalibrationError, GraphError, ModelError, PackingError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint, model_fingerprint
-from sgquant_optuna.graph.paper_models import MODELS, architecture
+from sgquant_optuna.graph.model_copies import copy_model
+from sgquant_optuna.graph.paper_models import architecture
 from sgquant_optuna.graph.sparse_features import SparseFeatures, as_sparse_features
-from sgquant_optuna.packed.checks import (
-    check_buckets,
-    check_count,
-    check_finite,
-    check_ranges,
-    check_tensor,
-    top_codes,
-)
+from sgquant_optuna.packed.checks import check_buckets, check_ranges, top_codes
 from sgquant_optuna.packed.container import read_container
+from sgquant_optuna.packed.feature_use import EXACT, feature_use
 from sgquant_optuna.packed.input_features import InputPart, PackedInput
 from sgquant_optuna.packed.integers import pack_buckets, read_buckets
 from sgquant_optuna.packed.model_header import ModelHeader, ModelSite
-from sgquant_optuna.packed.packed_tensor import InputPlaceholder
+from sgquant_optuna.packed.model_weights import load_weights, paper_model, weights_of, with_tied
+from sgquant_optuna.packed.packed_features import PackedFeatures, check_full_rows
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site
 
 KIND = "packed_model"
 _WEIGHTS = "weights."
-_X = "x"
 
 
 class ModelContents:
     """Header and tensors of a packed model, checked against one another as they are used.
 
     Tensors are named ``weights.*``, ``bucket``, ``scale.SITE`` and ``zero_point.SITE``, and
-    ``input.SITE.BUCKET.*`` for the graph's own features, or ``x`` where no site holds these.
+    ``input.SITE.BUCKET.*``, ``constant.SITE.CALL`` and ``exact.*`` for the graph's own features.
 
     Args:
         fields:
@@ -61,10 +55,11 @@ class ModelContents:
     def __init__(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.fields, self.tensors = dict(fields), dict(tensors)
         self.header = ModelHeader.parse(fields)
-        has_input = self.header.num_features is not None
-        if not has_input and _X not in self.tensors:
-            raise PackingError("layout: expected a site that takes the graph's features")
-        known, prefixes = {"bucket"} | (set() if has_input else {_X}), [_WEIGHTS]
+        use = self.header.features
+        known, prefixes = {"bucket"}, [_WEIGHTS]
+        known |= {_constant(name, call) for name, calls in use.constant.items() for call in calls}
+        if use.exact is not None and use.exact_site is None:
+            prefixes.append(EXACT)
         for site in self.header.sites:
             if site.is_input:
                 prefixes += [_input_prefix(site, number) for number in site.sizes]
@@ -92,7 +87,15 @@ class ModelContents:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: nn.Module, data: Data, layout: FeatureLayout) -> ModelContents:
+    def of(
+        cls,
+        model: nn.Module,
+        data: Data,
+        layout: FeatureLayout,
+        *,
+        constants: Mapping[tuple[str, int], Tensor] | None = None,
+        exact: bool = False,
+    ) -> ModelContents:
         """Take a fake-quantized model apart.
 
         Args:
@@ -102,6 +105,11 @@ class ModelContents:
                 Graph of the calibration, with ``degree_bucket`` if there are several.
             layout:
                 Result of ``calibrate``.
+            constants:
+                Features that a layer takes and that are computed of ``x`` alone, ``[N, F]``, by
+                the name of its site and the number of its call.
+            exact:
+                Whether to store ``x`` exactly, for uses outside of quantized layers.
 
         Raises:
             CalibrationError:
@@ -109,31 +117,88 @@ class ModelContents:
             GraphError:
                 If the graph is not that of the layout.
             ModelError:
-                If no quantized layer takes the graph's features.
+                If weights or features are not float32.
         """
         if data.num_nodes != layout.num_nodes:
             raise GraphError(f"graph: expected {layout.num_nodes} nodes, got {data.num_nodes}")
-        plain = detach(copy_model(model))
-        tensors = {f"{_WEIGHTS}{name}": value for name, value in plain.state_dict().items()}
+        plain = detach(copy_model(model)).eval()
+        weights, tied = weights_of(plain)
+        tensors = {f"{_WEIGHTS}{name}": value for name, value in weights.items()}
         bucket = None
         if layout.num_buckets > 1:
             if "degree_bucket" not in data:
                 raise GraphError("column degree_bucket: expected one for each node, got none")
             bucket = data.degree_bucket
             tensors["bucket"] = pack_buckets(bucket, layout.num_buckets)
-        if not isinstance(data.x, Tensor):
-            raise GraphError("column x: expected the graph's features, got none")
-        given = as_sparse_features(data.x)
-        fields = _fields(model, plain, data, layout, is_sparse=isinstance(given, SparseFeatures))
-        x = given.dense() if isinstance(given, SparseFeatures) else given
+        x, is_sparse = _dense_features(data)
+        fields = _fields(model, plain, data, layout, is_sparse=is_sparse)
+        fields |= {"tied": tied} if tied else {}
+        calls = constants or {}
+        use, more = feature_use(x, layout, fields["bit_widths"], calls, exact=exact)
+        fields |= {} if use is None else {"features": use.to_dict()}
+        tensors |= more
         by_name = dict(quantizers(model))
-        header = ModelHeader.parse(fields)
-        if header.num_features is None:
-            tensors[_X] = x
-        for site in header.sites:
+        for site in ModelHeader.parse(fields).sites:
             of_site = bucket if len(site.bit_widths) > 1 else None
             tensors |= _site_tensors(site, by_name[site.name], x, of_site)
-        return cls(fields, {name: tensor.contiguous() for name, tensor in tensors.items()})
+        contents = cls(fields, {name: value.contiguous() for name, value in tensors.items()})
+        for (name, call), given in calls.items():
+            contents.tensors[_constant(name, call)] = contents.pack(name, given).data
+        return contents
+
+    def pack(self, name: str, x: Tensor) -> PackedFeatures:
+        """Pack features that a layer takes, ``[N, F]`` float32, as its site says."""
+        site = next(site for site in self.header.sites if site.name == name)
+        return PackedFeatures.from_dense(
+            x,
+            self.bucket_of(site),
+            site.bit_widths,
+            *self.ranges(site),
+            rounding=self.header.config.rounding,
+            ranges_by_row=site.axis == "row",
+        )
+
+    def constant_of(self, site: ModelSite, call: int) -> PackedFeatures:
+        """Return the packed features that a call of a layer takes each time.
+
+        Raises:
+            PackingError:
+                If they are missing or do not fit.
+        """
+        tensor = _constant(site.name, call)
+        if tensor not in self.tensors:
+            raise PackingError(f"packed model: expected a tensor {tensor}, got none")
+        bucket = self.bucket_of(site)
+        if bucket is None:
+            bucket = torch.zeros(self.header.layout.num_nodes, dtype=torch.uint8)
+        scale, zero_point = self.ranges(site)
+        packed = PackedFeatures(
+            self.tensors[tensor],
+            bucket,
+            site.bit_widths,
+            scale,
+            zero_point,
+            site.num_columns,
+            site.axis == "row",
+        )
+        check_full_rows(packed)
+        return packed
+
+    def exact_features(self) -> PackedInput | None:
+        """Return the exact features, if the model uses them outside of its quantized layers.
+
+        Raises:
+            PackingError:
+                If their tensors do not fit.
+        """
+        use = self.header.features
+        if use.exact is None:
+            return None
+        if use.exact_site is not None:
+            sites = [site for site in self.header.sites if site.name == use.exact_site]
+            return self.input_of(sites[0])
+        sparse = any(site.sparse for site in self.header.sites)
+        return use.exact_input(self._named(EXACT), sparse=sparse)
 
     @cached_property
     def bucket(self) -> Tensor | None:
@@ -155,25 +220,6 @@ class ModelContents:
         check_buckets(bucket, num_buckets)
         return bucket
 
-    @property
-    def x(self) -> Tensor:
-        """The graph's features ``[N, F]`` that the model is called with.
-
-        A placeholder where sites hold them. Otherwise no layer takes them as they are, or one does
-        so in several calls, and they are stored as float32 beside the sites.
-
-        Raises:
-            PackingError:
-                If they do not fit.
-        """
-        num_nodes, num_features = self.header.layout.num_nodes, self.header.num_features
-        if num_features is not None:
-            return InputPlaceholder((num_nodes, num_features))
-        x = self.tensors[_X]
-        check_tensor(x, _X, torch.float32, {(num_nodes, x.shape[-1] if x.dim() else 0)})
-        check_finite(x, _X)
-        return x
-
     def bucket_of(self, site: ModelSite) -> Tensor | None:
         """Return the degree bucket of each row of a site, ``[N]``; ``None`` where there is one."""
         return self.bucket if len(site.bit_widths) > 1 else None
@@ -194,22 +240,15 @@ class ModelContents:
         known, fingerprint = self.fields.get("model"), self.fields["model_fingerprint"]
         weights = self._named(_WEIGHTS)
         if model is not None:
-            model = _copied(model)
+            model = load_weights(model, weights, self.header.tied, fingerprint)
         elif known is not None:
-            model = _paper_model(known, fingerprint, weights)
+            every = with_tied(weights, self.header.tied)
+            model = paper_model(known, every, fingerprint)
         else:
             raise ModelError(
                 f"packed model: expected an instance of {fingerprint['class']}, got none; give "
                 f"the model whose weights the file holds, as model="
             )
-        _check_architecture(model, fingerprint)
-        # A buffer of another model may be a mask of infinities.
-        parameters = [name for name, _ in model.named_parameters()]
-        _check_weights(weights, model, weights if known is not None else parameters)
-        try:
-            model.load_state_dict(weights, strict=True)
-        except RuntimeError as error:
-            raise PackingError("packed model: its weights do not fit its architecture") from error
         return model.requires_grad_(False)
 
     def input_of(self, site: ModelSite) -> PackedInput:
@@ -268,8 +307,10 @@ class ModelContents:
             PackingError:
                 If they are missing or cannot be ranges of the site.
         """
-        scale, zero_point = self.stored_ranges(site)
         lines = site.num_ranges if site.axis == "row" else len(site.bit_widths)
+        if site.is_identity:
+            return torch.ones(lines, 1), torch.ones(lines, 1)
+        scale, zero_point = self.stored_ranges(site)
         stored = site.stored_lines(self.bucket_of(site))
         spread = scale.new_ones(2, lines, scale.shape[1])
         spread[0, stored], spread[1, stored] = scale, zero_point
@@ -320,11 +361,26 @@ def _fields(
     }
 
 
+def _dense_features(data: Data) -> tuple[Tensor | None, bool]:
+    """Return the graph's features, if it has any, and whether products run on the non-zeros."""
+    x = data.get("x")
+    if not isinstance(x, Tensor):
+        return None, False
+    given = as_sparse_features(x)
+    return (given.dense(), True) if isinstance(given, SparseFeatures) else (x, False)
+
+
 def _site_tensors(
-    site: ModelSite, quantizer: FeatureQuantizer, x: Tensor, bucket: Tensor | None
+    site: ModelSite, quantizer: FeatureQuantizer, x: Tensor | None, bucket: Tensor | None
 ) -> dict[str, Tensor]:
     """Return the stored tensors of a site: the graph's features packed, or ranges."""
     if site.is_input:
+        assert x is not None
+        if x.dtype != torch.float32:
+            raise ModelError(
+                f"x: expected float32 features, got {str(x.dtype).removeprefix('torch.')}; give "
+                f"the graph float32 ones, data.x = data.x.float()"
+            )
         return {
             f"{_input_prefix(site, number)}{name}": tensor
             for number in site.sizes
@@ -364,75 +420,9 @@ def _range_names(site: ModelSite) -> tuple[str, str]:
     return f"scale.{site.name}", f"zero_point.{site.name}"
 
 
+def _constant(name: str, call: int) -> str:
+    return f"constant.{name}.{call}"
+
+
 def _input_prefix(site: ModelSite, number: int) -> str:
     return f"input.{site.name}.{number}."
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """Copy the user's model, and tell what fails in its class from what is wrong with the file."""
-    try:
-        copied = copy_model(model)
-        model_fingerprint(copied)
-    except Exception as error:  # whatever a class may raise
-        raise ModelError(
-            f"packed model: {type(model).__name__} cannot be copied and described "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    return copied
-
-
-def _paper_model(
-    known: Any, fingerprint: Mapping[str, Any], weights: Mapping[str, Tensor]
-) -> nn.Module:
-    """Build a model of the paper, but not one that the weights could not be of."""
-    if not isinstance(known, dict) or known.get("name") not in MODELS:
-        raise PackingError(f"model: expected one of {', '.join(MODELS)}, got {known!r}")
-    arguments = known.get("arguments")
-    if not isinstance(arguments, dict):
-        raise PackingError(f"arguments of the model: expected an object, got {arguments!r}")
-    num_weights = sum(value.numel() for value in weights.values())
-    for name, value in arguments.items():
-        if name == "dropout":
-            if type(value) not in (int, float) or not 0 <= value <= 1:
-                raise PackingError(f"dropout of the model: expected 0 to 1, got {value!r}")
-            continue
-        most = len(weights) if name == "num_layers" else num_weights
-        check_count(value, f"{name} of the model", low=1, high=most)
-    build = MODELS[known["name"]].build
-    try:
-        with torch.random.fork_rng(devices=[]):
-            with torch.device("meta"):  # sizes alone, which may be absurd
-                _check_architecture(build(**arguments), fingerprint)
-            return build(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PackingError(f"arguments of the model: {error}") from error
-
-
-def _check_architecture(model: nn.Module, fingerprint: Mapping[str, Any]) -> None:
-    found = model_fingerprint(model)
-    if found != fingerprint:
-        raise ModelError(
-            f"packed model: expected the architecture that was packed ({fingerprint['class']}), "
-            f"got a {found['class']} of other layers or sizes"
-        )
-
-
-def _check_weights(
-    weights: Mapping[str, Tensor], model: nn.Module, finite: Collection[str]
-) -> None:
-    """Check types and values of the weights; loading them checks names and shapes.
-
-    Args:
-        weights:
-            Weights of the file, by name.
-        model:
-            Model that takes them.
-        finite:
-            Names of those that must be finite.
-    """
-    state = model.state_dict()
-    for name, value in weights.items():
-        if name in state and value.dtype != state[name].dtype:
-            raise PackingError(f"{name}: expected {state[name].dtype}, got {value.dtype}")
-        if name in finite:
-            check_finite(value, name)

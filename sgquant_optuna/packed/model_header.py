@@ -10,6 +10,8 @@
 ``arguments``         arguments of each layer that are quantized, the main one first, with sites
 ``hops``              calls of ``propagate`` between which hidden features are quantized, by layer
 ``sparse_inputs``     layers whose products with the graph's features run on the non-zeros alone
+``features``          only where the graph's features are used otherwise: :mod:`.feature_use`
+``tied``              only where weights have two names: the name that stores each of the others
 ``provenance``        where the file comes from: content of the user
 ===================== ========================================================================
 
@@ -30,6 +32,7 @@ from sgquant_optuna.attachment.hops import Port, hop_site
 from sgquant_optuna.attachment.quantized_model import ROOT
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.packed.checks import MAX_BUCKETS, check_count, check_flag, check_widths
+from sgquant_optuna.packed.feature_use import FeatureUse
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize, site_store
 from sgquant_optuna.quantization.quantizer_config import Axis, QuantizerConfig
@@ -131,6 +134,10 @@ class ModelHeader:
             Name of the site of each argument, the main one first, by path of the layer.
         hops:
             Ports of the hidden features of each convolution that has some, by its path.
+        features:
+            Use of the graph's own features.
+        tied:
+            Name of the weights that are stored, for each other name of the same weights.
     """
 
     layout: FeatureLayout
@@ -139,11 +146,8 @@ class ModelHeader:
     sites: tuple[ModelSite, ...]
     arguments: Mapping[str, Mapping[str, str]]
     hops: Mapping[str, tuple[Port, ...]]
-
-    @property
-    def num_features(self) -> int | None:
-        """Number of the graph's own features F, if a site holds them."""
-        return next((site.num_columns for site in self.sites if site.is_input), None)
+    features: FeatureUse
+    tied: Mapping[str, str]
 
     def is_own(self, path: str, argument: str) -> bool:
         """Whether the site of an argument is named after it, and stores what it takes."""
@@ -181,9 +185,11 @@ class ModelHeader:
         if set(bits) != set(layout.sizes):
             raise PackingError("bit widths: expected one for each site of the layout")
         sites = _sites(layout, bits, config, fields.get("sparse_inputs"))
-        _check_inputs(sites, layout.num_nodes)
+        inputs = _check_inputs(sites, layout.num_nodes)
+        features = _features(fields.get("features"), sites, inputs, layout.num_nodes)
         names = {site.name for site in sites if site.component == "embedding"}
-        header = cls(layout, bits, config, sites, _arguments(fields, names), _hops(fields))
+        arguments, hops = _arguments(fields, names), _hops(fields)
+        header = cls(layout, bits, config, sites, arguments, hops, features, _tied(fields))
         _check_reached(header, names)
         return header
 
@@ -240,8 +246,8 @@ def _check_parts(whole: Site, parts: list[Site], layout: FeatureLayout) -> None:
         raise PackingError(f"{whole}: expected a content for all degree buckets of an input alone")
 
 
-def _check_inputs(sites: tuple[ModelSite, ...], num_nodes: int) -> None:
-    """Check that all inputs have the graph's features of all nodes."""
+def _check_inputs(sites: tuple[ModelSite, ...], num_nodes: int) -> list[ModelSite]:
+    """Return the sites of the graph's features; check that all have those of all nodes."""
     inputs = [site for site in sites if site.is_input]
     for site in inputs:
         check_count(site.num_columns, f"features of {site.name}", low=1)
@@ -253,6 +259,38 @@ def _check_inputs(sites: tuple[ModelSite, ...], num_nodes: int) -> None:
         num_rows = sum(size.num_rows for size in site.sizes.values())
         if num_rows != num_nodes:
             raise PackingError(f"{site.name}: expected {num_nodes} rows in all, got {num_rows}")
+    return inputs
+
+
+def _features(
+    value: object, sites: tuple[ModelSite, ...], inputs: list[ModelSite], num_nodes: int
+) -> FeatureUse:
+    """Return the use of the graph's features, which must fit the sites."""
+    shape = (num_nodes, inputs[0].num_columns) if inputs else None
+    if value is None:
+        if shape is None:
+            raise PackingError("layout: expected a site that takes the graph's features")
+        return FeatureUse(shape)
+    use = FeatureUse.parse(value, num_nodes)
+    if shape is not None and (use.shape, use.dtype) != (shape, "float32"):
+        raise PackingError(
+            f"features: expected float32 {list(shape)} as {inputs[0].name}, got {use.dtype} "
+            f"{use.shape!r}"
+        )
+    if use.exact_site is not None and use.exact_site not in [site.name for site in inputs]:
+        raise PackingError(f"features: expected exact ones of an input, got {use.exact_site!r}")
+    hidden = [s.name for s in sites if s.component == "embedding" and not s.is_input]
+    for name in use.constant:
+        if name not in hidden:
+            raise PackingError(f"features: expected constants of {hidden}, got {name!r}")
+    return use
+
+
+def _tied(fields: Mapping[str, Any]) -> dict[str, str]:
+    tied = fields.get("tied", {})
+    if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
+        raise PackingError(f"tied: expected names of weights, got {tied!r}")
+    return tied
 
 
 def _arguments(fields: Mapping[str, Any], names: set[str]) -> dict[str, dict[str, str]]:

@@ -26,7 +26,7 @@ from sgquant_optuna.packed.checks import (
     check_widths,
     top_codes,
 )
-from sgquant_optuna.packed.container import read_checksum, read_container, write_container
+from sgquant_optuna.packed.container import read_checksum, read_container, replace_container
 from sgquant_optuna.packed.indexing import places_in_buckets
 from sgquant_optuna.packed.integers import pack_buckets, read_buckets
 from sgquant_optuna.quantization.affine import dequantize, quantize
@@ -279,7 +279,12 @@ class PackedFeatures:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write to a file of safetensors with a versioned header."""
+        """Write to a file of safetensors with a versioned header, in the place of an older one.
+
+        Raises:
+            ValueError:
+                If the path leads to something else than a regular file, or cannot be written.
+        """
         fields = {
             "shape": list(self.shape),
             "bit_widths": list(self.bit_widths),
@@ -291,7 +296,7 @@ class PackedFeatures:
             "scale": self.scale,
             "zero_point": self.zero_point,
         }
-        write_container(path, KIND, fields, tensors)
+        replace_container(path, KIND, fields, tensors)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> PackedFeatures:
@@ -313,7 +318,7 @@ class PackedFeatures:
         try:
             opened = cls(*_parts_of_file(fields, tensors))
             if verify:
-                _check_full_rows(opened)
+                check_full_rows(opened)
         except PackingError as error:
             raise PackingError(f"{path}: {error}") from error
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -419,8 +424,13 @@ def _parts_of_file(fields: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[
     return data, bucket, widths, tensors["scale"], tensors["zero_point"], num_columns, by_row
 
 
-def _check_full_rows(features: PackedFeatures) -> None:
-    """Look for NaN and infinity in rows that are float32, a block at a time."""
+def check_full_rows(features: PackedFeatures) -> None:
+    """Look for NaN and infinity in rows that are float32, a block at a time.
+
+    Raises:
+        PackingError:
+            If there are any.
+    """
     for bucket, width in enumerate(features.bit_widths):
         if width == FULL_PRECISION:
             packed = features.packed_rows(bucket)

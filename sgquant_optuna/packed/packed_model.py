@@ -23,6 +23,8 @@ from sgquant_optuna.attachment.quantized_model import ROOT
 from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.packed.feature_use import ExactFeatures
+from sgquant_optuna.packed.input_placeholder import InputPlaceholder
 from sgquant_optuna.packed.message_passing import MessagePasser, Quantize
 from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.model_header import ModelSite
@@ -60,6 +62,9 @@ class PackedModel(nn.Module):
             out for models of the paper.
         forward:
             Function that calls the model with the graph.
+        fast:
+            Whether to pack hidden features by the compiled kernel, which makes the same bytes; by
+            default where it is installed.
 
     Raises:
         ModelError:
@@ -75,18 +80,21 @@ class PackedModel(nn.Module):
         model: nn.Module | None = None,
         *,
         forward: Forward = forward,
+        fast: bool | None = None,
     ) -> None:
         super().__init__()
         contents = ModelContents(fields, tensors)
         self.fields, self._sites = contents.fields, contents.header.sites
         self.layout, self.bit_widths = contents.header.layout, contents.header.bit_widths
-        self._x = contents.x
         self._rounding = contents.header.config.rounding
-        self._forward, self._frees = forward, model is None
+        self._forward, self._frees, self._fast = forward, model is None, fast
         self.model = contents.plain_model(model)
         suspend_caches(self.model)
         ids = contents.tensors.get("bucket")
         self._part_nbytes = {"bucket ids": 0 if ids is None else ids.nbytes}
+        self._use, exact = contents.header.features, contents.exact_features()
+        self._exact = None if exact is None else ExactFeatures(exact)
+        self._exact_nbytes = 0 if exact is None or self._use.exact_site else exact.nbytes
         self._used: dict[str, int] = {}
         self._counts: dict[str, int] = {}
         self._checked: tuple[Any, ...] | None = None
@@ -112,7 +120,9 @@ class PackedModel(nn.Module):
                 contents,
                 graph,
                 self._used,
+                self._exact,
                 frees=self._frees,
+                fast=self._fast,
                 is_shared=served[site.name] > 1,
             )
             for site in header.sites
@@ -161,15 +171,15 @@ class PackedModel(nn.Module):
                 If the forward pass does not reach a quantized layer.
         """
         data = Data(edge_index=graph) if isinstance(graph, Tensor) else copy.copy(graph)
-        data.x = self._x
         self._check_edges(data)
+        self._give_features(data)
         self._used.clear()
         try:
             with torch.no_grad():
                 scores = self._forward(self.model, data)
         finally:
             for packer in self._packers.values():
-                packer.forget()
+                packer.end_pass()
         missed = {site.name for site in self._sites} - set(self._used)
         if missed:
             raise QuantizerBypassedError(f"the forward pass went round {', '.join(missed)}")
@@ -210,20 +220,41 @@ class PackedModel(nn.Module):
             raise RuntimeError("stored bytes: call the model with its graph first")
         return {**self._used, **self._part_nbytes}
 
+    @property
+    def exact_nbytes(self) -> int:
+        """Bytes of the exact features, which no accounting of the layers counts.
+
+        They are stored where the model uses the graph's features outside of its quantized layers,
+        unless one of these stores them without loss.
+        """
+        return self._exact_nbytes
+
+    def _give_features(self, data: Data) -> None:
+        """Put what stands for the features into the graph that the model is called with."""
+        if self._use.shape is None:
+            data.num_nodes = self.layout.num_nodes
+        elif self._exact is not None:
+            data.x = self._exact
+        else:
+            columns = [value for _, value in data if isinstance(value, Tensor)]
+            constants = frozenset(map(id, (*columns, *self.model.buffers())))
+            data.x = InputPlaceholder(self._use.shape, self._use.torch_dtype, constants)
+
     def _check_edges(self, data: Data) -> None:
-        columns = [data.get(name) for name in ("edge_index", "edge_attr", "edge_weight")]
+        columns = [data.get(name) for name in ("edge_index", "edge_attr", "edge_weight", "adj_t")]
         now = tuple((column, getattr(column, "_version", None)) for column in columns)
         if self._checked is not None and all(
             one[0] is other[0] and one[1] == other[1]
             for one, other in zip(self._checked, now, strict=True)
         ):
             return
-        if not isinstance(data.edge_index, Tensor):
+        edges = data.get("edge_index", data.get("adj_t"))
+        if not isinstance(edges, Tensor):
             raise GraphError("column edge_index: expected a tensor [2, E], got none")
-        if data.edge_index.device.type != "cpu":
+        if edges.device.type != "cpu":
             raise GraphError(
-                f"column edge_index: a packed model runs on the CPU, got it on "
-                f"{data.edge_index.device}; call it with data.cpu()"
+                f"column edge_index: a packed model runs on the CPU, got it on {edges.device}; "
+                f"call it with data.cpu()"
             )
         expected, found = self.fields["edges"], edges_fingerprint(data)
         if expected != found:

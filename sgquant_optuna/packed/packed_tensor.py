@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgquant_optuna.exceptions import ModelError
 from sgquant_optuna.graph.sparse_products import csr
 from sgquant_optuna.graph.tensor_base import WrapperTensor
 from sgquant_optuna.packed.adjacency import add_rows
@@ -84,38 +83,12 @@ class PackedTensor(WrapperTensor):
         """Work block by block, or on the selected rows alone."""
         if func is F.linear and isinstance(args[0], PackedTensor):
             return _linear(*args, **kwargs)
-        if func in _MATMUL and args[0].layout == torch.sparse_csr:
+        plain = len(args) == 2 and not kwargs  # torch.sparse.mm may reduce otherwise
+        if func in _MATMUL and plain and args[0].layout == torch.sparse_csr:
             return _sparse_product(*args)
         if args and isinstance(args[0], PackedTensor):
             return _packed_result(func, *args, **kwargs)
         return NotImplemented
-
-
-class InputPlaceholder(WrapperTensor):
-    """Stands for the graph's own features ``[N, F]``, which only quantized layers hold."""
-
-    @staticmethod
-    def __new__(cls, shape: tuple[int, int]) -> InputPlaceholder:
-        """Make a tensor without values."""
-        return cls._wrap(shape)
-
-    def dense(self) -> Tensor:
-        """Refuse: there are no values."""
-        raise ModelError("packed model: the graph's features are not there")
-
-    @classmethod
-    def _compute(
-        cls, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Refuse everything that would need the values."""
-        if func is F.dropout and not kwargs.get("training", args[2] if len(args) > 2 else True):
-            return args[0]
-        name = getattr(func, "__name__", str(func))
-        raise ModelError(
-            f"packed model: the model uses the graph's features outside its quantized layers "
-            f"(in {name}), but the file holds them only as those layers take them; let a "
-            f"quantized layer take them, at 32 bits where they have to stay exact"
-        )
 
 
 _MATMUL = {torch.matmul, torch.mm, torch.sparse.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +26,8 @@ from sgquant_optuna.graph.fingerprint import graph_fingerprint, model_fingerprin
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.graph.training import TrainingResult
+from sgquant_optuna.packed.dry_run import try_export
+from sgquant_optuna.packed.export import Source
 from sgquant_optuna.quantization.memory import (
     FeatureLayout,
     exact_inputs,
@@ -54,6 +56,9 @@ class QuantizationObjective:
     ``full_precision_bytes * (1 + violation)``, so that no infeasible trial ever looks best, not
     even where constraints are ignored. In mode ``"pareto"`` the values are memory in bytes and
     accuracy drop in percentage points, both minimised.
+
+    The export of a packed model is tried once when it is made: an :class:`ExportWarning` says what
+    to change.
 
     Args:
         model:
@@ -134,12 +139,20 @@ class QuantizationObjective:
             },
         }
         self._checked_studies = _CheckedStudies()
+        try_export(self.graph, data, partial(self._smallest, models[0]))
 
-    def calibrated(self, model: nn.Module) -> CalibratedModel:
-        """Return a model of the same architecture, ready to be finetuned on the same graph."""
+    def calibrated(self, model: nn.Module, graph: FixedGraph | None = None) -> CalibratedModel:
+        """Return a model of the same architecture, ready to be finetuned.
+
+        Args:
+            model:
+                Trained model.
+            graph:
+                Graph to calibrate it on; that of the objective by default.
+        """
         return CalibratedModel(
             model,
-            self.graph,
+            graph or self.graph,
             candidates=sorted({*self.config.candidates, *self.config.frozen.values()}),
             quantizer=self.config.quantizer,
             num_buckets=len(self.degree_edges) + 1,
@@ -167,6 +180,12 @@ class QuantizationObjective:
     def full_precision(self) -> BitWidths:
         """The assignment that quantizes nothing."""
         return BitWidths(dict.fromkeys(self.layout.sizes, FULL_PRECISION))
+
+    def _smallest(self, model: nn.Module, graph: FixedGraph) -> Source:
+        """Return the first model with the fewest bits, for its own graph or another."""
+        made = self.models[0] if graph is self.graph else self.calibrated(model, graph)
+        bits = BitWidths(dict.fromkeys(made.layout.sizes, min(self.config.candidates)))
+        return Source(made.quantized(bits), graph, made.layout, self.forward)
 
     def memory_bytes(self, params: Mapping[str, Any]) -> float:
         """Return the honest bytes of a choice of parameters, without any training."""

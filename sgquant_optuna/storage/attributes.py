@@ -55,7 +55,7 @@ Trial, system attributes:
 | sgquant:claim       | choice of the sampler      | rounds          | claims                    |
 | constraints         | [violation]                | objective       | Optuna                    |
 | fixed_params        | enqueued parameters        | Optuna          | Optuna, history           |
-| failed_trial        | number of what it repeats  | Optuna          | Optuna, queries           |
+| failed_trial        | number of what it repeats  | Optuna          | Optuna, queries, budget   |
 | retry_history       | numbers of what it repeats | Optuna          | Optuna                    |
 """
 
@@ -76,6 +76,7 @@ ASKED_ATTR = "sgquant:asked"
 BEAT_ATTR = "sgquant:beat"
 PROCESS_ATTR = "sgquant:process"
 CONSTRAINTS_ATTR = "constraints"
+COPY_OF_ATTR = "failed_trial"
 
 CREATION_ATTRS = frozenset({BIRTH_ATTR, ASKED_ATTR, BEAT_ATTR})
 """System attributes that a trial may have before its configuration is chosen."""

@@ -10,10 +10,10 @@ from torch_geometric.nn import GCN2Conv, GCNConv, SGConv, SSGConv, SuperGATConv
 
 import sgquant_optuna as sgq
 from sgquant_optuna.attachment.bypass_guard import check_effects
-from sgquant_optuna.attachment.model_copies import copy_model
 from sgquant_optuna.exceptions import CalibrationError, GraphError, QuantizerBypassedError
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.model_copies import copy_model
 from sgquant_optuna.graph.paper_models import GAT, GCN
 from tests.attachment.own_models import Bucketed, Embedded, Two
 from tests.conftest import FAST, make_graph

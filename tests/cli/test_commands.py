@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import optuna
@@ -10,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from sgquant_optuna.cli import main
+from sgquant_optuna.exceptions import ExportWarning
 from sgquant_optuna.storage import open_storage
 from sgquant_optuna.storage.urls import shown_storage
 from sgquant_optuna.study.dashboard.notes import Place
@@ -50,6 +52,18 @@ def test_a_quiet_search_shows_the_report_alone(capsys):
     code, out, err = run(capsys, *QUICK, "--quiet")
     assert code == 0 and not err
     assert out.split()[0] == "gcn-digits-lwq+cwq+taq:" and "best saving" not in out
+
+
+@pytest.mark.filterwarnings("always::sgquant_optuna.exceptions.ExportWarning")
+def test_a_search_whose_model_cannot_be_exported_says_so_in_one_line(monkeypatch, capsys):
+    def cannot(*_):
+        warnings.warn("export of GCN:\nit is too new", ExportWarning, stacklevel=3)
+
+    monkeypatch.setattr("sgquant_optuna.search.objective.try_export", cannot)
+    for command in ("init", "search"):
+        arguments = [command, *QUICK[1:], "--study", command, "--quiet"]
+        code, _, err = run(capsys, *arguments)
+        assert (code, err) == (0, "warning: export of GCN: it is too new\n")
 
 
 def test_a_quiet_search_tells_the_errors_of_its_workers(tmp_path, monkeypatch, capfd):

@@ -12,7 +12,7 @@ from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.study_creation import create_study
 from sgquant_optuna.search.trial_export import export_study
 from sgquant_optuna.storage.artifacts import open_artifacts
-from sgquant_optuna.storage.processes import worker_name
+from sgquant_optuna.storage.processes import process_name
 from sgquant_optuna.study.assignment import load_assignment
 from sgquant_optuna.study.dashboard.page import write_page
 from tests.cli.test_commands import run
@@ -88,7 +88,7 @@ def test_list_status_and_report_show_it(study, capsys):
     assert code == 0 and cells == ["mine", "3", "0", "0", f"{best:.1f}x", "stopped"]
     code, out, _ = run(capsys, "status", *STORAGE)
     words = " ".join(out.split())
-    assert code == 0 and "finished 3 (planned: -)" in words and worker_name() in words
+    assert code == 0 and "finished 3 (planned: -)" in words and process_name() in words
     for format_ in ("table", "json", "csv", "markdown", "html"):
         code, out, _ = run(capsys, "report", *STORAGE, "--format", format_)
         assert code == 0 and re.search("mine|trial", out)

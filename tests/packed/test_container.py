@@ -1,9 +1,15 @@
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.packed import container
-from sgquant_optuna.packed.container import read_checksum, read_container, write_container
+from sgquant_optuna.packed.container import (
+    read_checksum,
+    read_container,
+    replace_container,
+    write_container,
+)
 
 FIELDS, TENSORS = {"name": "x"}, {"values": torch.arange(3)}
 
@@ -34,3 +40,24 @@ def test_the_checksum_tells_files_apart(tmp_path):
         write_container(tmp_path / name, "kind", FIELDS, tensors)
     assert read_checksum(tmp_path / "x") == read_checksum(tmp_path / "same")
     assert read_checksum(tmp_path / "x") != read_checksum(tmp_path / "y")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_whole(tmp_path, monkeypatch):
+    replace_container(tmp_path / "x", "kind", FIELDS, TENSORS)
+    before = (tmp_path / "x").read_bytes()
+
+    def fail(tensors, path, metadata):
+        path.write_bytes(b"a part")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(container, "save_file", fail)
+    with pytest.raises(ValueError, match=r"/x: cannot write it \(I/O error: No space left"):
+        replace_container(tmp_path / "x", "kind", FIELDS, TENSORS)
+    assert (tmp_path / "x").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/dev/null", "a device"), (".", "a folder")])
+def test_nothing_but_a_regular_file_is_replaced(path, kind):
+    with pytest.raises(ValueError, match=f"{path}: expected a file to write, got {kind}"):
+        replace_container(path, "kind", FIELDS, TENSORS)

@@ -15,6 +15,7 @@ from sgquant_optuna.packed.export import export_packed, load_packed
 from sgquant_optuna.packed.input_features import InputPart
 from sgquant_optuna.packed.integers import read_integers
 from sgquant_optuna.packed.packed_features import PackedFeatures
+from tests.packed.test_any_model import KINDS, packed_and_expected
 from tests.packed.test_packed_features import make
 from tests.packed.test_packed_model import BUILT_IN, graph_of, quantized
 
@@ -141,6 +142,33 @@ def test_altered_packed_models_are_refused_or_give_scores(name, sparse, tmp_path
             return
         assert found.shape == scores.shape
         assert bool(torch.isfinite(found).all())
+
+    alter()
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "concatenated", "tied"])
+def test_altered_uses_of_the_features_are_refused_or_give_scores(kind, tmp_path):
+    graph = graph_of(True)
+    _, scores, *_ = packed_and_expected(KINDS[kind], graph, tmp_path)
+    fields, tensors = read_container(tmp_path / "m", "packed_model")
+    part = {name: fields[name] for name in ("features", "tied") if name in fields}
+    stored = {n: t for n, t in tensors.items() if not n.startswith(("scale", "zero", "bucket"))}
+
+    @settings(deadline=None, max_examples=100)
+    @given(alterations(part, stored))
+    def alter(altered):
+        others = {name: t for name, t in tensors.items() if name not in stored}
+        write_container(
+            tmp_path / "y", "packed_model", {**fields, **altered[0]}, {**others, **altered[1]}
+        )
+        try:
+            found = load_packed(tmp_path / "y", KINDS[kind]())(graph)
+        except SgquantError:
+            return
+        except (ValueError, RuntimeError):
+            assert altered[2][:2] == ("features", "shape")  # the user's own layer refuses it
+            return
+        assert found.shape == scores.shape
 
     alter()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import warnings
@@ -14,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sgquant_optuna.search.workers.stopping import Stopped, Stopper
 from sgquant_optuna.storage import heartbeats_from_creation
-from sgquant_optuna.storage.attributes import CREATION_ATTRS, SURPLUS_ATTR
+from sgquant_optuna.storage.attributes import COPY_OF_ATTR, CREATION_ATTRS, SURPLUS_ATTR
 from sgquant_optuna.storage.heartbeat import MAX_RETRIES
 from sgquant_optuna.storage.processes import (
     is_signed_here,
@@ -98,6 +99,7 @@ def optimize_within_budget(
             counts[trial.state] += 1
         budget = n_trials()
         if counts[TrialState.COMPLETE] >= budget:
+            clear_leftovers(study)
             return
         if not counts[TrialState.WAITING] and sum(counts.values()) >= budget:
             optuna.storages.fail_stale_trials(study)
@@ -149,6 +151,21 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
         _logger.warning("trial %d: its process is gone", trial.number)
         if chosen:  # else there is no configuration to repeat
             _retry(study, study._storage.get_trial(trial._trial_id))
+
+
+def clear_leftovers(study: optuna.Study) -> None:
+    """Fail what a study with all its trials has no use for, so that nothing seems to run still.
+
+    Those are copies of stale trials in whose place others were measured (between the failure of a
+    trial and its copy, the budget has room for another), and trials of killed workers. Trials that
+    a user enqueued or a worker gave back stay.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING)):
+        is_copy = trial.state == TrialState.WAITING and COPY_OF_ATTR in trial.system_attrs
+        is_orphan = trial.state == TrialState.RUNNING and is_signer_gone(trial)
+        if is_copy or is_orphan:
+            with contextlib.suppress(UpdateFinishedTrialError):
+                study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
 def release(study: optuna.Study, trial: Trial | FrozenTrial) -> None:

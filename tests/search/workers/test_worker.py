@@ -326,3 +326,21 @@ def test_a_trial_beyond_the_budget_is_not_measured(joined, monkeypatch):
     assert states(joined.study) == [TrialState.COMPLETE] * 4 + [TrialState.FAIL]
     assert joined.study.trials[4].user_attrs == {SURPLUS_ATTR: True}
     assert not joined.study.trials[4].params
+
+
+def test_a_complete_study_keeps_no_leftovers_of_killed_workers(joined):
+    study = joined.study
+    run_worker(joined)
+    distributions = joined.objective.search_space.distributions
+    params = joined.objective.search_space.uniform_params(4)
+    for state, attrs in (
+        (TrialState.WAITING, {"failed_trial": 0}),  # a copy in whose place another was measured
+        (TrialState.WAITING, {}),  # enqueued by a user
+    ):
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state, params=params, distributions=distributions, system_attrs=attrs
+            )
+        )
+    assert run_worker(joined) == 0
+    assert states(study) == [TrialState.COMPLETE] * 4 + [TrialState.FAIL, TrialState.WAITING]

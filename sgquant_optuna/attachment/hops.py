@@ -35,7 +35,12 @@ Port = tuple[int, str]
 
 def hop_quantizer(path: str, config: QuantizerConfig, graph: GraphContext) -> SiteQuantizer:
     """Make the quantizer of the hidden features of a convolution, site ``path.hops/embedding``."""
-    return SiteQuantizer(FeatureQuantizer(f"{path}.hops/embedding", config), graph)
+    return SiteQuantizer(FeatureQuantizer(hop_site(path), config), graph)
+
+
+def hop_site(path: str) -> str:
+    """Return the name of the site of the hidden features between the hops of a convolution."""
+    return f"{path}.hops/embedding"
 
 
 class QuantizedGatedGraphConv(GatedGraphConv):
@@ -144,8 +149,17 @@ def traced(convs: list[MessagePassing]) -> Iterator[list[HopTrace]]:
             trace.results = []
 
 
-def install_hops(conv: MessagePassing, quantizer: SiteQuantizer, ports: list[Port]) -> None:
-    """Put a quantizer onto the hidden features of a convolution, in place."""
+def install_hops(conv: MessagePassing, quantizer: nn.Module, ports: list[Port]) -> None:
+    """Put a quantizer onto the hidden features of a convolution, in place.
+
+    Args:
+        conv:
+            Convolution with hops.
+        quantizer:
+            Module with the ``name`` of its site, called with features and their node dimension.
+        ports:
+            Places of the hidden features.
+    """
     conv.add_module(HOPS, quantizer)
     conv.__dict__[_PORTS], conv.__dict__[_CALLS] = frozenset(ports), 0
     conv.register_forward_pre_hook(_start_hops)
@@ -188,10 +202,9 @@ def _quantize_hop(conv: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] |
     if not arguments:
         return None
     quantizer = conv.get_submodule(HOPS)
-    assert isinstance(quantizer, SiteQuantizer)
     for name in arguments:
         _, kwargs = change_argument(
-            quantizer.name, (), kwargs, name, 0, lambda x: quantizer(x, conv.node_dim)
+            str(quantizer.name), (), kwargs, name, 0, lambda x: quantizer(x, conv.node_dim)
         )
     return edge_index, size, kwargs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ _FIRST = ("x", "input")
 
 _OF_NODES = ("x", "h", "z", "pos", "normal", "feat", "node")
 """Beginnings of names that say a matrix has a row for each node."""
+
+_UNNAMED = "argument"
+"""Beginning of the name of an argument beyond those of the signature."""
 
 _NOT_OF_NODES = ("edge", "adj", "hyperedge", "size", "batch", "lambda")
 
@@ -33,12 +37,32 @@ def positional_names(layer: nn.Module) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
+def position_of(layer: nn.Module, argument: str) -> int:
+    """Return the position of an argument where it is not given by name.
+
+    Args:
+        layer:
+            Layer that is called.
+        argument:
+            Name as :func:`named_arguments` gives it.
+
+    Returns:
+        Position from 0; one that no call has for an argument that can be given by name alone.
+    """
+    names = positional_names(layer)
+    if argument in names:
+        return names.index(argument)
+    number = argument.removeprefix(_UNNAMED)
+    is_unnamed = argument.startswith(_UNNAMED) and number.isdecimal()
+    return int(number) if is_unnamed else sys.maxsize
+
+
 def named_arguments(
     layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments of a call by name; ``argument3`` where the signature has none."""
     names = positional_names(layer)
-    names += [f"argument{position}" for position in range(len(names), len(args))]
+    names += [f"{_UNNAMED}{position}" for position in range(len(names), len(args))]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from sgquant_optuna.attachment.layer_arguments import (
     features_of,
     named_arguments,
     node_dim,
-    positional_names,
+    position_of,
 )
 from sgquant_optuna.attachment.site_quantizer import SiteQuantizer
 from sgquant_optuna.exceptions import ModelError
@@ -137,14 +137,13 @@ def _observe(
         num_edges=None if graph.edge_index is None else graph.edge_index.shape[1],
     )
     known: dict[str, tuple[int, str]] = layer.__dict__.setdefault(_ARGUMENTS, {})
-    names = positional_names(layer)
     given = named_arguments(layer, args, kwargs)
     for argument in edge_features(given):
         graph.note(f"{path}: features of edges ({argument}) are not quantized and not counted")
     for argument in arguments:
         x = features_of(f"{path}/{argument}", given[argument])
         if argument not in known:
-            position = names.index(argument) if argument in names else list(given).index(argument)
+            position = position_of(layer, argument)
             known[argument] = (position, _quantizer_of(main, layer, argument, x, bool(known)))
         quantizer = layer.get_submodule(known[argument][1])
         assert isinstance(quantizer, SiteQuantizer)
@@ -192,39 +191,3 @@ def forget_arguments(layer: nn.Module) -> None:
     for _, name in layer.__dict__.pop(_ARGUMENTS, {}).values():
         if name != FEATURES:
             layer._modules.pop(name, None)
-
-
-def map_input(
-    name: str,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    change: Callable[[Tensor], Tensor],
-    layer: nn.Module,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Apply a function to the main features among the arguments of a layer.
-
-    Args:
-        name:
-            Name of the site, for error messages.
-        args:
-            Positional arguments of the call.
-        kwargs:
-            Keyword arguments of the call.
-        change:
-            Function from features to features, both ``[N, F]``; called once if the same tensor
-            is given as source and target.
-        layer:
-            Layer that is called.
-
-    Returns:
-        Positional and keyword arguments, with the features changed.
-
-    Raises:
-        ModelError:
-            If the layer is not called with one feature tensor.
-    """
-    found = feature_arguments(name, layer, args, kwargs)
-    if not found:
-        raise ModelError(f"{name}: expected one feature tensor, got none")
-    given = list(named_arguments(layer, args, kwargs))
-    return change_argument(name, args, kwargs, found[0], given.index(found[0]), change)

@@ -34,7 +34,8 @@ from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Component, Site
 
 _ATTENTION = "attention_quantizer"
-_ROOT = "model"  # layer name of a model that is itself a single convolution
+ROOT = "model"
+"""Layer name of a model that is itself a single convolution."""
 
 
 def attach(
@@ -113,7 +114,7 @@ def attach(
 def _quantizer(
     layer: str, component: Component, config: QuantizerConfig, graph: GraphContext
 ) -> SiteQuantizer:
-    return SiteQuantizer(FeatureQuantizer(f"{layer or _ROOT}/{component}", config), graph)
+    return SiteQuantizer(FeatureQuantizer(f"{layer or ROOT}/{component}", config), graph)
 
 
 def _attach_features(layer: nn.Module, path: str, quantizer: SiteQuantizer) -> None:
@@ -121,7 +122,7 @@ def _attach_features(layer: nn.Module, path: str, quantizer: SiteQuantizer) -> N
     layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
     to = with_states(layer)
     if to is not None:
-        states = hop_quantizer(path or _ROOT, quantizer.quantizer.config, quantizer.graph)
+        states = hop_quantizer(path or ROOT, quantizer.quantizer.config, quantizer.graph)
         layer.add_module(HOPS, states)
         switch_class(layer, to)
 
@@ -268,7 +269,7 @@ def _attention_classes(
 
 def _resolve_layer(model: nn.Module, name: str) -> str:
     """Return the path of a layer in the model, or raise if there is none of that name."""
-    name = "" if name == _ROOT and not hasattr(model, _ROOT) else name
+    name = "" if name == ROOT and not hasattr(model, ROOT) else name
     try:
         model.get_submodule(name)
     except AttributeError:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.layer_inputs import map_input
-from sgquant_optuna.attachment.quantized_model import bind, detach
+from sgquant_optuna.attachment.quantized_model import bind, detach, site_quantizers
 from sgquant_optuna.exceptions import PackingError, SgquantError
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
@@ -26,7 +25,6 @@ from sgquant_optuna.packed.input_placeholder import RawFeaturesError
 from sgquant_optuna.packed.model_file import KIND, ModelContents
 from sgquant_optuna.packed.packed_model import PackedModel
 from sgquant_optuna.quantization.memory import FeatureLayout
-from sgquant_optuna.quantization.sites import Site
 from sgquant_optuna.storage.out_files import replacing
 
 TOLERANCE = 1e-4
@@ -225,18 +223,10 @@ class Source:
         """
         model, seen = copy_model(self.model), []
 
-        def look(
-            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            def keep(x: Tensor) -> Tensor:
-                seen.append(x)
-                return x
+        def look(quantizer: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.append(args[0])
 
-            return map_input(name, args, kwargs, keep, layer)
-
-        layer = Site.parse(name).layer
-        path = "" if layer == "model" and not hasattr(model, "model") else layer
-        model.get_submodule(path).register_forward_pre_hook(look, prepend=True, with_kwargs=True)
+        dict(site_quantizers(model))[name].register_forward_pre_hook(look)
         self._run(model)
         x = seen[call]
         x = x.dense() if isinstance(x, SparseFeatures) else x

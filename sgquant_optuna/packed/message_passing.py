@@ -77,7 +77,7 @@ class MessagePasser:
     ) -> Tensor:
         """Stand in for ``propagate`` of GCN, SAGE and GIN: one product with a sparse matrix."""
         source = x[0] if isinstance(x, tuple) else x
-        if not is_edge_list(edge_index, size):
+        if source.dim() != 2 or not is_edge_list(edge_index, size):
             plain: Tensor = type(conv).propagate(conv, edge_index, size=size, x=x, **weights)
             return plain
         adjacency = self._adjacencies.get((edge_index,), conv.flow, source.shape[0])

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from sgquant_optuna.attachment.hops import HOPS, hop_ports
+from sgquant_optuna.attachment.layer_inputs import layer_quantizers
 from sgquant_optuna.attachment.quantized_model import detach, quantizers
 from sgquant_optuna.exceptions import CalibrationError, GraphError, ModelError, PackingError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint, model_fingerprint
@@ -288,8 +290,7 @@ class ModelContents:
         scale, zero_point = (self.tensors[name] for name in names)
         bucket, tops = self.bucket_of(site), top_codes(site.bit_widths)
         if site.axis == "row":
-            num_nodes = self.header.layout.num_nodes
-            tops = tops.expand(num_nodes, 1) if bucket is None else tops[bucket.long()]
+            tops = tops.expand(site.num_ranges, 1) if bucket is None else tops[bucket.long()]
         tops = tops[site.stored_lines(bucket)]
         columns = site.num_columns if site.axis == "column" else 1
         check_ranges(scale, zero_point, site.name, {(len(tops), columns)}, tops)
@@ -306,8 +307,7 @@ class ModelContents:
             PackingError:
                 If they are missing or cannot be ranges of the site.
         """
-        num_nodes = self.header.layout.num_nodes
-        lines = num_nodes if site.axis == "row" else len(site.bit_widths)
+        lines = site.num_ranges if site.axis == "row" else len(site.bit_widths)
         if site.is_identity:
             return torch.ones(lines, 1), torch.ones(lines, 1)
         scale, zero_point = self.stored_ranges(site)
@@ -335,6 +335,9 @@ def _fields(
         raise CalibrationError(f"{name}: expected a layout of this model; calibrate() gives it")
     bits = {site: by_name[name].bit_widths[site.bucket or 0] for site, name in names.items()}
     inputs = {names[site]: None for site, size in layout.sizes.items() if size.content is not None}
+    arguments: dict[str, list[tuple[str, str]]] = {}
+    for path, argument, quantizer in layer_quantizers(model):
+        arguments.setdefault(path, []).append((argument, quantizer.name))
     known = architecture(plain)
     config = next(q.config for name, q in by_name.items() if name.endswith("/embedding"))
     return {
@@ -344,6 +347,12 @@ def _fields(
         "layout": layout.to_dict(),
         "bit_widths": BitWidths(bits).to_dict(),
         "quantizer": config.to_dict(),
+        "arguments": arguments,
+        "hops": {
+            path: hop_ports(module)
+            for path, module in model.named_modules()
+            if HOPS in module._modules
+        },
         "sparse_inputs": [
             name
             for name in inputs

@@ -7,6 +7,8 @@
 ``layout``            number of nodes and of degree buckets, and the size of each site
 ``bit_widths``        bit width of each site
 ``quantizer``         settings of the quantizers
+``arguments``         arguments of each layer that are quantized, the main one first, with sites
+``hops``              calls of ``propagate`` between which hidden features are quantized, by layer
 ``sparse_inputs``     layers whose products with the graph's features run on the non-zeros alone
 ``features``          only where the graph's features are used otherwise: :mod:`.feature_use`
 ``tied``              only where weights have two names: the name that stores each of the others
@@ -26,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgquant_optuna.attachment.hops import Port, hop_site
+from sgquant_optuna.attachment.quantized_model import ROOT
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.packed.checks import MAX_BUCKETS, check_count, check_flag, check_widths
 from sgquant_optuna.packed.feature_use import FeatureUse
@@ -84,6 +88,11 @@ class ModelSite:
         """Number of features F, or of heads H."""
         return next(iter(self.sizes.values())).num_columns
 
+    @property
+    def num_ranges(self) -> int:
+        """Number of ranges of all degree buckets."""
+        return sum(size.num_ranges for size in self.sizes.values())
+
     def store(self, bucket: int) -> tuple[str, int]:
         """Return the store of the rows of a degree bucket, and its bytes."""
         site = Site(self.layer, self.component)
@@ -121,6 +130,10 @@ class ModelHeader:
             Settings of the quantizers.
         sites:
             Sites of the model, each with all its degree buckets.
+        arguments:
+            Name of the site of each argument, the main one first, by path of the layer.
+        hops:
+            Ports of the hidden features of each convolution that has some, by its path.
         features:
             Use of the graph's own features.
         tied:
@@ -131,8 +144,21 @@ class ModelHeader:
     bit_widths: BitWidths
     config: QuantizerConfig
     sites: tuple[ModelSite, ...]
+    arguments: Mapping[str, Mapping[str, str]]
+    hops: Mapping[str, tuple[Port, ...]]
     features: FeatureUse
     tied: Mapping[str, str]
+
+    def is_own(self, path: str, argument: str) -> bool:
+        """Whether the site of an argument is named after it, and stores what it takes."""
+        is_main = argument == next(iter(self.arguments[path]))
+        layer = path or ROOT
+        own = Site(layer if is_main else f"{layer}.{argument}", "embedding")
+        return self.arguments[path][argument] == str(own)
+
+    def hop_site(self, path: str) -> str:
+        """Return the name of the site between the hops of a convolution."""
+        return hop_site(path or ROOT)
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> ModelHeader:
@@ -161,7 +187,11 @@ class ModelHeader:
         sites = _sites(layout, bits, config, fields.get("sparse_inputs"))
         inputs = _check_inputs(sites, layout.num_nodes)
         features = _features(fields.get("features"), sites, inputs, layout.num_nodes)
-        return cls(layout, bits, config, sites, features, _tied(fields))
+        names = {site.name for site in sites if site.component == "embedding"}
+        arguments, hops = _arguments(fields, names), _hops(fields)
+        header = cls(layout, bits, config, sites, arguments, hops, features, _tied(fields))
+        _check_reached(header, names)
+        return header
 
 
 def _sites(
@@ -261,6 +291,57 @@ def _tied(fields: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
         raise PackingError(f"tied: expected names of weights, got {tied!r}")
     return tied
+
+
+def _arguments(fields: Mapping[str, Any], names: set[str]) -> dict[str, dict[str, str]]:
+    arguments: dict[str, dict[str, str]] = {}
+    for path, pairs in _mapping(fields, "arguments").items():
+        given = _pairs(pairs, f"arguments of {path}", (str, str))
+        for argument, name in given:
+            if name not in names:
+                raise PackingError(
+                    f"arguments of {path}: expected a site for {argument}, got {name}"
+                )
+        arguments[path] = dict(given)
+    return arguments
+
+
+def _hops(fields: Mapping[str, Any]) -> dict[str, tuple[Port, ...]]:
+    return {
+        path: tuple(
+            (check_count(call, f"call of a hop of {path}"), argument)
+            for call, argument in _pairs(ports, f"hops of {path}", (int, str))
+        )
+        for path, ports in _mapping(fields, "hops").items()
+    }
+
+
+def _pairs(value: object, where: str, types: tuple[type, type]) -> list[tuple[Any, Any]]:
+    """Return a list of pairs of these types; JSON keeps the order of lists alone."""
+    if not isinstance(value, list):
+        raise PackingError(f"{where}: expected a list, got {value!r}")
+    for pair in value:
+        if not isinstance(pair, list | tuple) or tuple(map(type, pair)) != types:
+            expected = " and ".join(one.__name__ for one in types)
+            raise PackingError(f"{where}: expected pairs of {expected}, got {pair!r}")
+    return [(one, other) for one, other in value]
+
+
+def _check_reached(header: ModelHeader, names: set[str]) -> None:
+    """Check that an argument or hops store the features of each site, and of one row a range."""
+    reached = {header.hop_site(path) for path in header.hops}
+    for path, arguments in header.arguments.items():
+        reached |= {name for one, name in arguments.items() if header.is_own(path, one)}
+    for name in sorted(names ^ reached):
+        raise PackingError(f"{name}: expected a site of the layout that one argument or hop feeds")
+    num_nodes = header.layout.num_nodes
+    for site in header.sites:
+        if site.axis == "row" and len(site.bit_widths) > 1 and site.num_ranges != num_nodes:
+            raise PackingError(
+                f"{site.name}: expected a row for each of {num_nodes} nodes, got "
+                f"{site.num_ranges}; use axis='tensor' or 'column' where widths depend on the "
+                f"degree, or leave the layer out with layers="
+            )
 
 
 def _check_layout(layout: Mapping[str, Any]) -> None:

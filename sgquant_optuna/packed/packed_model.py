@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -10,20 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
 
 from sgquant_optuna.attachment.attention import quantized_class
+from sgquant_optuna.attachment.caches import suspend_caches
 from sgquant_optuna.attachment.class_switch import switch_class
-from sgquant_optuna.attachment.layer_inputs import map_input
-from sgquant_optuna.exceptions import GraphError, ModelError, QuantizerBypassedError
+from sgquant_optuna.attachment.graph_context import GraphContext
+from sgquant_optuna.attachment.hops import HOPS, install_hops, with_states
+from sgquant_optuna.attachment.layer_arguments import change_argument, node_dim, position_of
+from sgquant_optuna.attachment.quantized_model import ROOT
+from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.packed.feature_use import ExactFeatures
-from sgquant_optuna.packed.input_placeholder import InputPlaceholder, RawFeaturesError
+from sgquant_optuna.packed.input_placeholder import InputPlaceholder
 from sgquant_optuna.packed.message_passing import MessagePasser, Quantize
 from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.model_header import ModelSite
-from sgquant_optuna.packed.packed_features import PackedFeatures
-from sgquant_optuna.packed.packed_tensor import PackedTensor
+from sgquant_optuna.packed.site_packer import SitePacker
 from sgquant_optuna.quantization.affine import fake_quantize
 from sgquant_optuna.quantization.input_stores import RANGE_BYTES
 from sgquant_optuna.quantization.layout import packed_nbytes
@@ -84,37 +89,72 @@ class PackedModel(nn.Module):
         self._rounding = contents.header.config.rounding
         self._forward, self._frees, self._fast = forward, model is None, fast
         self.model = contents.plain_model(model)
+        suspend_caches(self.model)
         ids = contents.tensors.get("bucket")
         self._part_nbytes = {"bucket ids": 0 if ids is None else ids.nbytes}
         self._use, exact = contents.header.features, contents.exact_features()
         self._exact = None if exact is None else ExactFeatures(exact)
         self._exact_nbytes = 0 if exact is None or self._use.exact_site else exact.nbytes
         self._used: dict[str, int] = {}
-        self._calls: dict[str, int] = {}
         self._counts: dict[str, int] = {}
         self._checked: tuple[Any, ...] | None = None
         attention: dict[str, Quantize | None] = {}
         for site in self._sites:
-            is_root = site.layer == "model" and not hasattr(self.model, "model")
-            path = "" if is_root else site.layer
             if site.component == "attention":
-                attention[path] = self._attention(site, contents)
-            else:
-                change = self._input_change(site, contents)
-                self._layer(path, site.name).register_forward_pre_hook(
-                    partial(_change_input, site.name, change), with_kwargs=True
-                )
+                is_root = site.layer == ROOT and not hasattr(self.model, ROOT)
+                attention["" if is_root else site.layer] = self._attention(site, contents)
+        self._packers = self._pack_features(contents)
         self._pass_messages(attention)
         self.eval()
 
-    def _layer(self, path: str, name: str) -> nn.Module:
+    def _pack_features(self, contents: ModelContents) -> dict[str, SitePacker]:
+        """Put a packer at each argument and at the hops that a site serves."""
+        header = contents.header
+        graph = GraphContext((), self.layout.num_buckets, degree_bucket=contents.bucket)
+        served = Counter(
+            name for of_layer in header.arguments.values() for name in of_layer.values()
+        )
+        packers = {
+            site.name: SitePacker(
+                site,
+                contents,
+                graph,
+                self._used,
+                self._exact,
+                frees=self._frees,
+                fast=self._fast,
+                is_shared=served[site.name] > 1,
+            )
+            for site in header.sites
+            if site.component == "embedding"
+        }
+        for path, arguments in header.arguments.items():
+            layer = self._layer(path)
+            for argument, name in arguments.items():
+                change = partial(
+                    packers[name], node_dim=node_dim(layer), is_own=header.is_own(path, argument)
+                )
+                position = position_of(layer, argument)
+                layer.register_forward_pre_hook(
+                    partial(_change_input, name, change, argument, position), with_kwargs=True
+                )
+        for path, ports in header.hops.items():
+            conv, packer = self._layer(path), packers[header.hop_site(path)]
+            states = with_states(conv)
+            if states is not None:
+                conv.add_module(HOPS, packer)
+                switch_class(conv, states)
+            elif isinstance(conv, MessagePassing):
+                install_hops(conv, packer, list(ports))
+            else:
+                raise PackingError(f"hops: expected a convolution, got {path!r}")
+        return packers
+
+    def _layer(self, path: str) -> nn.Module:
         try:
             return self.model.get_submodule(path)
         except AttributeError:
-            raise ModelError(
-                f"{name}: only the main features of a layer can be packed, not second ones or "
-                f"those between hops; leave the layer out with layers="
-            ) from None
+            raise PackingError(f"packed model: the model has no layer {path!r}") from None
 
     def forward(self, graph: Data | Tensor) -> Tensor:
         """Return the class scores of all nodes, ``[N, C]``.
@@ -133,9 +173,13 @@ class PackedModel(nn.Module):
         data = Data(edge_index=graph) if isinstance(graph, Tensor) else copy.copy(graph)
         self._check_edges(data)
         self._give_features(data)
-        self._used, self._calls = {}, {}
-        with torch.no_grad():
-            scores = self._forward(self.model, data)
+        self._used.clear()
+        try:
+            with torch.no_grad():
+                scores = self._forward(self.model, data)
+        finally:
+            for packer in self._packers.values():
+                packer.end_pass()
         missed = {site.name for site in self._sites} - set(self._used)
         if missed:
             raise QuantizerBypassedError(f"the forward pass went round {', '.join(missed)}")
@@ -231,84 +275,6 @@ class PackedModel(nn.Module):
             conv.add_module("attention_quantizer", _AttentionQuantizer(attention[path]))
             switch_class(conv, to)
 
-    def _input_change(self, site: ModelSite, contents: ModelContents) -> Quantize:
-        """Return what is done with the features that a layer is called with."""
-        if site.is_input:
-            stored = contents.input_of(site)
-            return partial(self._take_input, site.name, PackedTensor(stored), stored.nbytes)
-        calls = self._use.constant.get(site.name, ())
-        constants = {call: contents.constant_of(site, call) for call in calls}
-        if site.is_identity:
-            return partial(self._take, site.name, 0, constants, None)
-        scale, zero_point = contents.ranges(site)
-        range_nbytes = RANGE_BYTES * contents.stored_ranges(site)[0].numel()
-        pack = partial(self._pack, site, contents.bucket_of(site), scale, zero_point)
-        return partial(self._take, site.name, range_nbytes, constants, pack)
-
-    def _take_input(self, name: str, stored: PackedTensor, nbytes: int, x: Tensor) -> Tensor:
-        is_input = isinstance(x, InputPlaceholder) and x.is_input
-        if self._exact is not None and isinstance(x, PackedTensor):
-            is_input = x.packed is self._exact.packed
-        if not is_input:
-            raise ModelError(f"{name}: expected the graph's features, got {type(x).__name__}")
-        self._used[name] = nbytes
-        return stored
-
-    def _take(
-        self,
-        name: str,
-        range_nbytes: int,
-        constants: Mapping[int, PackedFeatures],
-        pack: Callable[[Tensor], PackedFeatures] | None,
-        x: Tensor,
-    ) -> Tensor:
-        """Pack the features of one call of a layer: the rows of all its calls are stored."""
-        call = self._calls.get(name, 0)
-        self._calls[name] = call + 1
-        before = self._used.get(name, range_nbytes)
-        packed = None
-        if isinstance(x, InputPlaceholder):
-            if call not in constants:
-                raise RawFeaturesError(name, name, call)
-            packed = constants[call]
-        elif isinstance(x, PackedTensor):
-            x = x.dense()
-        if packed is None and pack is None:
-            self._used[name] = before + x.nbytes
-            return x
-        if packed is None:
-            assert pack is not None
-            packed = pack(x)
-            if self._frees and x._base is None:
-                x.data = x.new_empty(0)  # the models of the paper do not read it again
-        self._used[name] = before + packed.data.nbytes
-        return PackedTensor(packed)
-
-    def _pack(
-        self,
-        site: ModelSite,
-        bucket: Tensor | None,
-        scale: Tensor,
-        zero_point: Tensor,
-        x: Tensor,
-    ) -> PackedFeatures:
-        if x.dtype != torch.float32:
-            raise ModelError(
-                f"{site.name}: expected float32 features, got "
-                f"{str(x.dtype).removeprefix('torch.')}; let the model cast them by .float() "
-                f"before the layer"
-            )
-        return PackedFeatures.from_dense(
-            x,
-            bucket,
-            site.bit_widths,
-            scale,
-            zero_point,
-            rounding=self._rounding,
-            ranges_by_row=site.axis == "row",
-            fast=self._fast,
-        )
-
     def _attention(self, site: ModelSite, contents: ModelContents) -> Quantize:
         """Return what is done with the attention of a block of edges."""
         name, (width,) = site.name, site.bit_widths
@@ -347,8 +313,10 @@ class _AttentionQuantizer(nn.Module):
 def _change_input(
     name: str,
     change: Callable[[Tensor], Tensor],
+    argument: str,
+    position: int,
     layer: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return map_input(name, args, kwargs, change, layer)
+    return change_argument(name, args, kwargs, argument, position, change)

@@ -307,7 +307,11 @@ def test_a_layout_that_contradicts_itself_is_refused(packed_gcn):
         (layout(**{inputs[0]: {**first, "num_rows": 1}}), "expected 60 rows in all"),
         (layout(**{inputs[0]: {**first, "content": None}}), "expected a content for all"),
         (
-            {**layout(*inputs), "sparse_inputs": []},
+            {
+                **layout(*inputs),
+                "sparse_inputs": [],
+                "arguments": {"conv2": fields["arguments"]["conv2"]},
+            },
             "expected a site that takes the graph's features",
         ),
         (layout(**{"conv2/embedding": hidden}), "expected one site or one for each of 3"),

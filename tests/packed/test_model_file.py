@@ -60,8 +60,8 @@ def test_the_header_has_each_width_once_and_no_sizes_of_parts(tmp_path):
     export_packed(model, data, tmp_path / "m", layout=layout)
     fields, _ = read_container(tmp_path / "m", "packed_model")
     assert sorted(fields) == [
-        *("bit_widths", "edges", "layout", "model", "model_fingerprint", "provenance"),
-        *("quantizer", "sparse_inputs"),
+        *("arguments", "bit_widths", "edges", "hops", "layout", "model", "model_fingerprint"),
+        *("provenance", "quantizer", "sparse_inputs"),
     ]
     assert fields["bit_widths"] == bits.to_dict()
     assert fields["layout"] == json.loads(json.dumps(layout.to_dict()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -131,6 +132,7 @@ class PackedModel(nn.Module):
         for path, arguments in header.arguments.items():
             layer = self._layer(path)
             for argument, name in arguments.items():
+                _check_argument(path, layer, argument)
                 change = partial(
                     packers[name], node_dim=node_dim(layer), is_own=header.is_own(path, argument)
                 )
@@ -320,3 +322,13 @@ def _change_input(
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return change_argument(name, args, kwargs, argument, position, change)
+
+
+def _check_argument(path: str, layer: nn.Module, argument: str) -> None:
+    """Refuse a name that no call of a layer gives, so that its site would not be reached."""
+    parameters = inspect.signature(layer.forward).parameters
+    takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+    if argument not in parameters and not takes_any:
+        raise PackingError(
+            f"arguments of {path}: expected one of {', '.join(parameters)}, got {argument!r}"
+        )

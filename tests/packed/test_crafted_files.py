@@ -26,7 +26,7 @@ RESHAPES = {
     "cut": lambda t: t.reshape(-1)[:-1],
     "deeper": lambda t: t[None],
     "turned": lambda t: t.t() if t.dim() == 2 else t,
-    "twice": lambda t: torch.cat([t, t]),
+    "twice": lambda t: torch.cat([t.reshape(-1) if t.dim() == 0 else t] * 2),
     "nothing": lambda t: t.new_empty(0),
 }
 NUMBERS = (torch.nan, torch.inf, -torch.inf, -1.0, 0.0, 0.5, 3.0, 255.0)

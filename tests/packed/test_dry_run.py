@@ -60,7 +60,8 @@ def test_a_model_that_can_be_exported_makes_no_warning(build):
     ],
 )
 def test_a_model_that_cannot_be_exported_is_named_once_in_one_line(run, words):
-    (one,) = warned(lambda: Model(run, **convs()))
+    # With a bit or two, other draws may end in the same scores.
+    (one,) = warned(lambda: Model(run, **convs()), candidates=(8,))
     text = str(one.message)
     assert text.startswith("export of Model: ") and "\n" not in text
     assert words in text and "the search is right" in text

@@ -16,6 +16,7 @@ from rich.progress import (
 
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import row_of
+from sgquant_optuna.study.selection import best_saving
 from sgquant_optuna.study.trial_result import TrialScore
 
 
@@ -81,11 +82,13 @@ class SearchProgress:
         """Read from the study what all its workers have finished."""
         # Optuna has read finished trials before; rows of a database would be read anew each time.
         trials = self._study.get_trials(deepcopy=False)
-        rows = [row_of(trial, TrialScore) for trial in trials]
-        results = [row.result for row in rows if row.result is not None]
-        savings = [one.saving for one in results if one.is_feasible(self._max_drop)]
-        best = f"{max(savings):.1f}x" if savings else "none yet"
-        self._progress.update(self._task, completed=len(results), best=best)
+        results = [row_of(trial, TrialScore).result for trial in trials]
+        best = best_saving(results, self._max_drop)
+        self._progress.update(
+            self._task,
+            completed=sum(one is not None for one in results),
+            best="none yet" if best is None else f"{best:.1f}x",
+        )
 
     def print(self, line: str) -> None:
         """Write a line above the bar."""

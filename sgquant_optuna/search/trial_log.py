@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from sgquant_optuna.study.rows import row_of
+from sgquant_optuna.study.selection import best_saving
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
 _logger = logging.getLogger(__name__)
@@ -54,5 +55,5 @@ def _verdict(trial: Trial, result: TrialResult, max_drop: float) -> str:
 def _best(trial: Trial, result: TrialResult, max_drop: float) -> str:
     finished = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     results = [result, *(row_of(other, TrialScore).result for other in finished)]
-    savings = [one.saving for one in results if one is not None and one.is_feasible(max_drop)]
-    return f"best saving {max(savings):.1f}x" if savings else "none feasible yet"
+    best = best_saving(results, max_drop)
+    return "none feasible yet" if best is None else f"best saving {best:.1f}x"

@@ -11,6 +11,7 @@ import optuna
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.rows import Score, TrialRow
+from sgquant_optuna.study.trial_result import TrialScore
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,19 @@ def rank(
             f"study {study.study_name!r}: expected at least one finished trial, got none"
         )
     return sorted(measured, key=badness)
+
+
+def best_saving(results: Iterable[TrialScore | None], max_drop: float) -> float | None:
+    """Return the largest saving of a feasible trial; ``None`` if none is feasible.
+
+    Args:
+        results:
+            Results of the trials; ``None`` for one that our objective has not finished.
+        max_drop:
+            Largest feasible drop of validation accuracy, in percentage points.
+    """
+    feasible = (one for one in results if one is not None and one.is_feasible(max_drop))
+    return max((one.saving for one in feasible), default=None)
 
 
 def choose(

@@ -17,7 +17,8 @@ from torch_geometric.nn import MessagePassing
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 
 _SKETCH_SIZE = 16
-_EDGES = ("edge_index", "edge_attr", "edge_weight", "adj_t")
+EDGE_COLUMNS = ("edge_index", "edge_attr", "edge_weight", "adj_t")
+"""Columns of a graph that describe its edges."""
 
 
 def graph_fingerprint(data: Data) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def graph_fingerprint(data: Data) -> dict[str, Any]:
     Returns:
         Numbers of ``nodes``, ``edges`` and ``features``, and 16 hexadecimal digits ``hash``.
     """
-    columns = ("x", *_EDGES, "train_mask", "val_mask", "y")
+    columns = ("x", *EDGE_COLUMNS, "train_mask", "val_mask", "y")
     return {
         "nodes": data.num_nodes,
         "edges": data.num_edges,
@@ -43,7 +44,7 @@ def edges_fingerprint(data: Data) -> dict[str, Any]:
     Returns:
         Number of ``edges``, and 16 hexadecimal digits ``hash``.
     """
-    return {"edges": data.num_edges, "hash": _hash_columns(data, _EDGES)}
+    return {"edges": data.num_edges, "hash": _hash_columns(data, EDGE_COLUMNS)}
 
 
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:

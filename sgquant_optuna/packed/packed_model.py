@@ -22,7 +22,7 @@ from sgquant_optuna.attachment.hops import HOPS, install_hops, with_states
 from sgquant_optuna.attachment.layer_arguments import change_argument, node_dim, position_of
 from sgquant_optuna.attachment.quantized_model import ROOT
 from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
-from sgquant_optuna.graph.fingerprint import edges_fingerprint
+from sgquant_optuna.graph.fingerprint import EDGE_COLUMNS, edges_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.packed.feature_use import ExactFeatures
 from sgquant_optuna.packed.input_placeholder import InputPlaceholder
@@ -243,7 +243,7 @@ class PackedModel(nn.Module):
             data.x = InputPlaceholder(self._use.shape, self._use.torch_dtype, constants)
 
     def _check_edges(self, data: Data) -> None:
-        columns = [data.get(name) for name in ("edge_index", "edge_attr", "edge_weight", "adj_t")]
+        columns = [data.get(name) for name in EDGE_COLUMNS]
         now = tuple((column, getattr(column, "_version", None)) for column in columns)
         if self._checked is not None and all(
             one[0] is other[0] and one[1] == other[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 import warnings
@@ -144,9 +143,7 @@ def take_over(study: optuna.Study, empty: dict[int, float]) -> None:
             gone = holds_nothing and now - empty.setdefault(trial._trial_id, now) > _EMPTY_TIMEOUT
         if not gone:
             continue
-        try:  # of several workers that see it, one fails it and queues its copy
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        except UpdateFinishedTrialError:
+        if not _fail(study, trial):  # of several workers that see it, one queues its copy
             continue
         _logger.warning("trial %d: its process is gone", trial.number)
         if chosen:  # else there is no configuration to repeat
@@ -164,8 +161,16 @@ def clear_leftovers(study: optuna.Study) -> None:
         is_copy = trial.state == TrialState.WAITING and COPY_OF_ATTR in trial.system_attrs
         is_orphan = trial.state == TrialState.RUNNING and is_signer_gone(trial)
         if is_copy or is_orphan:
-            with contextlib.suppress(UpdateFinishedTrialError):
-                study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            _fail(study, trial)
+
+
+def _fail(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Fail a trial; return whether this call did, and not another worker before it."""
+    try:
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return False
+    return True
 
 
 def release(study: optuna.Study, trial: Trial | FrozenTrial) -> None:

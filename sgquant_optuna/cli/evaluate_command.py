@@ -47,6 +47,8 @@ def _table(file: Path, found: Evaluation) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from sgquant_optuna.study.report import megabytes
+
     origin = found.provenance
     # Names of studies, files and sites may look like markup.
     table = Table(title=Text(f"{file.name}{_source(origin)}"))
@@ -67,20 +69,20 @@ def _table(file: Path, found: Evaluation) -> Table:
     equal = "equal to" if stored == found.honest_nbytes else f"not the {found.honest_nbytes:,} of"
     table.add_row(
         "features stored",
-        _megabytes(found.full_precision_nbytes),
-        _megabytes(stored),
+        megabytes(found.full_precision_nbytes),
+        megabytes(stored),
         f"{found.full_precision_nbytes / stored:.1f}x smaller, {equal} the honest accounting",
     )
     for name, nbytes in found.stored_nbytes.items():
-        table.add_row(Text(f"  {name}"), "", _megabytes(nbytes), "")
-    parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in found.file_parts.items())
-    table.add_row("file", "", _megabytes(found.file_nbytes), Text(parts))
+        table.add_row(Text(f"  {name}"), "", megabytes(nbytes), "")
+    parts = ", ".join(f"{name} {megabytes(size)}" for name, size in found.file_parts.items())
+    table.add_row("file", "", megabytes(found.file_nbytes), Text(parts))
     if found.peaks is not None:
         full, packed = found.peaks["float32"], found.peaks["packed"]
         table.add_row(
             "peak memory of a pass",
-            _megabytes(full),
-            _megabytes(packed),
+            megabytes(full),
+            megabytes(packed),
             f"{full / packed:.1f}x smaller, each in a process of its own",
         )
     table.add_row(
@@ -130,7 +132,3 @@ def _mean(values: object) -> float | None:
 def _percent(value: object) -> str:
     """Write an accuracy; nothing if it is not a number."""
     return f"{value:.2f} %" if isinstance(value, int | float) else ""
-
-
-def _megabytes(count: float) -> str:
-    return f"{count / 1e6:,.3f} MB"

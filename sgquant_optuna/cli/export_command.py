@@ -42,6 +42,7 @@ def export(
     from sgquant_optuna.storage.artifacts import open_artifacts
     from sgquant_optuna.study.dashboard.study_files import attach_best_model
     from sgquant_optuna.study.loading import load_study
+    from sgquant_optuna.study.report import megabytes
 
     quiet_optuna()
     opened = load_study(study, storage=storage)
@@ -60,10 +61,10 @@ def export(
         attach_best_model(opened, store, path)
     typer.echo(
         f"trial {done.trial} of {opened.study_name}: {path}, "
-        f"{done.model.file_nbytes / 1e6:,.3f} MB\n"
+        f"{megabytes(done.model.file_nbytes)}\n"
         f"validation accuracy: trial {done.trial_accuracy:.2f} %, measured again "
         f"{done.reproduced_accuracy:.2f} %, of the packed training {done.accuracy:.2f} %\n"
-        f"features stored: {done.model.stored_nbytes / 1e6:,.3f} MB, equal to the accounting; "
+        f"features stored: {megabytes(done.model.stored_nbytes)}, equal to the accounting; "
         f"scores differ by {done.model.score_difference:.1g} of the largest at most"
     )
 

@@ -60,7 +60,7 @@ def search(
     from sgquant_optuna.cli.logs import quiet_optuna, short_warnings
     from sgquant_optuna.search.preparation import prepare_search
     from sgquant_optuna.search.workers.stopping import Stopped, Stopper
-    from sgquant_optuna.study.report import report
+    from sgquant_optuna.study.report import megabytes, report
 
     quiet_optuna()
     # The standard output holds the report alone. Dataset and study may look like markup.
@@ -84,7 +84,7 @@ def search(
                 with console.status("packing the model of the report"):
                     done = _attach(prepared, store, root, device)
                 typer.echo(
-                    f"attached: trial {done.trial}, {done.model.file_nbytes / 1e6:,.3f} MB, "
+                    f"attached: trial {done.trial}, {megabytes(done.model.file_nbytes)}, "
                     f"validation accuracy {done.accuracy:.2f} %"
                 )
     except Stopped:

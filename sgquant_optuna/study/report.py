@@ -197,8 +197,8 @@ class StudyReport:
         for name, memory in memories.items():
             table.add_row(
                 f"memory, {name}",
-                _megabytes(memory.full_precision_bytes),
-                _megabytes(memory.memory_bytes),
+                megabytes(memory.full_precision_bytes),
+                megabytes(memory.memory_bytes),
                 f"{memory.saving:.1f}x smaller, {memory.average_bits:.2f} bits a value",
             )
         table.add_row("trials", "", f"{self.num_measured}", f"of {self.num_trials} started")
@@ -249,7 +249,8 @@ def report(study: optuna.Study) -> StudyReport:
     )
 
 
-def _megabytes(count: float) -> str:
+def megabytes(count: float) -> str:
+    """Return a number of bytes as reports show it."""
     return f"{count / 1e6:,.3f} MB"
 
 

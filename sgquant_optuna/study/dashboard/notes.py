@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sgquant_optuna.study.plain_tables import markdown_table, markdown_text
 from sgquant_optuna.study.record import StudyRecord
-from sgquant_optuna.study.report import StudyReport
+from sgquant_optuna.study.report import StudyReport, megabytes
 from sgquant_optuna.study.trial_result import TrialResult
 
 PREDICTED_DROP = ("constraint 0", "objective 1")
@@ -149,11 +149,11 @@ def trial_note(
         ),
         (
             "memory, honest",
-            f"{result.memory_bytes / 1e6:,.3f} MB, {result.saving:.1f}x smaller",
+            f"{megabytes(result.memory_bytes)}, {result.saving:.1f}x smaller",
         ),
         (
             "memory, paper",
-            f"{result.paper_memory_bytes / 1e6:,.3f} MB, {result.paper_saving:.1f}x smaller",
+            f"{megabytes(result.paper_memory_bytes)}, {result.paper_saving:.1f}x smaller",
         ),
     ]
     for key, offset in zip(PREDICTED_DROP, (limit, 0.0), strict=True):

@@ -20,9 +20,22 @@ from tests.small_search import a_plan
 STUDY = "gcn-digits-lwq"
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test():
+    """A test that fails half way must not leave a worker that fails the next tests too."""
+    yield
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.communicate()
+
+
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "sgquant_optuna", *arguments],
         cwd=folder,
         env={**os.environ, **environment},
@@ -30,6 +43,8 @@ def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
         stderr=subprocess.PIPE,
         text=True,
     )
+    _started.append(process)
+    return process
 
 
 def end(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
@@ -52,11 +67,13 @@ def plan_for(folder: Path, **changes) -> None:
     study.set_user_attr("sgquant:record", record)
 
 
-def wait_for(condition, seconds: float = 120.0) -> None:
+def wait_for(condition, seconds: float = 120.0):
+    """Wait until the condition gives something, and return it: a second look may find less."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+    return found
 
 
 def count(folder: Path, state: str) -> int:
@@ -112,9 +129,10 @@ def test_sigkill_costs_the_trial_in_flight_and_the_study_still_completes(folder)
     plan_for(folder, n_trials=10, **SLOW)
     parent = start(folder, "worker", "--storage", "s.db", "--n-jobs", "2")
     wait_for(lambda: count(folder, "COMPLETE") >= 2)
-    wait_for(lambda: any("worker" in trial.user_attrs for trial in running(folder)))
-    victim = next(t for t in running(folder) if "worker" in t.user_attrs)
-    os.kill(int(victim.user_attrs["worker"].rpartition(":")[2]), signal.SIGKILL)
+    (victim, *_) = wait_for(
+        lambda: [t.user_attrs["worker"] for t in running(folder) if "worker" in t.user_attrs]
+    )
+    os.kill(int(victim.rpartition(":")[2]), signal.SIGKILL)
     _, told = end(parent)
     assert "ended by SIGKILL; restart 1 of 3" in told
     trials = study_of(folder).trials

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize, honest_memory, paper_memory
 from sgquant_optuna.quantization.sites import BitWidths, Site
+from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.search_space import BitWidthSearchSpace
 
@@ -43,7 +44,7 @@ def new_study(
 ) -> optuna.Study:
     """A study with a record and no trial."""
     made = made or layout()
-    names = ["memory (bytes)", "accuracy drop (points)"][: 2 if mode == "pareto" else 1]
+    names = ["memory (bytes)", "expected drop (points)"][: 2 if mode == "pareto" else 1]
     study = optuna.create_study(
         storage=storage, study_name=name, directions=["minimize"] * len(names)
     )
@@ -55,11 +56,23 @@ def new_study(
         degree_edges=tuple(range(4, 4 * made.num_buckets, 4)),
         full_precision_accuracy=FULL,
         max_drop=LIMIT,
+        confidence=0.9,
         mode=mode,
     ).save(study)
     if planned is not None:
         study.set_user_attr("sgquant:plan", {"version": 1, "n_trials": planned})
     return study
+
+
+def _without_evidence(drop: float) -> dict[str, Any]:
+    """What a trial writes whose only evidence is the drop on validation nodes."""
+    return {
+        "flips": drop,
+        "trainings": 1,
+        "evidence": None,
+        "estimated_drop": drop,
+        "drop_bound": drop,
+    }
 
 
 def measured(
@@ -88,6 +101,7 @@ def measured(
         user_attrs={
             "accuracy": FULL - drop,
             "accuracy_drop": drop,
+            **_without_evidence(drop),
             "memory_bytes": honest.memory_bytes,
             "saving": honest.saving,
             "paper_memory_bytes": paper.memory_bytes,
@@ -102,3 +116,27 @@ def measured(
     trial.datetime_complete = ended or datetime.now()
     trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
     return trial
+
+
+def final_result(
+    full: Sequence[float],
+    quantized: Sequence[float],
+    *,
+    trial: int = 1,
+    others: Sequence[int] = (),
+) -> FinalResult:
+    """A final report of a trial that holds, with these test accuracies of retrained models."""
+    return FinalResult(
+        trial=trial,
+        holds=True,
+        seeds=len(full),
+        retrained=True,
+        validation_drop=0.1,
+        flips=2.1,
+        estimated_drop=0.2,
+        drop_bound=0.4,
+        full_precision_test=tuple(full),
+        quantized_test=tuple(quantized),
+        test_drop_interval=(-0.5, 1.5),
+        others=tuple(others),
+    )

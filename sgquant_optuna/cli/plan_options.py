@@ -31,8 +31,11 @@ def plan_of_options(
         int, typer.Option(min=1, help="Trials of the study, earlier ones included.")
     ] = SearchPlan.n_trials,
     max_drop: Annotated[
-        float, typer.Option(help="Largest drop of validation accuracy, in percentage points.")
+        float, typer.Option(help="Largest drop of accuracy, in percentage points.")
     ] = SearchPlan.max_drop,
+    confidence: Annotated[
+        float, typer.Option(help="Probability with which the drop is at most --max-drop.")
+    ] = SearchPlan.confidence,
     granularity: Annotated[
         str, typer.Option(help="uniform, or lwq, cwq and taq joined by +.")
     ] = SearchPlan.granularity,
@@ -91,6 +94,10 @@ def plan_of_options(
     final_seeds: Annotated[
         int, typer.Option(min=2, help="Fresh trainings of the final report.")
     ] = SearchPlan.final_seeds,
+    first_look: Annotated[
+        int,
+        typer.Option(min=0, help="Epochs after which a hopeless trial may end; 0 for none."),
+    ] = SearchPlan.first_look,
     seed: Annotated[
         int, typer.Option(help="Seed of split, weights, finetuning and sampler.")
     ] = SearchPlan.seed,
@@ -107,6 +114,7 @@ def plan_of_options(
         dataset=dataset,
         n_trials=n_trials,
         max_drop=max_drop,
+        confidence=confidence,
         mode=mode,
         granularity=granularity,
         candidates=integers(widths, what="--widths"),
@@ -125,6 +133,7 @@ def plan_of_options(
         finetuning=FINETUNING.with_epochs(finetune_epochs),
         models=models,
         final_seeds=final_seeds,
+        first_look=first_look,
         seed=seed,
     )
 

@@ -36,6 +36,8 @@ class Record:
             Objective values; empty unless the trial is complete and they are finite.
         constraints:
             Constraint values by name; 0 and below are feasible.
+        attrs:
+            User attributes.
     """
 
     number: int
@@ -45,6 +47,7 @@ class Record:
     is_fixed: bool
     values: tuple[float, ...]
     constraints: dict[str, float]
+    attrs: Mapping[str, Any]
 
     @property
     def occupied(self) -> tuple[Index, ...]:
@@ -152,7 +155,9 @@ class History:
         return Opening(number, self.num_trials, unfinished, seed)
 
     def training_records(self, opening: Opening) -> list[Record]:
-        """Return the complete trials of an opening's training set, sorted by their content.
+        """Return the trials to learn from in an opening's training set, sorted by their content.
+
+        Those are the complete ones, and pruned ones that recorded constraints.
 
         A retried trial has another number than its original. Sorting by content instead makes the
         fitted model the same.
@@ -163,7 +168,7 @@ class History:
             for record in self._finished.values()
             if record.number < opening.num_trials
             and record.number not in unfinished
-            and record.values
+            and (record.values or record.state == TrialState.PRUNED and record.constraints)
             and record.index is not None
         ]
         return sorted(records, key=lambda r: (r.index, r.values, sorted(r.constraints.items())))
@@ -244,4 +249,5 @@ def record_of(
         is_fixed=is_fixed,
         values=values,
         constraints=trial.constraints,
+        attrs=trial.user_attrs,
     )

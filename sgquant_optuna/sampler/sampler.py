@@ -6,6 +6,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.sampler.candidates import Ranking
 from sgquant_optuna.sampler.claims import PREDICTED_KEY, Opening
-from sgquant_optuna.sampler.history import History
+from sgquant_optuna.sampler.history import History, Record
 from sgquant_optuna.sampler.known_objective import KnownObjective
 from sgquant_optuna.sampler.problem import Problem, sign_of
 from sgquant_optuna.sampler.ranking import Acquisition, rank_candidates
 from sgquant_optuna.sampler.rounds import Choice, choose
 from sgquant_optuna.sampler.space import FiniteSpace, is_finite, single_value
 from sgquant_optuna.sampler.warm_start import Source, Transfer
+
+JointConstraints = Callable[[Sequence[Mapping[str, Any]]], Sequence[Sequence[float] | None]]
 
 _logger = logging.getLogger("sgquant_optuna")
 
@@ -68,6 +71,11 @@ class SGQuantSampler(BaseSampler):
             are raised.
         known_objective_index:
             Position in the study of the objective that ``known_objective`` computes.
+        joint_constraints:
+            Function that computes the constraints of trials anew from the user attributes of all
+            of them, where a constraint depends on what other trials measured. It returns the
+            constraint values of each trial (0 and below are feasible), or ``None`` for one whose
+            recorded constraints stay. It must be deterministic, and must not depend on the order.
         seed:
             Seed of the candidates. Workers may have different seeds: a round uses the seed of the
             worker that opened it.
@@ -99,6 +107,7 @@ class SGQuantSampler(BaseSampler):
         acquisition: str = "default",
         known_objective: Callable[[dict[str, Any]], float] | None = None,
         known_objective_index: int = 0,
+        joint_constraints: JointConstraints | None = None,
         seed: int | None = None,
         independent_sampler: BaseSampler | None = None,
     ) -> None:
@@ -121,6 +130,7 @@ class SGQuantSampler(BaseSampler):
         self._n_sample = n_sample
         self._known_objective = known_objective
         self._known_objective_index = known_objective_index
+        self._joint_constraints = joint_constraints
         self._source: Source | None = None
         self._seed = _fresh_seed() if seed is None else seed
         self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
@@ -255,7 +265,7 @@ class SGQuantSampler(BaseSampler):
         if ranking is None:
             problem = Problem(
                 cache.history.space,
-                cache.history.training_records(opening),
+                self._training_records(cache, opening),
                 study.directions,
                 self._known(study, cache),
             )
@@ -273,6 +283,18 @@ class SGQuantSampler(BaseSampler):
                 del cache.rankings[next(iter(cache.rankings))]
             cache.rankings[key] = ranking
         return ranking
+
+    def _training_records(self, cache: _Cache, opening: Opening) -> list[Record]:
+        records = cache.history.training_records(opening)
+        if self._joint_constraints is None:
+            return records
+        anew = self._joint_constraints([record.attrs for record in records])
+        return [
+            record
+            if values is None
+            else replace(record, constraints={str(i): float(v) for i, v in enumerate(values)})
+            for record, values in zip(records, anew, strict=True)
+        ]
 
     def _round_size(self, round_: int, num_trials: int) -> int:
         if self._n_measure is not None:

@@ -1,33 +1,34 @@
-"""The end of a search: the best trials again with fresh seeds, and the test nodes opened once.
+"""The end of a search: the best trials again with fresh trainings, and the test nodes opened once.
 
-The best of many noisy trials is partly luck, so its own value flatters it. Trials are
-measured again from seeds that the search never used, retrained if the caller can, to find the
-smallest whose mean drop holds. Only then are test nodes looked at, with the full-precision model
-paired by seed.
+The best of many trials is partly luck, so its own value flatters it. A fixed sequence of trials,
+from the smallest up, is measured again from seeds that the search never used, retrained if the
+caller can, until the bound of the drop is within the limit. Only then are test nodes looked at,
+with the full-precision model paired by seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import optuna
+import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.calibrated_model import CalibratedModel
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.fingerprint import graph_fingerprint
-from sgquant_optuna.graph.training_config import TrainingConfig
-from sgquant_optuna.quantization.sites import BitWidths
+from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings, drop_interval
 from sgquant_optuna.search.objective import QuantizationObjective, without_test_nodes
+from sgquant_optuna.study.drop_slope import DropSlope
 from sgquant_optuna.study.final_result import FinalResult
+from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.rows import trial_rows
-from sgquant_optuna.study.selection import rank
-from sgquant_optuna.study.trial_result import TrialResult, is_feasible
+from sgquant_optuna.study.selection import Ranked, rank
+from sgquant_optuna.study.trial_result import TrialResult, is_feasible, learned_slope
 
-_FRESH_SEEDS = 1000  # far from the seeds of any search
+_LEAST_TRAININGS = 3  # that may refuse a trial
+_MOST_REPEATS = 2
 
 
 def final_report(
@@ -39,7 +40,7 @@ def final_report(
     top: int = 6,
     retrain: Callable[[int], nn.Module] | None = None,
 ) -> FinalResult:
-    """Choose a trial with fresh seeds, open the test nodes, and store both in the study.
+    """Choose a trial with fresh trainings, open the test nodes, and store both in the study.
 
     A study that has its report already gives it back without looking at the test nodes again,
     unless another trial has become the best since.
@@ -52,7 +53,8 @@ def final_report(
         data:
             The graph with its ``test_mask`` and all labels.
         seeds:
-            Fresh seeds, at least 2.
+            Fresh trainings of the chosen trial, at least 2. Three may refuse a trial; where the
+            number does not decide, up to twice as many are made.
         top:
             Largest number of trials that are measured again.
         retrain:
@@ -66,92 +68,101 @@ def final_report(
             If no trial is finished.
         ValueError:
             If ``seeds`` or ``top`` is too small.
+
+    Reference:
+        Angelopoulos et al. (2021), "Learn then Test", for the fixed sequence.
     """
     if seeds < 2 or top < 1:
         raise ValueError(f"final report: expected seeds >= 2 and top >= 1, got {seeds}, {top}")
-    max_drop = objective.config.max_drop
-    ranked = rank(study, trial_rows(study, TrialResult), max_drop)
-    # If none is feasible, the nearest come first.
-    ranked = [trial for trial in ranked if trial.result.is_feasible(max_drop)] or ranked
+    rows = trial_rows(study, TrialResult)
+    ranked = rank(study, rows, objective.config.max_drop)
     known = FinalResult.load(study)
     if known is not None and known.knows(ranked[0].number):
         return known
 
     test_mask = _test_mask(data, objective)
-    fresh = range(_FRESH_SEEDS, _FRESH_SEEDS + seeds)
-    measures = [
-        _Measure(
-            objective.models[0] if retrain is None else objective.calibrated(retrain(seed)),
-            objective.config.finetuning,
-            seed,
-            data,
-        )
-        for seed in fresh
-    ]
-    references = [measure(objective.full_precision) for measure in measures]
-    tried: dict[int, tuple[float, list[tuple[float, Tensor]]]] = {}
-
-    def holds(place: int) -> bool:
-        runs = [measure(ranked[place].result.bit_widths) for measure in measures]
-        drop = fmean(ref[0] - run[0] for ref, run in zip(references, runs, strict=True))
-        tried[place] = (drop, runs)
-        return is_feasible(drop, max_drop)
-
-    chosen = _smallest_that_holds(len(ranked), holds, tries=top)
-    place = min(tried, key=lambda place: tried[place][0]) if chosen is None else chosen
-    drop, runs = tried[place]
+    slope = learned_slope(row.result for row in rows)
+    trainings = FreshTrainings(objective, retrain)
+    measured: dict[int, FreshMeasurement] = {}
+    for trial in _sequence(ranked, objective.config.max_drop, top):
+        fresh = _measure_until_decided(trainings, trial, slope, objective.config, seeds)
+        measured[trial.number] = fresh
+        if is_feasible(fresh.bound(slope, objective.config.confidence), objective.config.max_drop):
+            break
+    bounds = {
+        number: fresh.bound(slope, objective.config.confidence)
+        for number, fresh in measured.items()
+    }
+    number = min(bounds, key=lambda number: bounds[number])
+    fresh = measured[number]
+    bits = next(trial.result.bit_widths for trial in ranked if trial.number == number)
+    full, quantized = (
+        torch.stack([classes == data.y for classes in trainings.classes(widths, fresh.trainings)])
+        for widths in (objective.full_precision, bits)
+    )
     result = FinalResult(
-        trial=ranked[place].number,
-        holds=chosen is not None,
-        seeds=seeds,
+        trial=number,
+        holds=is_feasible(bounds[number], objective.config.max_drop),
+        seeds=fresh.trainings,
         retrained=retrain is not None,
-        validation_drop=drop,
-        full_precision_test=tuple(_share(correct, test_mask) for _, correct in references),
-        quantized_test=tuple(_share(correct, test_mask) for _, correct in runs),
-        others=tuple(ranked[other].number for other in tried if other != place),
+        validation_drop=fmean(fresh.evidence.measured),
+        flips=fresh.flips,
+        estimated_drop=slope.estimate(fresh.evidence.expected_drop),
+        drop_bound=bounds[number],
+        full_precision_test=_shares(full, test_mask),
+        quantized_test=_shares(quantized, test_mask),
+        test_drop_interval=drop_interval((full.int() - quantized.int())[:, test_mask] * 100),
+        others=tuple(other for other in measured if other != number),
         times_opened=1 if known is None else known.times_opened + 1,
     )
     result.save(study)
     return result
 
 
-def _smallest_that_holds(count: int, holds: Callable[[int], bool], *, tries: int) -> int | None:
-    """Search ranks 0 to ``count - 1``, from the smallest trial to the largest, by halving.
+def _sequence(
+    ranked: Sequence[Ranked[TrialResult]], max_drop: float, top: int
+) -> list[Ranked[TrialResult]]:
+    """Return the trials to measure again, from the smallest up; the nearest if none is feasible.
 
-    If the smallest was luck, its neighbours in memory probably were lucky too.
+    A trial that is neither smaller nor safer than another is left out, and of many, those at equal
+    distances remain, with the smallest and the safest: where the smallest was luck, its neighbours
+    probably were lucky too.
     """
-    if holds(0):
-        return 0
-    fails, found, end = 0, None, count
-    for _ in range(tries - 1):
-        place = (fails + end) // 2 if end - fails > 1 else None
-        if place is None:
-            break
-        if holds(place):
-            end, found = place, place
-        else:
-            fails = place
-    return found
+    feasible = [trial for trial in ranked if trial.result.is_feasible(max_drop)]
+    if not feasible:
+        return list(ranked[:top])
+    front = feasible[:1]
+    for trial in feasible[1:]:
+        if trial.result.drop_bound < front[-1].result.drop_bound:
+            front.append(trial)
+    if top == 1:
+        return front[:1]
+    last = len(front) - 1
+    places = sorted({round(step * last / (top - 1)) for step in range(top)})
+    return [front[place] for place in places]
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """One fresh seed: what any widths reach with it."""
+def _measure_until_decided(
+    trainings: FreshTrainings,
+    trial: Ranked[TrialResult],
+    slope: DropSlope,
+    config: ObjectiveConfig,
+    seeds: int,
+) -> FreshMeasurement:
+    """Add trainings until they tell on which side of the limit the bound is."""
+    bits, count = trial.result.bit_widths, min(_LEAST_TRAININGS, seeds)
+    while True:
+        fresh = trainings.measure(bits, count)
+        low, high = (fresh.bound(slope, config.confidence, sign=sign) for sign in (-1, 1))
+        is_safe = count >= seeds and is_feasible(high, config.max_drop)
+        if not is_feasible(low, config.max_drop) or is_safe or count >= _MOST_REPEATS * seeds:
+            return fresh
+        count += 1
 
-    model: CalibratedModel
-    finetuning: TrainingConfig
-    seed: int
-    data: Data
 
-    def __call__(self, bits: BitWidths) -> tuple[float, Tensor]:
-        """Return validation accuracy, and for each node whether it is right, ``[N]`` bool."""
-        model, result = self.model.finetune(bits, self.finetuning, seed=self.seed)
-        right = self.model.scores(model).argmax(dim=1) == self.data.y
-        return result.accuracy, right
-
-
-def _share(correct: Tensor, mask: Tensor) -> float:
-    return 100.0 * float(correct[mask].double().mean())
+def _shares(correct: Tensor, mask: Tensor) -> tuple[float, ...]:
+    """Return the accuracy of each training on the nodes of a mask, in percent."""
+    return tuple(100.0 * float(one[mask].double().mean()) for one in correct)
 
 
 def _test_mask(data: Data, objective: QuantizationObjective) -> Tensor:

@@ -12,9 +12,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from optuna.exceptions import TrialPruned
+from optuna.pruners import NopPruner
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
@@ -35,27 +37,39 @@ from sgquant_optuna.quantization.memory import (
     paper_memory,
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
+from sgquant_optuna.search.measurement import Measurement, Trainings
+from sgquant_optuna.search.prediction_changes import ReferencePredictions
 from sgquant_optuna.search.trial_log import log_trial
 from sgquant_optuna.storage import write_together
 from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR, WORKER_ATTR
 from sgquant_optuna.storage.processes import process_name
+from sgquant_optuna.study.drop_slope import DropSlope
 from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.record import Fingerprint, StudyRecord
+from sgquant_optuna.study.rows import row_of
 from sgquant_optuna.study.search_space import BitWidthSearchSpace, parse_granularity
-from sgquant_optuna.study.trial_result import TrialResult
+from sgquant_optuna.study.trial_result import (
+    TrialResult,
+    TrialScore,
+    learned_slope,
+    with_learned_bounds,
+)
 
 
 class QuantizationObjective:
     """Measures what a choice of bit widths saves and what it costs in accuracy.
 
     Give it to ``study.optimize``, or call it with an asked trial. It sees the training and
-    validation nodes only: test mask and test labels are dropped when it is made.
+    validation labels only: test mask and test labels are dropped when it is made. The predictions
+    that change on all nodes outside training, which need no label, tell most of the drop; the
+    labels scale it (:mod:`sgquant_optuna.study.drop_slope`).
 
-    In mode ``"constrained"`` the value is the memory in bytes, to be minimised. A trial whose
-    accuracy drops by more than ``max_drop`` records that as a constraint and is penalised to
-    ``full_precision_bytes * (1 + violation)``, so that no infeasible trial ever looks best, not
-    even where constraints are ignored. In mode ``"pareto"`` the values are memory in bytes and
-    accuracy drop in percentage points, both minimised.
+    In mode ``"constrained"`` the value is the memory in bytes, to be minimised. A trial whose drop
+    may exceed ``max_drop`` with the given confidence records that as a constraint and is penalised
+    to ``full_precision_bytes * (1 + violation)``, so that no infeasible trial ever looks best, not
+    even where constraints are ignored. Its trainings are Optuna's steps, so pruners work; they
+    stop as soon as the trial is decided. In mode ``"pareto"`` the values are memory in bytes and
+    expected drop in percentage points, both minimised.
 
     The export of a packed model is tried once when it is made: an :class:`ExportWarning` says what
     to change.
@@ -112,6 +126,7 @@ class QuantizationObjective:
         self.models = [self.calibrated(one) for one in models]
         self.models[0].check_effects()
         self.layout = self.models[0].layout
+        self._trainings = Trainings(self.models, config)
         exact = _exact_inputs(self.layout, config)
         self.search_space = BitWidthSearchSpace(
             self.layout.sizes,
@@ -133,8 +148,10 @@ class QuantizationObjective:
             "protocol": {
                 "mode": config.mode,
                 "max_drop": config.max_drop,
+                "confidence": config.confidence,
                 "models": len(models),
                 "repeats": config.repeats,
+                "first_look": config.first_look,
                 "seed": config.seed,
             },
         }
@@ -174,7 +191,15 @@ class QuantizationObjective:
     @cached_property
     def full_precision_accuracy(self) -> float:
         """Validation accuracy at 32 bits after the same finetuning, in percent."""
-        return self.measure(self.full_precision)
+        return self.reference.accuracy
+
+    @cached_property
+    def reference(self) -> ReferencePredictions:
+        """Predictions of the trainings of a trial at 32 bits, after the same finetuning."""
+        found = list(self._trainings.scores(self.full_precision))
+        return ReferencePredictions(
+            [scores for scores, _ in found], [accuracy for _, accuracy in found], self.graph.data
+        )
 
     @property
     def full_precision(self) -> BitWidths:
@@ -192,16 +217,31 @@ class QuantizationObjective:
         bits = self.search_space.from_params(params)
         return honest_memory(self.layout, bits).memory_bytes
 
+    def violations(self, attrs: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...] | None]:
+        """Return by how much the drop of each trial may exceed the limit, learned from all.
+
+        Args:
+            attrs:
+                User attributes of the trials of a study.
+
+        Returns:
+            Points above ``max_drop`` for each trial; ``None`` if it is not of our objective, and
+            nothing at all in mode ``"pareto"``.
+        """
+        results = [TrialScore.of(one) for one in attrs]
+        if self.config.mode == "pareto":
+            return [None] * len(results)
+        bounded = with_learned_bounds(results, self.config.confidence)
+        limit = self.config.max_drop
+        return [None if one is None else (one.violation(limit),) for one in bounded]
+
     def measure(self, bits: BitWidths) -> float:
         """Finetune with these widths; return the mean validation accuracy in percent."""
         return fmean(result.accuracy for _, result in self.finetuned(bits))
 
     def finetuned(self, bits: BitWidths) -> Iterator[tuple[nn.Module, TrainingResult]]:
         """Yield the models that a trial with these widths is measured on, one by one."""
-        for model in self.models:
-            for repeat in range(self.config.repeats):
-                seed = self.config.seed + repeat
-                yield model.finetune(bits, self.config.finetuning, seed=seed)
+        return self._trainings.finetuned(bits)
 
     def finetune(self, bits: BitWidths, *, seed: int) -> tuple[nn.Module, TrainingResult]:
         """Return a finetuned copy of the (first) model, and how its training went."""
@@ -215,6 +255,7 @@ class QuantizationObjective:
             degree_edges=self.degree_edges,
             full_precision_accuracy=self.full_precision_accuracy,
             max_drop=self.config.max_drop,
+            confidence=self.config.confidence,
             mode=self.config.mode,
         )
 
@@ -222,11 +263,13 @@ class QuantizationObjective:
         """Measure one trial.
 
         Returns:
-            The memory in bytes (penalised if infeasible), or memory and accuracy drop.
+            The memory in bytes (penalised if infeasible), or memory and expected drop.
 
         Raises:
             StudyMismatchError:
                 If the study was measured on another graph, model, space or protocol.
+            TrialPruned:
+                If the pruner of the study says so.
         """
         if trial.study not in self._checked_studies:
             self.sign(trial.study)
@@ -234,31 +277,83 @@ class QuantizationObjective:
         with write_together():
             bits = self.search_space.suggest(trial)
             trial.set_user_attr(WORKER_ATTR, process_name())  # a retried trial has another's
-        accuracy = self.measure(bits)
+        finished = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [row_of(other, TrialScore).result for other in finished]
+        measurement, is_pruned = self._measure(trial, bits, learned_slope(others))
+        result = self._result(bits, measurement, time.perf_counter() - started)
+        slope = learned_slope([*others, result])
+        result = result.with_slope(slope, self.config.confidence)
+        self._write(trial, result)
+        log_trial(trial, result, others, self.config.max_drop)
+        if is_pruned:
+            raise TrialPruned
+        if self.config.mode == "pareto":
+            assert result.evidence is not None
+            return result.memory_bytes, result.evidence.expected_drop
+        return self._value(result)
+
+    def _measure(
+        self, trial: Trial, bits: BitWidths, slope: DropSlope
+    ) -> tuple[Measurement, bool]:
+        """Measure until the trial is decided; tell whether a pruner ended it."""
+        config, measurement = self.config, None
+        for step, measurement in enumerate(self._trainings.measure(bits, self.reference)):
+            if config.mode == "pareto":
+                continue  # Optuna prunes with one objective only, and a front has no limit
+            if self._is_pruned(trial, step, bits, measurement, slope):
+                return measurement, True
+            if measurement.is_decided(slope, config, len(self._trainings)):
+                break
+        assert measurement is not None
+        return measurement, False
+
+    def _is_pruned(
+        self, trial: Trial, step: int, bits: BitWidths, measurement: Measurement, slope: DropSlope
+    ) -> bool:
+        """Report the value that the trial would have now, and ask the pruner."""
+        if isinstance(trial.study.pruner, NopPruner):
+            return False
+        result = self._result(bits, measurement, 0.0).with_slope(slope, self.config.confidence)
+        known = trial.storage.get_trial(trial._trial_id).intermediate_values
+        if step not in known:  # a trial that was given back has reported
+            trial.report(self._value(result), step)
+        return trial.should_prune()
+
+    def _result(self, bits: BitWidths, measurement: Measurement, seconds: float) -> TrialResult:
         honest, paper = honest_memory(self.layout, bits), paper_memory(self.layout, bits)
-        result = TrialResult(
-            accuracy=accuracy,
-            accuracy_drop=self.full_precision_accuracy - accuracy,
+        drop = fmean(measurement.evidence.measured)
+        return TrialResult(
+            accuracy=measurement.accuracy,
+            accuracy_drop=drop,
+            flips=measurement.flips,
+            evidence=measurement.evidence,
+            estimated_drop=drop,
+            drop_bound=drop,
+            trainings=measurement.trainings,
             memory_bytes=honest.memory_bytes,
             saving=honest.saving,
             paper_memory_bytes=paper.memory_bytes,
             paper_saving=paper.saving,
             average_bits=paper.average_bits,
             bit_widths=bits,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
         )
+
+    def _value(self, result: TrialResult) -> float:
+        """Return the memory in bytes, or a penalty beyond full precision."""
+        if result.is_feasible(self.config.max_drop):
+            return result.memory_bytes
+        full = honest_memory(self.layout, result.bit_widths).full_precision_bytes
+        return full * (1 + result.violation(self.config.max_drop))
+
+    def _write(self, trial: Trial, result: TrialResult) -> None:
         with write_together():
             for name, value in result.to_attrs().items():
                 trial.set_user_attr(name, value)
-        log_trial(trial, result, self.config.max_drop)
-        if self.config.mode == "pareto":
-            return result.memory_bytes, result.accuracy_drop
-        violation = result.violation(self.config.max_drop)
-        # The list form is the one that both Optuna and its dashboard read.
-        trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS_ATTR, [violation])
-        if result.is_feasible(self.config.max_drop):
-            return result.memory_bytes
-        return honest.full_precision_bytes * (1 + violation)
+        if self.config.mode != "pareto":
+            # The list form is the one that both Optuna and its dashboard read.
+            violation = result.violation(self.config.max_drop)
+            trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS_ATTR, [violation])
 
     def sign(self, study: Study) -> None:
         """Check that a study is of this objective, or mark a new one as such.

@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 from sgquant_optuna.study.record import StudyRecord
-from sgquant_optuna.study.rows import row_of
+from sgquant_optuna.study.rows import rows_of
 from sgquant_optuna.study.selection import best_saving
 from sgquant_optuna.study.trial_result import TrialScore
 
@@ -82,7 +82,7 @@ class SearchProgress:
         """Read from the study what all its workers have finished."""
         # Optuna has read finished trials before; rows of a database would be read anew each time.
         trials = self._study.get_trials(deepcopy=False)
-        results = [row_of(trial, TrialScore).result for trial in trials]
+        results = [row.result for row in rows_of(self._study, trials, TrialScore)]
         best = best_saving(results, self._max_drop)
         self._progress.update(
             self._task,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import optuna
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
@@ -19,6 +20,7 @@ def create_study(
     storage: str | Path | BaseStorage | None = None,
     study_name: str | None = None,
     sampler: BaseSampler | None = None,
+    pruner: BasePruner | None = None,
     seed: int | None = None,
 ) -> optuna.Study:
     """Make the study of an objective, or resume it if the storage holds it already.
@@ -35,6 +37,8 @@ def create_study(
             Name under which it is resumed; a new one by default.
         sampler:
             Any Optuna sampler; :class:`SGQuantSampler` by default.
+        pruner:
+            Any Optuna pruner; none by default, as trials stop by themselves when they are decided.
         seed:
             Seed of the default sampler.
 
@@ -48,6 +52,7 @@ def create_study(
         storage=storage if isinstance(storage, BaseStorage) else open_storage(storage),
         study_name=study_name,
         sampler=sampler or default_sampler(objective, seed=seed),
+        pruner=pruner or NopPruner(),
         directions=objective.directions,
         load_if_exists=True,
     )
@@ -64,6 +69,7 @@ def default_sampler(
     return SGQuantSampler(
         objective.search_space.distributions,
         known_objective=objective.memory_bytes,
+        joint_constraints=objective.violations,
         n_measure=n_measure,
         seed=seed,
     )

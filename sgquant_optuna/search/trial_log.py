@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import optuna
-from optuna.trial import Trial, TrialState
+from optuna.trial import Trial
 
-from sgquant_optuna.study.rows import row_of
 from sgquant_optuna.study.selection import best_saving
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
@@ -15,7 +15,9 @@ _logger = logging.getLogger(__name__)
 _OPTUNAS = "optuna.sgquant_optuna"
 
 
-def log_trial(trial: Trial, result: TrialResult, max_drop: float) -> None:
+def log_trial(
+    trial: Trial, result: TrialResult, others: Sequence[TrialScore | None], max_drop: float
+) -> None:
     """Log what a trial measured, once.
 
     Who configured Python's logging for ``sgquant_optuna`` at level INFO gets the line there. In a
@@ -26,6 +28,8 @@ def log_trial(trial: Trial, result: TrialResult, max_drop: float) -> None:
             Trial that is about to end.
         result:
             Result of the trial.
+        others:
+            Results of the other finished trials of the study.
         max_drop:
             Largest feasible drop, in percentage points.
     """
@@ -35,12 +39,13 @@ def log_trial(trial: Trial, result: TrialResult, max_drop: float) -> None:
     if not logger.isEnabledFor(logging.INFO):
         return
     logger.info(
-        "Trial %d: saving %.1fx, drop %.2f points, %s; %s, %.1f s",
+        "Trial %d: saving %.1fx, drop %.2f and at most %.2f points, %s; %s, %.1f s",
         trial.number,
         result.saving,
-        result.accuracy_drop,
+        result.estimated_drop,
+        result.drop_bound,
         _verdict(trial, result, max_drop),
-        _best(trial, result, max_drop),
+        _best([result, *others], max_drop),
         result.seconds,
     )
 
@@ -52,8 +57,6 @@ def _verdict(trial: Trial, result: TrialResult, max_drop: float) -> str:
     return f"not feasible ({result.violation(max_drop):.2f} points above the limit{penalty})"
 
 
-def _best(trial: Trial, result: TrialResult, max_drop: float) -> str:
-    finished = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    results = [result, *(row_of(other, TrialScore).result for other in finished)]
+def _best(results: Sequence[TrialScore | None], max_drop: float) -> str:
     best = best_saving(results, max_drop)
     return "none feasible yet" if best is None else f"best saving {best:.1f}x"

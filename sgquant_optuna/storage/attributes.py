@@ -23,7 +23,7 @@ Study, system attributes:
 | dashboard:NAME      | notes                      | Optuna          | Optuna                    |
 | study:metric_names  | names of the objectives    | Optuna          | Optuna                    |
 
-Trial, user attributes (the first nine are the fields of ``TrialResult``):
+Trial, user attributes (the first 14 are the fields of ``TrialResult``):
 
 | key                 | holds                      | written by      | read by                   |
 |---------------------|----------------------------|-----------------|---------------------------|
@@ -32,11 +32,16 @@ Trial, user attributes (the first nine are the fields of ``TrialResult``):
 |                     |                            |                 | best_for                  |
 | average_bits        | bits a value               | objective       | trial_result              |
 | bit_widths          | width of each site         | objective       | trial_result, queries     |
+| drop_bound          | percentage points          | objective       | trial_result              |
+| estimated_drop      | percentage points          | objective       | trial_result              |
+| evidence            | drops of the trainings     | objective       | trial_result              |
+| flips               | percent of predictions     | objective       | trial_result              |
 | memory_bytes        | honest accounting          | objective       | trial_result, queries     |
 | paper_memory_bytes  | the paper's accounting     | objective       | trial_result              |
 | paper_saving        | the paper's accounting     | objective       | trial_result              |
 | saving              | honest accounting          | objective       | trial_result              |
 | seconds             | wall time                  | objective       | trial_result, queries     |
+| trainings           | finetunings that ended     | objective       | trial_result              |
 | worker              | ``HOST:PID``               | objective       | status, queries           |
 | sgquant:surplus     | true: beyond the budget    | budget          | budget, queries           |
 | predicted           | prediction of the sampler  | sampler         | explain, server,          |

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -21,17 +20,26 @@ class FinalResult:
         trial:
             Number of the chosen trial.
         holds:
-            Whether its mean drop on validation nodes is feasible with fresh seeds too.
+            Whether the bound of its drop is within the limit with fresh trainings, too.
         seeds:
-            Number of fresh seeds.
+            Number of fresh trainings.
         retrained:
             Whether the full-precision model was trained anew from each seed, too.
         validation_drop:
             Mean drop on validation nodes, in percentage points.
+        flips:
+            Predictions that change, in percent of the nodes outside training; the mean drop on
+            these nodes is not larger.
+        estimated_drop:
+            Most probable drop on the nodes outside training, in percentage points.
+        drop_bound:
+            Upper bound of that drop with the confidence of the study, in percentage points.
         full_precision_test:
             Test accuracy of the full-precision model, for each seed.
         quantized_test:
             Test accuracy of the quantized model, for each seed.
+        test_drop_interval:
+            95 % interval of the paired drop on test nodes, over trainings and nodes, in points.
         others:
             Other trials that were measured again: smaller ones that did not hold, or larger ones.
         times_opened:
@@ -43,8 +51,12 @@ class FinalResult:
     seeds: int
     retrained: bool
     validation_drop: float
+    flips: float
+    estimated_drop: float
+    drop_bound: float
     full_precision_test: tuple[float, ...]
     quantized_test: tuple[float, ...]
+    test_drop_interval: tuple[float, float]
     others: tuple[int, ...] = ()
     times_opened: int = 1
 
@@ -53,9 +65,8 @@ class FinalResult:
         verdict = "holds" if self.holds else "does not hold"
         runs = "trainings" if self.retrained else "fresh seeds"
         return (
-            f"<FinalResult: trial {self.trial} {verdict} on {self.seeds} {runs}, drop "
-            f"{self.validation_drop:.2f} points on validation and {self.test_drop:.2f} on test "
-            f"nodes>"
+            f"<FinalResult: trial {self.trial} {verdict} on {self.seeds} {runs}, drop at "
+            f"most {self.drop_bound:.2f} points, {self.test_drop:.2f} on test nodes>"
         )
 
     def knows(self, trial: int) -> bool:
@@ -66,21 +77,6 @@ class FinalResult:
     def test_drop(self) -> float:
         """Mean paired drop on test nodes, in percentage points."""
         return fmean(self._drops)
-
-    @property
-    def test_drop_interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval of the paired drop, by Student's t over the seeds.
-
-        ``None`` where all seeds gave the same, as finetuning without dropout does: that one value
-        says nothing about its spread.
-        """
-        from scipy.special import stdtrit  # scipy.stats takes a second to import
-
-        if len(set(self._drops)) == 1:
-            return None
-        half = float(stdtrit(len(self._drops) - 1, 0.975)) * stdev(self._drops)
-        half /= math.sqrt(len(self._drops))
-        return self.test_drop - half, self.test_drop + half
 
     @property
     def _drops(self) -> list[float]:

@@ -19,7 +19,10 @@ from sgquant_optuna.study.report import StudyReport
 from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.trial_result import TrialResult
 
-_COLUMNS = ("memory_bytes", "saving", "accuracy", "accuracy_drop", "average_bits", "seconds")
+_COLUMNS = (
+    *("memory_bytes", "saving", "accuracy", "accuracy_drop", "flips", "estimated_drop"),
+    *("drop_bound", "trainings", "average_bits", "seconds"),
+)
 
 
 def to_json(report: StudyReport) -> str:
@@ -37,12 +40,19 @@ def to_json(report: StudyReport) -> str:
             "quantized": report.accuracy,
             "drop": report.accuracy_drop,
         },
+        "promise": {
+            "confidence": report.record.confidence,
+            "estimated_drop": report.result.estimated_drop,
+            "drop_bound": report.result.drop_bound,
+            "flips": report.result.flips,
+            "certifiable_flips": report.certifiable_flips,
+        },
+        "other_limits": [asdict(other) for other in report.other_limits],
         "final": None
         if final is None
         else {
             **asdict(final),
             "test_drop": final.test_drop,
-            "test_drop_interval": final.test_drop_interval,
         },
         "memory": {
             "honest": _memory(report.honest),

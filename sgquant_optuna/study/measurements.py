@@ -65,8 +65,18 @@ class Measurements:
 
     @cached_property
     def drops(self) -> Floats:
-        """Drop of validation accuracy in percentage points, ``[n]``."""
-        return np.array([result.accuracy_drop for result in self._results])
+        """Bound of the drop in percentage points, ``[n]``."""
+        return np.array([result.drop_bound for result in self._results])
+
+    @cached_property
+    def expected_drops(self) -> Floats:
+        """Expected drop in percentage points, ``[n]``; that on validation nodes without it."""
+        return np.array(
+            [
+                one.evidence.expected_drop if one.evidence else one.accuracy_drop
+                for one in self._results
+            ]
+        )
 
     @cached_property
     def savings(self) -> Floats:
@@ -101,9 +111,10 @@ class Measurements:
     def calibration(self) -> Calibration:
         """Drops that the cost model predicted, against those measured, in percentage points."""
         rows = []
-        for row, drop in zip(self.rows, self.drops, strict=True):
+        for row, bound, expected in zip(self.rows, self.drops, self.expected_drops, strict=True):
             predicted: Mapping[str, float] = row.extras.get(PREDICTED_KEY) or {}
-            for key, offset in ((_LIMIT, self.record.max_drop), (_DROP, 0.0)):
+            limit = self.record.max_drop
+            for key, offset, drop in ((_LIMIT, limit, bound), (_DROP, 0.0, expected)):
                 if key in predicted:
                     deviation = predicted.get(f"{key} deviation", np.nan)
                     rows.append((row.number, predicted[key] + offset, deviation, drop))

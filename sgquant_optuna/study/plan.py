@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["constrained", "pareto"]
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,13 @@ class ObjectiveConfig:
 
     Args:
         max_drop:
-            Largest drop of validation accuracy that is feasible, in percentage points.
+            Largest drop of accuracy that is feasible, in percentage points.
+        confidence:
+            Probability with which the drop of a feasible trial is at most ``max_drop``, in
+            [0.5, 1).
         mode:
             ``"constrained"`` (least memory within ``max_drop``) or ``"pareto"`` (memory against
-            accuracy drop).
+            expected drop).
         granularity:
             Parts of a site that get a width of their own: ``"uniform"`` for none, or any of
             ``lwq`` (layer), ``cwq`` (component) and ``taq`` (degree bucket) joined by ``+``.
@@ -71,8 +74,11 @@ class ObjectiveConfig:
         attention:
             Paths of the convolutions whose attention is quantized; all known ones by default.
         repeats:
-            Finetunings of each model in each trial, from different seeds; their mean accuracy
-            counts.
+            Finetunings of each model in each trial, from different seeds; a trial that is decided
+            before stops earlier.
+        first_look:
+            Epochs of a short finetuning that may end a hopeless trial before the others; 0 for
+            none.
         seed:
             Seed of the finetunings. All trials share it, so that luck is the same for all.
 
@@ -82,6 +88,7 @@ class ObjectiveConfig:
     """
 
     max_drop: float = 0.5
+    confidence: float = 0.9
     mode: Mode = "constrained"
     granularity: str = "lwq+cwq+taq"
     candidates: Sequence[int] = DEFAULT_CANDIDATES
@@ -94,6 +101,7 @@ class ObjectiveConfig:
     layers: Sequence[str] | None = None
     attention: Sequence[str] | None = None
     repeats: int = 1
+    first_look: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,8 +110,12 @@ class ObjectiveConfig:
             raise ValueError(f"mode: expected one of {get_args(Mode)}, got {self.mode!r}")
         if self.max_drop < 0:
             raise ValueError(f"max_drop: expected percentage points >= 0, got {self.max_drop}")
+        if not 0.5 <= self.confidence < 1:
+            raise ValueError(f"confidence: expected a number in [0.5, 1), got {self.confidence}")
         if self.repeats < 1:
             raise ValueError(f"repeats: expected at least 1, got {self.repeats}")
+        if self.first_look < 0:
+            raise ValueError(f"first_look: expected epochs >= 0, got {self.first_look}")
         parse_granularity(self.granularity)
         # JSON knows lists only: a plan that was read equals the one that was saved.
         object.__setattr__(self, "candidates", check_candidates(self.candidates))
@@ -117,7 +129,7 @@ class ObjectiveConfig:
         """Names of the values of a trial, all of them minimised."""
         if self.mode == "constrained":
             return ["memory (bytes)"]
-        return ["memory (bytes)", "accuracy drop (points)"]
+        return ["memory (bytes)", "expected drop (points)"]
 
 
 @dataclass(frozen=True, kw_only=True)

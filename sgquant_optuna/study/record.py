@@ -18,7 +18,7 @@ from sgquant_optuna.study.stored_values import reading, stored_fields
 Fingerprint = dict[str, Any]
 """What a study was measured on, by the parts that :data:`_PARTS` names."""
 
-_VERSION = 2
+_VERSION = 3
 _PARTS = {
     "graph": "graph",
     "model": "model",
@@ -45,7 +45,9 @@ class StudyRecord:
         full_precision_accuracy:
             Validation accuracy of the float32 model after the same finetuning, in percent.
         max_drop:
-            Largest drop of validation accuracy that is feasible, in percentage points.
+            Largest feasible drop, in percentage points.
+        confidence:
+            Probability with which the bound of each drop holds.
         mode:
             ``"constrained"`` or ``"pareto"``.
     """
@@ -55,6 +57,7 @@ class StudyRecord:
     degree_edges: tuple[int, ...]
     full_precision_accuracy: float
     max_drop: float
+    confidence: float
     mode: str
 
     @property
@@ -108,9 +111,22 @@ class StudyRecord:
                 "degree_edges": list(self.degree_edges),
                 "full_precision_accuracy": self.full_precision_accuracy,
                 "max_drop": self.max_drop,
+                "confidence": self.confidence,
                 "mode": self.mode,
             },
         )
+
+    @staticmethod
+    def confidence_in(study: optuna.Study) -> float | None:
+        """Return the confidence of the bounds in a study; ``None`` if it is not of our objective.
+
+        Raises:
+            StudyMismatchError:
+                If another version of this package wrote its record.
+        """
+        record = stored_fields(study, RECORD_ATTR, what="a record", version=_VERSION)
+        with reading("a record", study):
+            return None if record is None else float(record["confidence"])
 
     @classmethod
     def of(cls, study: optuna.Study) -> StudyRecord:
@@ -148,6 +164,7 @@ class StudyRecord:
                 degree_edges=tuple(record["degree_edges"]),
                 full_precision_accuracy=record["full_precision_accuracy"],
                 max_drop=record["max_drop"],
+                confidence=record["confidence"],
                 mode=record["mode"],
             )
 

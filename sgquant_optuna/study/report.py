@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import optuna
@@ -22,12 +23,33 @@ from sgquant_optuna.quantization.memory import (
     site_store,
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site
+from sgquant_optuna.study.drop_slope import certifiable_flips
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.plain_tables import PlainTable, html_table
 from sgquant_optuna.study.record import StudyRecord
-from sgquant_optuna.study.rows import trial_rows
-from sgquant_optuna.study.selection import choose
-from sgquant_optuna.study.trial_result import TrialResult, TrialScore
+from sgquant_optuna.study.rows import TrialRow, trial_rows
+from sgquant_optuna.study.selection import choose, rank
+from sgquant_optuna.study.trial_result import TrialResult, TrialScore, learned_slope
+
+_OTHER_LIMITS = (0.5, 2.0, 4.0)  # times that of the study
+
+
+@dataclass(frozen=True)
+class OtherLimit:
+    """The best trial for another limit.
+
+    Args:
+        max_drop:
+            Limit of the drop, in percentage points.
+        trial:
+            Number of the trial.
+        saving:
+            Dense float32 bytes divided by its honest bytes.
+    """
+
+    max_drop: float
+    trial: int
+    saving: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +71,11 @@ class StudyReport:
             All trials, failed and running ones included.
         final:
             Result on fresh seeds and the test nodes, if there is one.
+        certifiable_flips:
+            Up to how many changed predictions, in percent, the limit can be promised with the
+            labels that there are; ``None`` if no trial changed one.
+        other_limits:
+            Best trials for other limits.
     """
 
     study_name: str
@@ -58,6 +85,8 @@ class StudyReport:
     num_measured: int
     num_trials: int
     final: FinalResult | None
+    certifiable_flips: float | None = None
+    other_limits: tuple[OtherLimit, ...] = ()
 
     @property
     def title(self) -> str:
@@ -181,14 +210,13 @@ class StudyReport:
         table = Table(show_header=True)
         for column in ("", "full precision", "quantized", ""):
             table.add_column(column, justify="right" if column else "left")
-        limit = f"limit {self.record.max_drop:g}"
         table.add_row(
             "validation accuracy",
             f"{self.record.full_precision_accuracy:.2f} %",
             f"{self.accuracy:.2f} %",
-            f"drop {self.accuracy_drop:.2f} points ({limit})"
-            + ("" if self.is_feasible else ": no trial is feasible, this is the nearest"),
+            f"drop {self.accuracy_drop:.2f} points",
         )
+        self._add_promise(table)
         if self.final is not None:
             self._add_final_rows(table, self.final)
         memories = {"honest": self.honest, "paper": self.paper}
@@ -202,26 +230,58 @@ class StudyReport:
                 f"{memory.saving:.1f}x smaller, {memory.average_bits:.2f} bits a value",
             )
         table.add_row("trials", "", f"{self.num_measured}", f"of {self.num_trials} started")
+        for other in self.other_limits:
+            table.add_row(
+                f"limit {other.max_drop:g}",
+                "",
+                f"trial {other.trial}",
+                f"{other.saving:.1f}x smaller",
+            )
         return table
 
+    def _add_promise(self, table: Table) -> None:
+        """Tell what the trial loses on all nodes, and what the labels can promise at all."""
+        result, record = self.result, self.record
+        told = (
+            f"at most {result.drop_bound:.2f} ({record.confidence:.0%}), limit {record.max_drop:g}"
+        )
+        if result.evidence is None:
+            told = f"limit {record.max_drop:g}, on validation nodes alone"
+        if not self.is_feasible:
+            told += ": no trial is feasible, this is the nearest"
+        table.add_row("drop, all nodes", "", f"{result.estimated_drop:.2f} points", told)
+        if result.evidence is None:
+            return
+        table.add_row("predictions", "", f"{result.flips:.2f} % change", self._certainty())
+
+    def _certainty(self) -> str:
+        assert self.result.evidence is not None
+        if self.certifiable_flips is None:
+            return ""
+        return (
+            f"{self.result.evidence.nodes:,} labels promise {self.record.max_drop:g} points "
+            f"for up to {self.certifiable_flips:.1f} %"
+        )
+
     def _add_final_rows(self, table: Table, final: FinalResult) -> None:
-        interval = final.test_drop_interval
-        sure = (
-            f"95 % CI {interval[0]:.2f} to {interval[1]:.2f}"
-            if interval is not None
-            else "the same for all seeds: retrain to know its spread"
-        )
+        runs = f"{final.seeds} {'trainings' if final.retrained else 'fresh seeds'}"
+        verdict = "holds" if final.holds else "does not hold"
         table.add_row(
-            f"validation, {final.seeds} {'trainings' if final.retrained else 'fresh seeds'}",
+            f"promise, {runs}",
             "",
-            "holds" if final.holds else "does not hold",
-            f"drop {final.validation_drop:.2f} points",
+            verdict,
+            f"drop {final.estimated_drop:.2f}, at most {final.drop_bound:.2f} points "
+            f"({self.record.confidence:.0%})",
         )
         table.add_row(
-            f"test, {final.seeds} {'trainings' if final.retrained else 'fresh seeds'}",
+            "predictions", "", "", f"at most {final.flips:.2f} % change, so the drop is not larger"
+        )
+        low, high = final.test_drop_interval
+        table.add_row(
+            f"test, {runs}",
             _spread(final.full_precision_test),
             _spread(final.quantized_test),
-            f"drop {final.test_drop:.2f} points, {sure}",
+            f"drop {final.test_drop:.2f} points, 95 % CI {low:.2f} to {high:.2f}",
         )
 
 
@@ -238,15 +298,38 @@ def report(study: optuna.Study) -> StudyReport:
     trial_id = next(row.trial_id for row in rows if row.number == chosen.number)
     result = TrialResult.of(study._storage.get_trial(trial_id).user_attrs)
     assert result is not None  # its score was there
+    bounds = {name: getattr(chosen.result, name) for name in ("estimated_drop", "drop_bound")}
+    result = replace(result, **bounds)  # with what later trials have taught
+    results = [row.result for row in rows if row.result is not None]
     return StudyReport(
         study_name=study.study_name,
         record=record,
         trial=chosen.number,
         result=result,
-        num_measured=sum(row.result is not None for row in rows),
+        num_measured=len(results),
         num_trials=sum(row.state != TrialState.WAITING for row in rows),
         final=final,
+        certifiable_flips=certifiable_flips(
+            learned_slope(results),
+            [(one.flips, one.evidence) for one in results if one.evidence is not None],
+            record.max_drop,
+            record.confidence,
+        ),
+        other_limits=_other_limits(study, rows, record.max_drop),
     )
+
+
+def _other_limits(
+    study: optuna.Study, rows: Sequence[TrialRow[TrialScore]], max_drop: float
+) -> tuple[OtherLimit, ...]:
+    """Return the best trials for other limits than that of the study, where they differ."""
+    answers = []
+    for factor in _OTHER_LIMITS:
+        limit = factor * max_drop
+        best = rank(study, rows, limit)[0]
+        if limit and best.result.is_feasible(limit):
+            answers.append(OtherLimit(limit, best.number, best.result.saving))
+    return tuple(answers)
 
 
 def megabytes(count: float) -> str:

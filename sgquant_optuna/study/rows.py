@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import optuna
 import sqlalchemy as sa
@@ -19,7 +19,8 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.storage.heartbeat import AttributeHeartbeat
-from sgquant_optuna.study.trial_result import TrialScore
+from sgquant_optuna.study.record import StudyRecord
+from sgquant_optuna.study.trial_result import Score, with_learned_bounds
 
 # The columns of Optuna's schema v3.2.0.a, that Optuna 3 to 5 share.
 _TRIALS = sa.table(
@@ -35,9 +36,6 @@ _ATTRS = sa.table(
     "trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json")
 )
 _BEATS = sa.table("trial_heartbeats", sa.column("trial_id"), sa.column("heartbeat", sa.DateTime))
-
-
-Score = TypeVar("Score", bound=TrialScore)
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,8 @@ def trial_rows(
 ) -> list[TrialRow[Score]]:
     """Return all trials of a study with what they measured, by number.
 
+    The bounds of their drops are learned from all of them.
+
     Args:
         study:
             Any study; one in a database is read by two queries, others through Optuna.
@@ -85,7 +85,7 @@ def trial_rows(
     """
     database = _database(study._storage)
     if database is None:
-        return [row_of(trial, kind, extras) for trial in study.get_trials(deepcopy=False)]
+        return rows_of(study, study.get_trials(deepcopy=False), kind, extras)
     mine = _TRIALS.c.study_id == study._study_id
     attrs: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     with database.engine.connect() as connection:
@@ -99,7 +99,7 @@ def trial_rows(
         )
         for trial_id, key, value in found:
             attrs[trial_id][key] = json.loads(value)
-    return [
+    rows = [
         TrialRow(
             row.trial_id,
             row.number,
@@ -111,10 +111,29 @@ def trial_rows(
         )
         for row in trials
     ]
+    return _bounded(study, rows)
+
+
+def rows_of(
+    study: optuna.Study,
+    trials: Sequence[FrozenTrial],
+    kind: type[Score],
+    extras: Sequence[str] = (),
+) -> list[TrialRow[Score]]:
+    """Return the rows of trials that were read already, with bounds learned from all of them."""
+    return _bounded(study, [row_of(trial, kind, extras) for trial in trials])
+
+
+def _bounded(study: optuna.Study, rows: list[TrialRow[Score]]) -> list[TrialRow[Score]]:
+    confidence = StudyRecord.confidence_in(study)
+    if confidence is None:
+        return rows
+    results = with_learned_bounds([row.result for row in rows], confidence)
+    return [replace(row, result=result) for row, result in zip(rows, results, strict=True)]
 
 
 def row_of(trial: FrozenTrial, kind: type[Score], extras: Sequence[str] = ()) -> TrialRow[Score]:
-    """Return the row of a trial that was read already."""
+    """Return the row of one trial, with the bound that was known when it ended."""
     return TrialRow(
         trial._trial_id,
         trial.number,

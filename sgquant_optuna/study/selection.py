@@ -10,8 +10,8 @@ import optuna
 
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.study.final_result import FinalResult
-from sgquant_optuna.study.rows import Score, TrialRow
-from sgquant_optuna.study.trial_result import TrialScore
+from sgquant_optuna.study.rows import TrialRow
+from sgquant_optuna.study.trial_result import Score, TrialScore
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def rank(
 ) -> list[Ranked[Score]]:
     """Order the finished trials of our objective from best to worst.
 
-    Feasible ones come first, by memory and then by accuracy; the others follow by how far their
-    accuracy drop is off, so that there is always an answer.
+    Feasible ones come first, by memory and then by drop; the others follow by how far the bound of
+    their drop is off, so that there is always an answer.
 
     Args:
         study:
@@ -43,7 +43,7 @@ def rank(
         rows:
             Trials of the study.
         max_drop:
-            Largest feasible drop of validation accuracy, in percentage points.
+            Largest feasible drop, in percentage points.
 
     Raises:
         StudyNotFoundError:
@@ -53,7 +53,7 @@ def rank(
     def badness(trial: Ranked[Score]) -> tuple[float, float, float]:
         result = trial.result
         off = max(result.violation(max_drop), 0.0)
-        return off, result.memory_bytes, result.accuracy_drop
+        return off, result.memory_bytes, result.estimated_drop
 
     measured = [Ranked(row.number, row.result) for row in rows if row.result is not None]
     if not measured:
@@ -70,7 +70,7 @@ def best_saving(results: Iterable[TrialScore | None], max_drop: float) -> float 
         results:
             Results of the trials; ``None`` for one that our objective has not finished.
         max_drop:
-            Largest feasible drop of validation accuracy, in percentage points.
+            Largest feasible drop, in percentage points.
     """
     feasible = (one for one in results if one is not None and one.is_feasible(max_drop))
     return max((one.saving for one in feasible), default=None)
@@ -94,7 +94,7 @@ def choose(
         rows:
             Trials of the study.
         max_drop:
-            Largest feasible drop of validation accuracy, in percentage points.
+            Largest feasible drop, in percentage points.
         number:
             Number of the trial that is asked for.
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
 
 from sgquant_optuna.quantization.sites import BitWidths
+from sgquant_optuna.study.drop_evidence import DropEvidence
+from sgquant_optuna.study.drop_slope import DropSlope
+
+LOOK_FACTOR = 1.25
+"""By how much the expected drop may still grow after a first look of some epochs."""
 
 
-def is_feasible(accuracy_drop: float, max_drop: float) -> bool:
-    """Tell whether a drop is within a limit, both in percentage points."""
-    return accuracy_drop <= max_drop
+def is_feasible(drop_bound: float, max_drop: float) -> bool:
+    """Tell whether the bound of a drop is within a limit, both in percentage points."""
+    return drop_bound <= max_drop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,23 +26,55 @@ class TrialScore:
     Args:
         memory_bytes:
             Memory by the honest accounting, in bytes.
-        accuracy_drop:
-            Loss of validation accuracy against full precision, in percentage points.
         saving:
             Dense float32 bytes divided by the honest bytes.
+        accuracy_drop:
+            Loss of validation accuracy against full precision, in percentage points.
+        flips:
+            Predictions that differ from full precision, in percent of the nodes outside training;
+            the drop on these nodes cannot be larger.
+        trainings:
+            Finetunings that ended; 0 if the trial was stopped after a first look at all of them.
+        evidence:
+            Expected and measured drops of the trainings; ``None`` for a task without classes.
+        estimated_drop:
+            Most probable drop on the nodes outside training, in percentage points.
+        drop_bound:
+            Upper bound of that drop with the confidence of the study, in percentage points.
+            As stored it is what was known when the trial ended; :func:`.trial_rows` learns it from
+            all trials.
     """
 
     memory_bytes: float
-    accuracy_drop: float
     saving: float
+    accuracy_drop: float
+    flips: float
+    trainings: int
+    evidence: DropEvidence | None
+    estimated_drop: float
+    drop_bound: float
 
     def violation(self, max_drop: float) -> float:
-        """Return by how many percentage points the drop is above a limit."""
-        return self.accuracy_drop - max_drop
+        """Return by how many percentage points the bound of the drop is above a limit."""
+        return self.drop_bound - max_drop
 
     def is_feasible(self, max_drop: float) -> bool:
-        """Tell whether the drop is within a limit, in percentage points."""
-        return is_feasible(self.accuracy_drop, max_drop)
+        """Tell whether the bound of the drop is within a limit, in percentage points."""
+        return is_feasible(self.drop_bound, max_drop)
+
+    def with_slope(self, slope: DropSlope, confidence: float) -> Self:
+        """Return the same measurements with another estimate and bound of the drop.
+
+        Without evidence, the drop on the validation nodes is both.
+        """
+        if self.evidence is None:
+            return replace(self, estimated_drop=self.accuracy_drop, drop_bound=self.accuracy_drop)
+        expected = self.evidence.expected_drop * (1.0 if self.trainings else LOOK_FACTOR)
+        return replace(
+            self,
+            estimated_drop=slope.estimate(expected),
+            drop_bound=slope.bound(expected, self.evidence.deviation, confidence),
+        )
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -49,7 +86,33 @@ class TrialScore:
         """Read it from the user attributes of a trial; ``None`` if our objective wrote none."""
         if not all(name in attrs for name in cls.names()):
             return None
-        return cls(**{name: attrs[name] for name in cls.names()})
+        values = {name: attrs[name] for name in cls.names()}
+        evidence = values["evidence"]
+        if isinstance(evidence, Mapping):
+            values["evidence"] = DropEvidence.from_dict(evidence)
+        return cls(**values)
+
+
+Score = TypeVar("Score", bound=TrialScore)
+
+
+def with_learned_bounds(results: Sequence[Score | None], confidence: float) -> list[Score | None]:
+    """Learn the slope of the drop from all trials of a study, and bound each drop by it.
+
+    Args:
+        results:
+            Results of the trials; ``None`` for one that our objective has not finished.
+        confidence:
+            Probability of the bounds, in (0, 1).
+    """
+    slope = learned_slope(results)
+    return [one and one.with_slope(slope, confidence) for one in results]
+
+
+def learned_slope(results: Iterable[TrialScore | None]) -> DropSlope:
+    """Learn the slope of the drop from the trials of a study; first looks teach it, too."""
+    measured = [one for one in results if one is not None]
+    return DropSlope.learned([(one.flips, one.evidence) for one in measured if one.evidence])
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -81,9 +144,9 @@ class TrialResult(TrialScore):
     def __repr__(self) -> str:
         """Return what matters in a line; the widths alone may fill a screen."""
         return (
-            f"<TrialResult: saving {self.saving:.1f}x, drop {self.accuracy_drop:.2f} points, "
-            f"accuracy {self.accuracy:.2f} %, {self.memory_bytes:,.0f} bytes, "
-            f"{len(self.bit_widths)} bit widths>"
+            f"<TrialResult: saving {self.saving:.1f}x, drop {self.estimated_drop:.2f} points and "
+            f"at most {self.drop_bound:.2f}, validation accuracy {self.accuracy:.2f} %, "
+            f"{self.memory_bytes:,.0f} bytes, {len(self.bit_widths)} bit widths>"
         )
 
     @classmethod
@@ -96,4 +159,8 @@ class TrialResult(TrialScore):
     def to_attrs(self) -> dict[str, Any]:
         """Return the user attributes that hold it, ready for JSON."""
         values = {name: getattr(self, name) for name in self.names()}
-        return {**values, "bit_widths": self.bit_widths.to_dict()}
+        return {
+            **values,
+            "bit_widths": self.bit_widths.to_dict(),
+            "evidence": self.evidence and self.evidence.to_dict(),
+        }

@@ -217,7 +217,7 @@ def test_a_worker_whose_trials_fail_says_why_in_one_line_and_exits_with_1(
         raise MemoryError("no space")
 
     monkeypatch.setattr("sgquant_optuna.search.workers.worker._PAUSE", 0.0)
-    monkeypatch.setattr("sgquant_optuna.search.objective.QuantizationObjective.measure", fail)
+    monkeypatch.setattr("sgquant_optuna.search.objective.QuantizationObjective._measure", fail)
     code, err = run(capsys, "worker", "--storage", str(folder / "s.db"), "--quiet")
     assert code == 1
     assert err == "error: 3 trials failed in a row, the last by MemoryError: no space\n"

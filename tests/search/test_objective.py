@@ -1,6 +1,7 @@
 import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.nn import SAGEConv
@@ -11,8 +12,10 @@ from sgquant_optuna.quantization.memory import honest_memory, paper_memory
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.sites import BitWidths
 from sgquant_optuna.search.objective import QuantizationObjective, without_test_nodes
+from sgquant_optuna.search.study_creation import create_study
 from sgquant_optuna.study.record import StudyRecord
 from tests.conftest import FAST
+from tests.pretended_trainings import pretend
 
 
 def enqueue_and_run(objective, *choices):
@@ -34,37 +37,78 @@ def test_a_trial_tells_what_it_saved_and_what_it_cost(objective):
     assert attrs["saving"] == honest.saving
     assert attrs["paper_memory_bytes"] == paper_memory(objective.layout, bits).memory_bytes
     assert attrs["average_bits"] == 4
-    assert attrs["accuracy_drop"] == objective.full_precision_accuracy - attrs["accuracy"]
+    drop = objective.full_precision_accuracy - attrs["accuracy"]
+    assert attrs["accuracy_drop"] == pytest.approx(drop)
+    assert attrs["evidence"]["measured"] == [pytest.approx(drop)]
+    assert abs(drop) <= 100 and abs(attrs["evidence"]["expected"][0]) <= attrs["flips"] <= 100
+    assert attrs["trainings"] == 1
     assert BitWidths.from_dict(attrs["bit_widths"]) == bits
     assert attrs["seconds"] > 0
 
 
+def uniform(objective, *widths):
+    return [objective.search_space.uniform_params(width) for width in widths]
+
+
 def test_an_infeasible_trial_is_penalised_beyond_full_precision(trained_gcn, graph, monkeypatch):
-    objective = QuantizationObjective(trained_gcn, graph, max_drop=1.0, finetuning=FAST)
-    monkeypatch.setattr(objective, "measure", lambda bits: 90.0 if 32 in bits.values() else 86.0)
-    trial = enqueue_and_run(objective, objective.search_space.uniform_params(1)).trials[0]
+    objective = QuantizationObjective(
+        trained_gcn, graph, max_drop=1.0, confidence=0.5, finetuning=FAST
+    )
+    pretend(objective, monkeypatch, {1: 4.0})
+    trial = enqueue_and_run(objective, *uniform(objective, 1)).trials[0]
     full = honest_memory(objective.layout, BitWidths(dict.fromkeys(objective.layout.sizes, 32)))
-    # A drop of 4 points is 3 beyond the limit.
-    assert trial.value == full.full_precision_bytes * 4
-    assert trial.system_attrs["constraints"] == [3.0]
-    assert trial.constraints == {"0": 3.0}
+    # After the first look a drop of 4 points counts as 5: 4 beyond the limit.
+    assert trial.user_attrs["drop_bound"] == pytest.approx(5.0)
+    assert trial.value == pytest.approx(full.full_precision_bytes * 5)
+    assert trial.system_attrs["constraints"] == [pytest.approx(4.0)]
+    assert trial.constraints == {"0": pytest.approx(4.0)}
 
 
 def test_the_best_trial_of_optuna_is_never_infeasible(objective, monkeypatch):
-    accuracies = {1: 50.0, 2: 99.0, 4: 99.0, 8: 99.0, 32: 100.0}
-    monkeypatch.setattr(objective, "measure", lambda bits: accuracies[max(bits.values())])
-    study = enqueue_and_run(
-        objective, *[objective.search_space.uniform_params(width) for width in (1, 2, 4, 8)]
-    )
+    pretend(objective, monkeypatch, {1: 50.0, 2: 1.0, 4: 1.0, 8: 1.0})
+    study = enqueue_and_run(objective, *uniform(objective, 1, 2, 4, 8))
     assert study.best_trial.params == objective.search_space.uniform_params(2)
     assert study._storage.get_best_trial(study._study_id).number == 1  # as the dashboard asks
+
+
+def test_a_trial_ends_when_it_is_decided(trained_gcn, graph, monkeypatch):
+    objective = QuantizationObjective(
+        [trained_gcn] * 3, graph, max_drop=1.0, confidence=0.5, finetuning=FAST
+    )
+    # At confidence 0.5 the bound is the drop itself. A first look may be wrong by 30 %, the first
+    # training by 20 %, the third by 12 %.
+    looks = pretend(objective, monkeypatch, {1: 1.5, 2: 1.3, 4: 1.1, 8: 0.5})
+    study = enqueue_and_run(objective, *uniform(objective, 1, 2, 4, 8))
+    assert looks == [(1, 0), (2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3), (8, 0), (8, 1)]
+    assert [trial.user_attrs["trainings"] for trial in study.trials] == [0, 1, 3, 1]
+
+
+def test_the_trainings_are_steps_for_a_pruner(trained_gcn, graph, monkeypatch):
+    objective = QuantizationObjective(
+        [trained_gcn] * 2, graph, max_drop=2.0, confidence=0.5, finetuning=FAST
+    )
+    pretend(objective, monkeypatch, {1: 2.1, 8: 0.1})
+    full = honest_memory(objective.layout, objective.full_precision).full_precision_bytes
+    pruner = optuna.pruners.ThresholdPruner(upper=full)  # none that is penalised
+    study = create_study(objective, storage=optuna.storages.InMemoryStorage(), pruner=pruner)
+    for params in uniform(objective, 8, 1):
+        study.enqueue_trial(params)
+    study.optimize(objective, n_trials=2)
+    complete, pruned = study.trials
+    assert complete.state == TrialState.COMPLETE
+    assert list(complete.intermediate_values) == [0, 1]
+    assert pruned.state == TrialState.PRUNED
+    # What it measured until then is there to learn from.
+    assert pruned.user_attrs["trainings"] == 0
+    assert pruned.constraints["0"] > 0
 
 
 def test_pareto_mode_returns_memory_and_drop(trained_gcn, graph):
     objective = QuantizationObjective(trained_gcn, graph, mode="pareto", finetuning=FAST)
     study = enqueue_and_run(objective, objective.search_space.uniform_params(2))
     trial = study.trials[0]
-    assert trial.values == [trial.user_attrs["memory_bytes"], trial.user_attrs["accuracy_drop"]]
+    attrs = trial.user_attrs
+    assert trial.values == [attrs["memory_bytes"], *attrs["evidence"]["expected"]]
     assert trial.constraints == {}
 
 
@@ -215,6 +259,8 @@ def test_a_model_with_other_arguments_comes_with_its_forward(graph):
         ({"mode": "best"}, "mode: expected one of"),
         ({"max_drop": -1}, "max_drop: expected percentage points >= 0"),
         ({"repeats": 0}, "repeats: expected at least 1"),
+        ({"confidence": 1.0}, r"confidence: expected a number in \[0.5, 1\), got 1.0"),
+        ({"first_look": -1}, "first_look: expected epochs >= 0, got -1"),
         ({"candidates": (0,)}, "candidate bit widths: expected one of"),
         ({"degree_edges": (3, 1)}, "degree edges: expected positive integers"),
         ({"degree_edges": 0}, "number of degree buckets: expected at least 1"),

@@ -6,6 +6,7 @@ import optuna
 import pytest
 
 from sgquant_optuna.search.study_creation import create_study
+from tests.pretended_trainings import pretend
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +22,8 @@ def unconfigured(monkeypatch):
 
 @pytest.fixture
 def study(objective, monkeypatch):
-    """Trials of 1, 8 and 1 bits, where one bit loses 50 points and 5 are allowed."""
-    accuracies = {1: 50.0, 8: 99.0, 32: 100.0}
-    monkeypatch.setattr(objective, "measure", lambda bits: accuracies[max(bits.values())])
+    """Trials of 1, 8 and 1 bits, where one bit loses 40 points and 5 are allowed."""
+    pretend(objective, monkeypatch, {1: 40.0, 8: 1.0})
     study = create_study(objective, storage=optuna.storages.InMemoryStorage(), study_name="mine")
     for width in (1, 8, 1):
         study.enqueue_trial(objective.search_space.uniform_params(width))
@@ -37,12 +37,13 @@ def texts(records):
 def expected(study):
     one, eight, _ = (f"{trial.user_attrs['saving']:.1f}x" for trial in study.trials)
     refused = (
-        f"saving {one}, drop 50.00 points, not feasible (45.00 points above the limit, so its "
-        f"value is a penalty)"
+        f"saving {one}, drop 50.00 and at most 94.85 points, not feasible (89.85 points above "
+        f"the limit, so its value is a penalty)"
     )
     return [
         f"Trial 0: {refused}; none feasible yet",
-        f"Trial 1: saving {eight}, drop 1.00 points, feasible; best saving {eight}",
+        f"Trial 1: saving {eight}, drop 1.00 and at most 1.90 points, feasible; "
+        f"best saving {eight}",
         f"Trial 2: {refused}; best saving {eight}",
     ]
 
@@ -83,9 +84,14 @@ from tests.hand_made import measured, new_study
 from sgquant_optuna.study.trial_result import TrialResult
 study = new_study()
 trial = study.ask()
-log_trial(trial, TrialResult.of(measured((4, 4, 4, 4), 0.25).user_attrs), 0.5)
+log_trial(trial, TrialResult.of(measured((4, 4, 4, 4), 0.25).user_attrs), [], 0.5)
 """
     err = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stderr
-    assert err.count("Trial 0: saving 8.0x, drop 0.25 points, feasible; best saving 8.0x") == 1
+    assert (
+        err.count(
+            "Trial 0: saving 8.0x, drop 0.25 and at most 0.25 points, feasible; best saving 8.0x"
+        )
+        == 1
+    )

@@ -7,10 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.formats import to_csv, to_html, to_json, to_markdown
 from sgquant_optuna.study.report import report
-from tests.hand_made import measured, new_study
+from tests.hand_made import final_result, measured, new_study
 
 NASTY = """a"b'<script>alert(1)</script>|`[x](javascript:y)'; DROP TABLE trials; -- {0} [/] $x$"""
 
@@ -24,7 +23,7 @@ def study_named(name="plain"):
 
 def test_json_holds_the_numbers():
     study = study_named()
-    FinalResult(1, True, 2, True, 0.1, (90.0, 91.0), (89.0, 90.5)).save(study)
+    final_result((90.0, 91.0), (89.0, 90.5)).save(study)
     told = json.loads(to_json(report(study)))
     assert (told["study"], told["trial"], told["is_feasible"]) == ("plain", 1, True)
     assert told["bit_widths"] == {
@@ -117,11 +116,11 @@ def test_a_notebook_shows_the_tables_and_a_nasty_name_as_text():
 def test_results_are_a_line():
     found = report(study_named())
     assert repr(found.result) == (
-        f"<TrialResult: saving {found.result.saving:.1f}x, drop 0.25 points, accuracy 89.75 %, "
-        f"{found.result.memory_bytes:,.0f} bytes, 4 bit widths>"
+        f"<TrialResult: saving {found.result.saving:.1f}x, drop 0.25 points and at "
+        f"most 0.25, validation accuracy 89.75 %, {found.result.memory_bytes:,.0f} bytes, 4 bit "
+        f"widths>"
     )
-    final = FinalResult(1, True, 2, True, 0.1, (90.0, 91.0), (89.0, 90.5))
+    final = final_result((90.0, 91.0), (89.0, 90.5))
     assert repr(final) == (
-        "<FinalResult: trial 1 holds on 2 trainings, drop 0.10 points on validation and 0.75 on "
-        "test nodes>"
+        "<FinalResult: trial 1 holds on 2 trainings, drop at most 0.40 points, 0.75 on test nodes>"
     )

@@ -3,9 +3,8 @@ import pytest
 
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.study.figures import figures
-from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.measurements import expected_best, measurements
-from tests.hand_made import measured, new_study
+from tests.hand_made import final_result, measured, new_study
 
 PNG = b"\x89PNG\r\n"
 
@@ -95,7 +94,7 @@ def test_one_infeasible_trial_is_drawn_with_what_there_is():
 
 def test_the_chosen_trial_is_that_which_held():
     study = study_of(((1,) * 4, 0.4), ((8,) * 4, 0.0))
-    FinalResult(1, True, 2, True, 0.1, (90.0, 90.0), (90.0, 89.0), others=(0,)).save(study)
+    final_result((90.0, 90.0), (90.0, 89.0), others=(0,)).save(study)
     found = measurements(study)
     assert (found.chosen.number, found.held) == (1, True)
 

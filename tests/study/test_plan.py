@@ -62,7 +62,7 @@ def test_a_study_without_a_plan_or_of_another_version_is_refused():
     ):
         SearchPlan.load(study)
     study.set_user_attr(PLAN_ATTR, {"version": 99})
-    with pytest.raises(StudyMismatchError, match="version 2, got 99"):
+    with pytest.raises(StudyMismatchError, match="version 3, got 99"):
         SearchPlan.load(study)
 
 

@@ -25,6 +25,7 @@ def a_record(**fingerprint):
         degree_edges=(),
         full_precision_accuracy=90.0,
         max_drop=0.5,
+        confidence=0.9,
         mode="constrained",
     )
 

@@ -79,19 +79,20 @@ def study_note(
     """
     held = ""
     if report.final is not None:
-        held = " It **held** on fresh seeds." if report.final.holds else ""
-        held = held or " It did **not** hold on fresh seeds."
+        held = " It **held** on fresh trainings." if report.final.holds else ""
+        held = held or " It did **not** hold on fresh trainings."
     full = report.record.full_precision_accuracy
     if report.is_feasible:
         headline = (
-            f"**{report.honest.saving:.1f} times smaller** than float32 at a validation accuracy "
-            f"of {report.accuracy:.2f} % (full precision {full:.2f} %): trial "
-            f"{report.trial}.{held}"
+            f"**{report.honest.saving:.1f} times smaller** than float32 with a drop of at most "
+            f"{report.result.drop_bound:.2f} points ({report.record.confidence:.0%} sure): trial "
+            f"{report.trial}.{held} Its validation accuracy is {report.accuracy:.2f} % (full "
+            f"precision {full:.2f} %)."
         )
     else:
         headline = (
             f"**No trial is feasible yet.** The nearest is trial {report.trial}, "
-            f"{report.accuracy_drop:.2f} points below full precision where "
+            f"up to {report.result.drop_bound:.2f} points below full precision where "
             f"{report.record.max_drop:g} are allowed."
         )
     bits, summary = report.plain_tables()
@@ -142,7 +143,12 @@ def trial_note(
     limit = record.max_drop
     verdict = "feasible" if result.is_feasible(limit) else "**not feasible**"
     rows = [
-        ("accuracy drop", f"{result.accuracy_drop:.2f} points, limit {limit:g}: {verdict}"),
+        (
+            f"drop, at most ({record.confidence:.0%})",
+            f"{result.drop_bound:.2f} points, limit {limit:g}: {verdict}",
+        ),
+        ("drop, most probable", f"{result.estimated_drop:.2f} points"),
+        ("predictions that change", f"{result.flips:.2f} %"),
         (
             "validation accuracy",
             f"{result.accuracy:.2f} % of {record.full_precision_accuracy:.2f} %",
@@ -158,7 +164,12 @@ def trial_note(
     ]
     for key, offset in zip(PREDICTED_DROP, (limit, 0.0), strict=True):
         if predicted and key in predicted:
-            rows.append(("predicted drop", f"{predicted[key] + offset:.2f} points"))
+            rows.append(
+                (
+                    "predicted bound of the drop" if offset else "predicted drop",
+                    f"{predicted[key] + offset:.2f} points",
+                )
+            )
             break
     # Built by hand: the table of rich is too slow for thousands of trials.
     lines = "\n".join(f"| {name} | {value} |" for name, value in rows)

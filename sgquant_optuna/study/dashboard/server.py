@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -19,9 +19,9 @@ from sgquant_optuna.sampler.explain import PREDICTED_KEY
 from sgquant_optuna.study.dashboard.notes import Place, trial_note
 from sgquant_optuna.study.dashboard.page import write_page
 from sgquant_optuna.study.record import StudyRecord
-from sgquant_optuna.study.rows import row_of
+from sgquant_optuna.study.rows import TrialRow, rows_of
 from sgquant_optuna.study.selection import choose
-from sgquant_optuna.study.trial_result import TrialResult, TrialScore
+from sgquant_optuna.study.trial_result import TrialResult
 
 if TYPE_CHECKING:
     from sgquant_optuna.storage.artifacts import ArtifactStore
@@ -86,18 +86,21 @@ class _StudyAnswers:
         except SgquantError:  # of another version
             record = None
         trials = study.get_trials(deepcopy=False)
+        rows: dict[int, TrialRow[TrialResult]] = {}
+        if record is not None:
+            rows = {row.number: row for row in rows_of(study, trials, TrialResult)}
         attrs = self._storage.get_study_system_attrs(study_id)
         answer["best_trials"] = [
             serialize_frozen_trial(study_id, trial, attrs)
-            for trial in _best(study, trials, record)
+            for trial in _best(study, trials, rows, record)
         ]
         for shown in (*answer["trials"], *answer["best_trials"]):
             if shown["number"] >= len(trials):
                 continue  # began after the trials were read
             trial = trials[shown["number"]]
-            shown["constraints"] = _violations(trial, record)
+            result = _result(rows, trial)
+            shown["constraints"] = _violations(trial, result, record)
             # A note of a person is stored, and has a version.
-            result = row_of(trial, TrialResult).result
             if record is not None and result is not None and not shown["note"]["version"]:
                 body = trial_note(record, result, trial.user_attrs.get(PREDICTED_KEY))
                 shown["note"] = {"version": 0, "body": body}
@@ -115,16 +118,24 @@ def _without_traceback(view: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _violations(trial: FrozenTrial, record: StudyRecord | None) -> list[float]:
+def _result(rows: Mapping[int, TrialRow[TrialResult]], trial: FrozenTrial) -> TrialResult | None:
+    return rows[trial.number].result if trial.number in rows else None
+
+
+def _violations(
+    trial: FrozenTrial, result: TrialResult | None, record: StudyRecord | None
+) -> list[float]:
     """Return what is not above 0 where a trial is feasible."""
-    score = row_of(trial, TrialScore).result
-    if record is not None and score is not None:
-        return [score.violation(record.max_drop)]
+    if record is not None and result is not None:
+        return [result.violation(record.max_drop)]
     return list(trial.constraints.values())
 
 
 def _best(
-    study: optuna.Study, trials: Sequence[FrozenTrial], record: StudyRecord | None
+    study: optuna.Study,
+    trials: Sequence[FrozenTrial],
+    rows: Mapping[int, TrialRow[TrialResult]],
+    record: StudyRecord | None,
 ) -> list[FrozenTrial]:
     from optuna_dashboard._pareto_front import get_pareto_front_trials
 
@@ -132,7 +143,7 @@ def _best(
         trial
         for trial in trials
         if trial.state == TrialState.COMPLETE
-        and all(violation <= 0 for violation in _violations(trial, record))
+        and all(bad <= 0 for bad in _violations(trial, _result(rows, trial), record))
     ]
     if not feasible:
         return []
@@ -141,8 +152,8 @@ def _best(
         return front
     if record is not None:
         try:
-            rows = [row_of(trial, TrialScore) for trial in feasible]
-            number = choose(study, rows, record.max_drop)[0].number
+            mine = [rows[trial.number] for trial in feasible]
+            number = choose(study, mine, record.max_drop)[0].number
             return [next(trial for trial in feasible if trial.number == number)]
         except StudyNotFoundError:  # trials of another objective only
             pass

@@ -44,22 +44,22 @@ def test_its_own_limit_ends_it_earlier(joined):
 
 def test_a_failing_trial_is_replaced_and_three_in_a_row_end_it(joined, monkeypatch):
     monkeypatch.setattr("sgquant_optuna.search.workers.worker._PAUSE", 0.0)
-    measure, calls = type(joined.objective).measure, []
+    measure, calls = type(joined.objective)._measure, []
 
     def fails(failing):
-        def call(self, bits):
-            calls.append(bits)
+        def call(*arguments):
+            calls.append(arguments)
             if len(calls) in failing:
                 raise MemoryError("no space")
-            return measure(self, bits)
+            return measure(*arguments)
 
         return call
 
-    monkeypatch.setattr(type(joined.objective), "measure", fails({2, 3}))
+    monkeypatch.setattr(type(joined.objective), "_measure", fails({2, 3}))
     assert run_worker(joined) == 4
     assert states(joined.study).count(TrialState.FAIL) == 2
     calls.clear()
-    monkeypatch.setattr(type(joined.objective), "measure", fails({1, 2, 3}))
+    monkeypatch.setattr(type(joined.objective), "_measure", fails({1, 2, 3}))
     replace(joined.plan, n_trials=9).save(joined.study)
     failed = "3 trials failed in a row, the last by MemoryError: no space"
     with pytest.raises(WorkerError, match=failed):
@@ -77,18 +77,18 @@ def test_a_study_signed_by_another_search_ends_it_at_once(joined, folder):
 
 def interrupted_in_trial(joined, monkeypatch, *, grace, signals=1):
     """Run a worker whose second trial lasts until a signal; return the stopper."""
-    stopper, measure, calls = Stopper(grace), type(joined.objective).measure, []
+    stopper, measure, calls = Stopper(grace), type(joined.objective)._measure, []
 
-    def slow(self, bits):
-        calls.append(bits)
+    def slow(*arguments):
+        calls.append(arguments)
         if len(calls) == 2:
             for _ in range(signals):
                 os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)
-        return measure(self, bits)
+        return measure(*arguments)
 
     with monkeypatch.context() as patch, stopper.installed(), stopper.protected():
-        patch.setattr(type(joined.objective), "measure", slow)
+        patch.setattr(type(joined.objective), "_measure", slow)
         try:
             run_worker(joined, stopper=stopper)
         except Stopped:
@@ -141,18 +141,18 @@ def test_a_worker_in_another_thread_leaves_signals_alone(joined):
 
 
 def test_being_declared_stale_costs_the_result_and_not_the_worker(joined, monkeypatch):
-    measure, calls = type(joined.objective).measure, []
+    measure, calls = type(joined.objective)._measure, []
 
-    def stalls(self, bits):
-        calls.append(bits)
-        accuracy = measure(self, bits)
+    def stalls(*arguments):
+        calls.append(arguments)
+        measured = measure(*arguments)
         if len(calls) == 2:  # the end of a long pause: another worker has failed the trial
             running = joined.study.get_trials(states=(TrialState.RUNNING,))[0]
             joined.study._storage.set_trial_state_values(running._trial_id, TrialState.FAIL)
-        return accuracy
+        return measured
 
     monkeypatch.setattr("sgquant_optuna.search.workers.worker._PAUSE", 0.0)
-    monkeypatch.setattr(type(joined.objective), "measure", stalls)
+    monkeypatch.setattr(type(joined.objective), "_measure", stalls)
     run_worker(joined)
     assert states(joined.study).count(TrialState.COMPLETE) == 4
     assert states(joined.study).count(TrialState.FAIL) == 1
@@ -221,17 +221,17 @@ def test_a_proxy_that_is_killed_during_a_trial_and_comes_back_costs_nothing(fold
     proxy = Proxy(folder / "s.db")
     proxy.start()
     joined = join(folder, proxy.url)
-    measure, calls = type(joined.objective).measure, []
+    measure, calls = type(joined.objective)._measure, []
 
-    def interrupted(self, bits):
-        calls.append(bits)
+    def interrupted(*arguments):
+        calls.append(arguments)
         if len(calls) == 2:
             proxy.kill()
             calls.append(threading.Timer(0.5, proxy.start))
             calls[-1].start()
-        return measure(self, bits)
+        return measure(*arguments)
 
-    monkeypatch.setattr(type(joined.objective), "measure", interrupted)
+    monkeypatch.setattr(type(joined.objective), "_measure", interrupted)
     try:
         assert run_worker(joined) == 4
     finally:

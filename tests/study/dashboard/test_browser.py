@@ -12,8 +12,7 @@ import optuna
 import pytest
 
 from sgquant_optuna.storage import open_storage
-from sgquant_optuna.study.final_result import FinalResult
-from tests.hand_made import measured, new_study
+from tests.hand_made import final_result, measured, new_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -37,7 +36,7 @@ def fill(path):
         study.add_trial(measured((2, 2, 2, 2), 0.4, mode=mode))
         study.add_trial(measured((2, 2, 2, 4), 0.3, mode=mode))
         study.add_trial(measured((1, 1, 1, 1), 30.0, mode=mode))
-    final = FinalResult(9, True, 2, True, 0.2, (91.0, 90.0), (90.0, 90.0), others=(8,))
+    final = final_result((91.0, 90.0), (90.0, 90.0), trial=9, others=(8,))
     final.save(optuna.load_study(study_name="least-memory", storage=storage))
 
 

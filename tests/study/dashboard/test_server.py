@@ -7,8 +7,7 @@ from optuna_dashboard import save_note
 
 from sgquant_optuna.storage.artifacts import open_artifacts
 from sgquant_optuna.study.dashboard.server import dashboard_app
-from sgquant_optuna.study.final_result import FinalResult
-from tests.hand_made import measured, new_study
+from tests.hand_made import final_result, measured, new_study
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def test_the_best_trial_is_that_which_held_on_fresh_seeds(storage, get):
     study.add_trial(measured((1, 1, 1, 1), 0.4))
     study.add_trial(measured((8, 8, 8, 8), 0.0))
     assert best(detail(get, study)) == [0]
-    FinalResult(1, True, 2, True, 0.1, (90.0, 90.0), (90.0, 89.0), others=(0,)).save(study)
+    final_result((90.0, 90.0), (90.0, 89.0), others=(0,)).save(study)
     assert best(detail(get, study)) == [1]
 
 

@@ -1,0 +1,135 @@
+"""Trainings from seeds that a search never used, to measure its best trials again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor, nn
+
+from sgquant_optuna.attachment.calibrated_model import CalibratedModel
+from sgquant_optuna.quantization.sites import BitWidths
+from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.search.prediction_changes import ReferencePredictions
+from sgquant_optuna.study.drop_evidence import DropEvidence
+from sgquant_optuna.study.drop_slope import DropSlope
+
+_FRESH_SEEDS = 1000  # far from the seeds of any search
+
+
+@dataclass(frozen=True)
+class FreshMeasurement:
+    """What fresh trainings of one assignment changed.
+
+    Args:
+        flips:
+            Predictions that change, in percent of the nodes outside training.
+        evidence:
+            Expected and measured drops of the trainings.
+    """
+
+    flips: float
+    evidence: DropEvidence
+
+    @property
+    def trainings(self) -> int:
+        """Number of trainings."""
+        return self.evidence.trainings
+
+    def bound(self, slope: DropSlope, confidence: float, *, sign: int = 0) -> float:
+        """Return what the drop does not exceed with a confidence, in percentage points.
+
+        Args:
+            slope:
+                Slope of the drop that the study has learned.
+            confidence:
+                Probability of the bound.
+            sign:
+                1 or -1 for the bound at the upper or lower end of what the mean over all trainings
+                may be, as far as these tell.
+        """
+        expected = self.evidence.expected
+        error = stdev(expected) / math.sqrt(len(expected))
+        moved = fmean(expected) + sign * error
+        return slope.bound(moved, self.evidence.deviation, confidence)
+
+
+class FreshTrainings:
+    """Full-precision models from fresh seeds, each finetuned with any widths; made when needed.
+
+    Args:
+        objective:
+            Objective that measured the study.
+        retrain:
+            Function that trains the full-precision model anew from a seed; without it, fresh seeds
+            change the finetuning of the first model alone.
+    """
+
+    def __init__(
+        self, objective: QuantizationObjective, retrain: Callable[[int], nn.Module] | None
+    ) -> None:
+        self._objective = objective
+        self._retrain = retrain
+        self._models: list[CalibratedModel] = []
+        self._scores: dict[tuple[int, str], tuple[Tensor, float]] = {}
+
+    def measure(self, bits: BitWidths, count: int) -> FreshMeasurement:
+        """Measure an assignment on the first ``count`` trainings."""
+        full = [self._finetuned(at, self._objective.full_precision) for at in range(count)]
+        reference = ReferencePredictions(
+            [scores for scores, _ in full],
+            [accuracy for _, accuracy in full],
+            self._objective.graph.data,
+        )
+        classes = self.classes(bits, count)
+        return FreshMeasurement(reference.flips(classes), reference.evidence(classes))
+
+    def classes(self, bits: BitWidths, count: int) -> list[Tensor]:
+        """Return the classes that the first trainings predict with these widths, ``[N]`` each."""
+        return [self._finetuned(at, bits)[0].argmax(dim=1) for at in range(count)]
+
+    def _finetuned(self, at: int, bits: BitWidths) -> tuple[Tensor, float]:
+        """Return class scores ``[N, C]`` and validation accuracy in percent of a training."""
+        key = (at, str(bits.to_dict()))
+        if key not in self._scores:
+            seed = _FRESH_SEEDS + at
+            model = self._model(at)
+            tuned, result = model.finetune(bits, self._objective.config.finetuning, seed=seed)
+            self._scores[key] = model.scores(tuned), result.accuracy
+        return self._scores[key]
+
+    def _model(self, at: int) -> CalibratedModel:
+        if self._retrain is None:
+            return self._objective.models[0]
+        while len(self._models) <= at:
+            trained = self._retrain(_FRESH_SEEDS + len(self._models))
+            self._models.append(self._objective.calibrated(trained))
+        return self._models[at]
+
+
+def drop_interval(drops: Tensor, *, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % interval of a mean over trainings and nodes, both drawn anew.
+
+    Args:
+        drops:
+            Drop at each node in each training, ``[S, n]``.
+        draws:
+            Number of draws.
+
+    Reference:
+        Owen (2007), "The pigeonhole bootstrap".
+    """
+    generator = torch.Generator().manual_seed(0)
+    drops = drops.double().cpu()
+    trainings, nodes = drops.shape
+    means = []
+    for _ in range(draws):
+        # Poisson weights are those of multinomial draws but for their sum.
+        by_node = torch.poisson(torch.ones(nodes, dtype=torch.float64), generator=generator)
+        rows = torch.randint(trainings, (trainings,), generator=generator)
+        means.append((drops[rows] @ by_node).mean() / by_node.sum())
+    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return float(low), float(high)

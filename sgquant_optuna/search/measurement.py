@@ -1,0 +1,131 @@
+"""How one assignment of widths is measured: training by training, until that decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from torch import Tensor, nn
+
+from sgquant_optuna.attachment.calibrated_model import CalibratedModel
+from sgquant_optuna.graph.training import TrainingResult
+from sgquant_optuna.graph.training_config import TrainingConfig
+from sgquant_optuna.quantization.sites import BitWidths
+from sgquant_optuna.search.prediction_changes import ReferencePredictions
+from sgquant_optuna.study.drop_evidence import DropEvidence
+from sgquant_optuna.study.drop_slope import DropSlope
+from sgquant_optuna.study.plan import ObjectiveConfig
+
+_LOOK_MARGIN = 0.3  # share by which the expected drop of a first look may still fall
+_TRAINING_MARGIN = 0.2  # share by which further trainings may move that of the first
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is known of an assignment so far.
+
+    Args:
+        flips:
+            Predictions that change, in percent of the nodes outside training.
+        evidence:
+            Expected and measured drops of the trainings so far.
+        accuracy:
+            Mean validation accuracy of the trainings so far, in percent.
+        trainings:
+            Trainings that ended; 0 after a first look.
+    """
+
+    flips: float
+    evidence: DropEvidence
+    accuracy: float
+    trainings: int
+
+    def is_decided(self, slope: DropSlope, config: ObjectiveConfig, trainings: int) -> bool:
+        """Tell whether further trainings would hardly change on which side of the limit it is.
+
+        Args:
+            slope:
+                Slope of the drop that the study has learned so far.
+            config:
+                Limit and confidence.
+            trainings:
+                Number of trainings that may follow in all.
+        """
+        expected = self.evidence.expected_drop
+        if not self.trainings:
+            # The estimate, not its bound: what is learned later may lower the bound.
+            return slope.estimate(expected * (1 - _LOOK_MARGIN)) > config.max_drop
+        left = self.trainings / trainings
+        margin = _TRAINING_MARGIN / self.trainings**0.5
+        # Over more trainings the luck of the nodes averages out.
+        best = slope.bound(
+            expected * (1 - margin), self.evidence.deviation * left**0.5, config.confidence
+        )
+        worst = slope.bound(expected * (1 + margin), self.evidence.deviation, config.confidence)
+        return worst <= config.max_drop or best > config.max_drop
+
+
+class Trainings:
+    """The finetunings that every trial is measured on: each model from each seed.
+
+    Args:
+        models:
+            Calibrated full-precision models.
+        config:
+            Options of the search: finetuning, repeats, seed and first look.
+    """
+
+    def __init__(self, models: Sequence[CalibratedModel], config: ObjectiveConfig) -> None:
+        self._config = config
+        self._runs = [
+            (model, config.seed + repeat) for model in models for repeat in range(config.repeats)
+        ]
+
+    def __len__(self) -> int:
+        """Return the number of trainings."""
+        return len(self._runs)
+
+    def finetuned(
+        self, bits: BitWidths, finetuning: TrainingConfig | None = None
+    ) -> Iterator[tuple[nn.Module, TrainingResult]]:
+        """Yield the models that these widths are measured on, one by one."""
+        for model, seed in self._runs:
+            yield model.finetune(bits, finetuning or self._config.finetuning, seed=seed)
+
+    def scores(
+        self, bits: BitWidths, finetuning: TrainingConfig | None = None
+    ) -> Iterator[tuple[Tensor, float]]:
+        """Yield class scores ``[N, C]`` and validation accuracy in percent of each training."""
+        tuned = self.finetuned(bits, finetuning)
+        for (calibrated, _), (model, result) in zip(self._runs, tuned, strict=True):
+            yield calibrated.scores(model), result.accuracy
+
+    def measure(self, bits: BitWidths, reference: ReferencePredictions) -> Iterator[Measurement]:
+        """Yield what is known after a first look, if there is one, and after each training.
+
+        Args:
+            bits:
+                Width of each site.
+            reference:
+                Predictions of the same trainings at full precision.
+        """
+        if 0 < self._config.first_look < self._config.finetuning.epochs:
+            short = self._config.finetuning.with_epochs(self._config.first_look)
+            (*_, look) = self._measured(bits, reference, short)
+            yield replace(look, trainings=0)
+        yield from self._measured(bits, reference, self._config.finetuning)
+
+    def _measured(
+        self, bits: BitWidths, reference: ReferencePredictions, finetuning: TrainingConfig
+    ) -> Iterator[Measurement]:
+        classes, accuracies = [], []
+        for scores, accuracy in self.scores(bits, finetuning):
+            classes.append(scores.argmax(dim=1))
+            accuracies.append(accuracy)
+            yield Measurement(
+                flips=reference.flips(classes),
+                evidence=reference.evidence(classes),
+                accuracy=fmean(accuracies),
+                trainings=len(classes),
+            )

@@ -1,0 +1,114 @@
+"""What quantization changes in the predictions of all nodes, labelled or not.
+
+Node i, training s: the full-precision model predicts the class a, the quantized one the class b.
+With p the mean class probabilities of all full-precision models, ``p_i(a) - p_i(b)`` is the
+expected loss of accuracy by this node. It needs no label, so it is known for every node, which
+makes its mean far less noisy than the drop on some hundred labelled nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional as F
+from torch_geometric.data import Data
+
+from sgquant_optuna.study.drop_evidence import DropEvidence
+
+_LOG_TEMPERATURES = (-3.0, 3.0)
+
+
+class ReferencePredictions:
+    """Predictions of full precision, which those of quantized models are compared with.
+
+    Args:
+        scores:
+            Class scores of each full-precision training, ``[N, C]``, in the order of the trainings
+            of a trial.
+        accuracies:
+            Validation accuracy of each, in percent.
+        data:
+            Graph with ``y`` ``[N]``, ``train_mask`` and ``val_mask``. The labels of other nodes
+            are not read.
+
+    Reference:
+        Guo et al. (2017), "On Calibration of Modern Neural Networks", for the temperature, which
+        is fitted on the validation nodes.
+    """
+
+    def __init__(self, scores: Sequence[Tensor], accuracies: Sequence[float], data: Data) -> None:
+        self.accuracy = fmean(accuracies)
+        assert isinstance(data.y, Tensor)
+        self._outside = ~data.train_mask
+        self._labelled = data.val_mask
+        self._labels = data.y[data.val_mask]
+        self._classes = [one.argmax(dim=1) for one in scores]
+        temperature = _temperature([one[self._labelled] for one in scores], self._labels)
+        outside = [one[self._outside] for one in scores]
+        self._probabilities = _mean_probabilities(outside, temperature)
+
+    def flips(self, classes: Sequence[Tensor]) -> float:
+        """Return how many predictions change, in percent of the nodes outside training.
+
+        Args:
+            classes:
+                Predicted classes of each quantized training, ``[N]`` int64, in the order of the
+                reference; there may be fewer trainings.
+        """
+        changed = [(a != b)[self._outside] for a, b in zip(self._classes, classes, strict=False)]
+        return 100.0 * float(torch.stack(changed).double().mean())
+
+    def evidence(self, classes: Sequence[Tensor]) -> DropEvidence:
+        """Return expected and measured drops of some quantized trainings.
+
+        Args:
+            classes:
+                Predicted classes of each quantized training, ``[N]`` int64, in the order of the
+                reference; there may be fewer trainings.
+        """
+        expected, lost = [], []
+        given_up = torch.zeros_like(self._probabilities)
+        for before, after in zip(self._classes, classes, strict=False):
+            change = torch.zeros_like(self._probabilities)
+            for one, sign in ((before, 1.0), (after, -1.0)):
+                at = one[self._outside][:, None]
+                change.scatter_add_(1, at, torch.full_like(at, sign, dtype=change.dtype))
+            expected.append(100.0 * float((self._probabilities * change).sum(dim=1).mean()))
+            given_up += change / len(classes)
+            right = [one[self._labelled] == self._labels for one in (before, after)]
+            lost.append((right[0].long() - right[1].long()).cpu().numpy())
+        return DropEvidence.of(expected, lost, self._deviation(given_up))
+
+    def _deviation(self, given_up: Tensor) -> float:
+        """Return by how much the drop varies with the labels, in points.
+
+        The drop at node i is ``given_up[i, y_i]``, where the label ``y_i`` has the probabilities
+        ``p_i``; nodes are independent.
+        """
+        mean = (self._probabilities * given_up).sum(dim=1)
+        variance = (self._probabilities * given_up**2).sum(dim=1) - mean**2
+        return 100.0 * math.sqrt(max(float(variance.sum()), 0.0)) / len(given_up)
+
+
+def _temperature(scores: Sequence[Tensor], labels: Tensor) -> float:
+    """Return the temperature at which the mean probabilities fit the labels best."""
+
+    def loss(log_temperature: float) -> float:
+        mean = _mean_probabilities(scores, math.exp(log_temperature))
+        return float(F.nll_loss(mean.clamp_min(1e-12).log(), labels))
+
+    found = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
+    return math.exp(float(found.x))
+
+
+def _mean_probabilities(scores: Sequence[Tensor], temperature: float) -> Tensor:
+    """Average the class probabilities of all trainings, ``[N, C]``."""
+    total = torch.zeros_like(scores[0], dtype=torch.float64)
+    for one in scores:
+        total += (one.double() / temperature).softmax(dim=1)
+    return total / len(scores)

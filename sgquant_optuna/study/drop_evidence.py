@@ -1,0 +1,136 @@
+"""What one trial tells about the loss of accuracy, small enough for an attribute of the trial.
+
+The drop of one trial on some hundred labelled nodes is mostly luck. What all trials together lose
+at each node is not: one number is learned from it (:mod:`.drop_slope`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_GROUPS = 1000
+"""Largest number of groups: with more labelled nodes, several share one."""
+
+
+@dataclass(frozen=True)
+class DropEvidence:
+    """Expected and measured drops of each training, and at which labelled nodes they occur.
+
+    Labelled node i belongs to group ``i % groups``, so that all trials of a study have the same
+    groups.
+
+    Args:
+        expected:
+            Loss of accuracy on the nodes outside training that the full-precision models expect
+            from the predictions that change, for each training, in percentage points.
+        measured:
+            Loss of accuracy on the labelled validation nodes, for each training, in percentage
+            points.
+        deviation:
+            Standard deviation of the drop on the nodes outside training over their unknown labels,
+            were they drawn from the probabilities of the full-precision models, in points.
+        nodes:
+            Number of labelled nodes.
+        lost:
+            Right predictions of full precision less those of the quantized model, summed over the
+            nodes of a group and over the trainings, by group; groups with 0 are left out.
+    """
+
+    expected: tuple[float, ...]
+    measured: tuple[float, ...]
+    deviation: float
+    nodes: int
+    lost: Mapping[int, int]
+
+    @property
+    def trainings(self) -> int:
+        """Number of trainings that were measured."""
+        return len(self.expected)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return min(self.nodes, MAX_GROUPS)
+
+    @property
+    def expected_drop(self) -> float:
+        """Mean expected drop, in percentage points."""
+        return fmean(self.expected)
+
+    @classmethod
+    def of(
+        cls,
+        expected: Sequence[float],
+        lost: Sequence[npt.NDArray[np.integer[Any]]],
+        deviation: float,
+    ) -> Self:
+        """Join what the trainings of a trial lost.
+
+        Args:
+            expected:
+                Expected drop of each training, in percentage points.
+            lost:
+                Change of each training at the labelled nodes, ``[nodes]``: 1 where full precision
+                was right and the quantized model is not, -1 the other way round, else 0.
+            deviation:
+                Standard deviation of the drop over the unknown labels, in percentage points.
+        """
+        nodes = len(lost[0])
+        groups = min(nodes, MAX_GROUPS)
+        summed = np.zeros(groups, dtype=np.int64)
+        np.add.at(summed, np.arange(nodes) % groups, np.sum(lost, axis=0))
+        (at,) = np.nonzero(summed)
+        return cls(
+            expected=tuple(expected),
+            measured=tuple(100.0 * float(one.sum()) / nodes for one in lost),
+            deviation=deviation,
+            nodes=nodes,
+            lost=dict(zip(at.tolist(), summed[at].tolist(), strict=True)),
+        )
+
+    def lost_by_group(self) -> npt.NDArray[np.float64]:
+        """Return the nodes that each group loses, mean over the trainings, ``[groups]``."""
+        summed = np.zeros(self.groups)
+        summed[list(self.lost)] = list(self.lost.values())
+        mean: npt.NDArray[np.float64] = summed / self.trainings
+        return mean
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "expected": list(self.expected),
+            "measured": list(self.measured),
+            "deviation": self.deviation,
+            "nodes": self.nodes,
+            "groups": list(self.lost),
+            "lost": list(self.lost.values()),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_dict` returned.
+
+        Raises:
+            ValueError:
+                If it holds no training, or a group that does not exist.
+        """
+        made = cls(
+            expected=tuple(values["expected"]),
+            measured=tuple(values["measured"]),
+            deviation=values["deviation"],
+            nodes=values["nodes"],
+            lost=dict(zip(values["groups"], values["lost"], strict=True)),
+        )
+        known = range(made.groups)
+        if not made.expected or any(group not in known for group in made.lost):
+            raise ValueError(
+                f"evidence of a trial: expected trainings, and groups below {made.groups}, got "
+                f"{made.trainings} trainings and groups {list(made.lost)[:5]}"
+            )
+        return made

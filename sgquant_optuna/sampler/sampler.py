@@ -286,7 +286,7 @@ class SGQuantSampler(BaseSampler):
 
     def _training_records(self, cache: _Cache, opening: Opening) -> list[Record]:
         records = cache.history.training_records(opening)
-        if self._joint_constraints is None:
+        if self._joint_constraints is None or not records:
             return records
         anew = self._joint_constraints([record.attrs for record in records])
         return [

@@ -22,9 +22,9 @@ import torch
 from measured_table import make_table
 
 from sgquant_optuna.graph.datasets import load_graph
-from sgquant_optuna.graph.paper_models import MODELS, make_model
+from sgquant_optuna.graph.paper_models import make_model
 from sgquant_optuna.graph.training import fit
-from sgquant_optuna.graph.training_config import FINETUNING
+from sgquant_optuna.graph.training_config import FINETUNING, TrainingConfig
 from sgquant_optuna.quantization.memory import honest_memory
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.search.objective import QuantizationObjective
@@ -54,7 +54,7 @@ def main() -> None:
 
     data = load_graph(options.dataset, options.root)
     model = make_model("gcn", data.num_features, int(data.y.max()) + 1, seed=0)
-    fit(model, data, MODELS["gcn"].training, seed=0)
+    fit(model, data, TrainingConfig(), seed=0)
     objectives = [
         QuantizationObjective(
             model,

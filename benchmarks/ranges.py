@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sgquant_optuna.graph.datasets import load_graph
-from sgquant_optuna.graph.paper_models import MODELS, make_model
+from sgquant_optuna.graph.paper_models import make_model
 from sgquant_optuna.graph.training import fit
+from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.sites import BitWidths
 from sgquant_optuna.search.objective import QuantizationObjective
@@ -52,7 +53,7 @@ def main() -> None:
     full: list[float] = []
     for seed in range(seeds):
         model = make_model("gcn", data.num_features, int(data.y.max()) + 1, seed=seed)
-        fit(model, data, MODELS["gcn"].training, seed=seed)
+        fit(model, data, TrainingConfig(), seed=seed)
         for index, (name, config) in enumerate(settings.items()):
             objective = QuantizationObjective(
                 model,

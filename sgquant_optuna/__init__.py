@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.graph.forward_pass import columns
     from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN, MODELS, make_model
     from sgquant_optuna.graph.training import accuracy, fit
-    from sgquant_optuna.graph.training_config import TrainingConfig
+    from sgquant_optuna.graph.training_config import TrainingConfig, paper_training
     from sgquant_optuna.packed.export import export_packed, load_packed
     from sgquant_optuna.quantization.memory import (
         FeatureLayout,
@@ -58,7 +58,7 @@ _MODULES = {
     "graph.forward_pass": ("columns",),
     "graph.paper_models": ("AGNN", "GAT", "GCN", "MODELS", "make_model"),
     "graph.training": ("accuracy", "fit"),
-    "graph.training_config": ("TrainingConfig",),
+    "graph.training_config": ("TrainingConfig", "paper_training"),
     "packed.export": ("export_packed", "load_packed"),
     "quantization.memory": ("FeatureLayout", "Memory", "honest_memory", "paper_memory"),
     "quantization.quantizer_config": ("QuantizerConfig",),
@@ -124,6 +124,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "make_model",
     "open_storage",
     "paper_memory",
+    "paper_training",
     "quantize_attention",
     "register_attention",
     "report",

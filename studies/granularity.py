@@ -22,9 +22,12 @@ def main() -> None:
     parser.add_argument("--storage", help="database URL; storage/sgquant.db by default")
     options = parser.parse_args()
 
-    data = sgq.load_graph(options.dataset, options.root)
+    usual = sgq.paper_training(options.model, options.dataset)
+    data = sgq.load_graph(
+        options.dataset, options.root, normalize_features=usual.normalize_features
+    )
     model = sgq.make_model(options.model, data.num_features, int(data.y.max()) + 1, seed=0)
-    sgq.fit(model, data, sgq.MODELS[options.model].training, seed=0)
+    sgq.fit(model, data, usual.training, seed=0)
     table = Table("granularity", "parameters", "trials", "drop", "saving, honest", "saving, paper")
     for granularity in GRANULARITIES:
         objective = sgq.QuantizationObjective(model, data, granularity=granularity)

@@ -21,9 +21,10 @@ def main() -> None:
 
     pairs = [tuple(options.only.split("/"))] if options.only else PAIRS
     for name, dataset in pairs:
-        data = sgq.load_graph(dataset, options.root)
+        usual = sgq.paper_training(name, dataset)
+        data = sgq.load_graph(dataset, options.root, normalize_features=usual.normalize_features)
         model = sgq.make_model(name, data.num_features, int(data.y.max()) + 1, seed=0)
-        sgq.fit(model, data, sgq.MODELS[name].training, seed=0)
+        sgq.fit(model, data, usual.training, seed=0)
         objective = sgq.QuantizationObjective(model, data, max_drop=options.max_drop)
         study = sgq.create_study(
             objective, storage=options.storage, study_name=f"paper-{name}-{dataset}", seed=0

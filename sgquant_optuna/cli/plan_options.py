@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -13,13 +14,15 @@ from sgquant_optuna.cli.options import assignments, integers
 from sgquant_optuna.graph.degree_edges import DEFAULT_NUM_BUCKETS, check_degree_edges
 from sgquant_optuna.graph.training_config import (
     FINETUNING,
-    PAPER_TRAINING,
+    DecayedLayers,
     PaperModel,
-    TrainingConfig,
+    paper_training,
 )
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.study.plan import Mode, SearchPlan
 from sgquant_optuna.study.search_space import DEFAULT_CANDIDATES
+
+_OF_THE_PAIR = "by model and data set"
 
 
 def plan_of_options(
@@ -76,13 +79,38 @@ def plan_of_options(
     range_axis: Annotated[
         str, typer.Option(help="What shares a range: tensor, bucket, column or row.")
     ] = QuantizerConfig.axis,
+    normalize_features: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize-features/--raw-features",
+            show_default=_OF_THE_PAIR,
+            help="Divide each row of the graph's features by its sum.",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
-            min=0,
-            show_default=str(TrainingConfig.epochs),
-            help="Epochs of full-precision training.",
+            min=0, show_default=_OF_THE_PAIR, help="Epochs of full-precision training, at most."
         ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=_OF_THE_PAIR,
+            help="Epochs without a lower validation loss that end it.",
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(show_default=_OF_THE_PAIR, help="Learning rate of it.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(show_default=_OF_THE_PAIR, help="L2 penalty of it and of finetuning."),
+    ] = None,
+    decayed_layers: Annotated[
+        DecayedLayers | None,
+        typer.Option(show_default=_OF_THE_PAIR, help="Layers with this penalty."),
     ] = None,
     finetune_epochs: Annotated[
         int, typer.Option(min=0, help="Epochs of finetuning in each trial.")
@@ -108,10 +136,23 @@ def plan_of_options(
         ValueError:
             If an option is out of range.
     """
-    training = PAPER_TRAINING[model]
+    usual = paper_training(model, dataset)
+    chosen: dict[str, Any] = {
+        "epochs": epochs,
+        "patience": patience,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "decayed_layers": decayed_layers,
+    }
+    training = replace(
+        usual.training, **{name: value for name, value in chosen.items() if value is not None}
+    )
     return SearchPlan(
         model=model,
         dataset=dataset,
+        normalize_features=usual.normalize_features
+        if normalize_features is None
+        else normalize_features,
         n_trials=n_trials,
         max_drop=max_drop,
         confidence=confidence,
@@ -129,8 +170,13 @@ def plan_of_options(
             range_estimator=range_estimator,  # type: ignore[arg-type]
             axis=range_axis,  # type: ignore[arg-type]
         ),
-        training=training if epochs is None else training.with_epochs(epochs),
-        finetuning=FINETUNING.with_epochs(finetune_epochs),
+        training=training,
+        finetuning=replace(
+            FINETUNING,
+            epochs=finetune_epochs,
+            weight_decay=training.weight_decay,
+            decayed_layers=training.decayed_layers,
+        ),
         models=models,
         final_seeds=final_seeds,
         first_look=first_look,

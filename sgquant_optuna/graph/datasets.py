@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch_geometric.data import Data, Dataset, HeteroData
 from torch_geometric.datasets import Amazon, Coauthor, Planetoid, Reddit
+from torch_geometric.transforms import NormalizeFeatures
 from torch_geometric.utils import coalesce, to_undirected
 
 from sgquant_optuna.exceptions import GraphError
@@ -43,7 +44,13 @@ GRAPH_NAMES = (DIGITS, *_DATASETS, _OGBN_ARXIV)
 """Names that :func:`load_graph` accepts."""
 
 
-def load_graph(name: str, root: str | Path | None = None, *, seed: int = 0) -> Data:
+def load_graph(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    seed: int = 0,
+    normalize_features: bool = False,
+) -> Data:
     """Load a graph by its name.
 
     Raw files in ``root`` are read without network, from the folders of PyG's data set classes:
@@ -61,6 +68,9 @@ def load_graph(name: str, root: str | Path | None = None, *, seed: int = 0) -> D
         seed:
             Seed of the split, for graphs without a public split: 20 training and 30 validation
             nodes of each class. It is recorded as ``data.split_seed``.
+        normalize_features:
+            Whether each row of the features is divided by its sum, by ``NormalizeFeatures`` of
+            ``torch_geometric.transforms``.
 
     Returns:
         Graph with ``x`` (``[N, F]`` float), ``edge_index`` (``[2, E]`` int64), ``y`` (``[N]``
@@ -68,7 +78,8 @@ def load_graph(name: str, root: str | Path | None = None, *, seed: int = 0) -> D
 
     Raises:
         GraphError:
-            If there is no such graph, or its files cannot be downloaded, read or processed.
+            If there is no such graph, its files cannot be downloaded, read or processed, or a
+            feature is negative and rows are to be divided by their sums.
     """
     known = {candidate.lower(): candidate for candidate in GRAPH_NAMES}
     if name.lower() not in known:
@@ -84,6 +95,14 @@ def load_graph(name: str, root: str | Path | None = None, *, seed: int = 0) -> D
     if "train_mask" not in data:
         data = random_split(data, seed=seed)
     data.name = name
+    if normalize_features:
+        smallest = float(data.x.min())
+        if smallest < 0:
+            raise GraphError(
+                f"graph {name}: expected features >= 0 to divide each row by its sum, got "
+                f"{smallest:.3g}; take them as they are"
+            )
+        data = NormalizeFeatures()(data)
     return data
 
 

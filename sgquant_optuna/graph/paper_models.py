@@ -7,15 +7,12 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import AGNNConv, GATConv, GCNConv
-
-from sgquant_optuna.graph.training_config import PAPER_TRAINING, TrainingConfig
 
 
 class GCN(nn.Module):
@@ -166,27 +163,8 @@ class GAT(nn.Module):
         return scores
 
 
-@dataclass(frozen=True)
-class ModelRecipe:
-    """A model of the paper with its usual training.
-
-    Args:
-        build:
-            Class of the model, called with ``in_channels`` and ``out_channels``.
-        training:
-            Settings of the full-precision training.
-    """
-
-    build: Callable[..., nn.Module]
-    training: TrainingConfig
-
-
-MODELS = {
-    "gcn": ModelRecipe(GCN, PAPER_TRAINING["gcn"]),
-    "agnn": ModelRecipe(AGNN, PAPER_TRAINING["agnn"]),
-    "gat": ModelRecipe(GAT, PAPER_TRAINING["gat"]),
-}
-"""The models of the paper, by name."""
+MODELS: dict[str, Callable[..., nn.Module]] = {"gcn": GCN, "agnn": AGNN, "gat": GAT}
+"""The models of the paper by name, called with ``in_channels`` and ``out_channels``."""
 
 
 def make_model(name: str, in_channels: int, out_channels: int, *, seed: int = 0) -> nn.Module:
@@ -210,7 +188,7 @@ def make_model(name: str, in_channels: int, out_channels: int, *, seed: int = 0)
         raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name].build(in_channels, out_channels)
+        return MODELS[name](in_channels, out_channels)
 
 
 def architecture(model: nn.Module) -> tuple[str, dict[str, Any]] | None:

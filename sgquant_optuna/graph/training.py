@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
 
 from sgquant_optuna.exceptions import GraphError, ModelError
 from sgquant_optuna.graph.datasets import check_columns
@@ -67,7 +68,7 @@ def fit(
             Graph with ``x``, ``edge_index``, ``y`` (``[N]`` int64), ``train_mask`` and
             ``val_mask`` (``[N]`` bool).
         config:
-            Epochs, learning rate, weight decay and patience; by default ``TrainingConfig()``.
+            Epochs, learning rate, weight decay, patience; by default ``TrainingConfig()``.
         seed:
             Seed of dropout. The global random state is restored, after an exception too.
         forward:
@@ -150,11 +151,28 @@ def _train(
 
 
 def _adam(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam:
+    layer = _first_layer(model) if config.decayed_layers == "first" else model
+    decayed = {id(parameter) for parameter in layer.parameters()}
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[id(parameter) in decayed].append(parameter)
     return torch.optim.Adam(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        [
+            {"params": groups[True], "weight_decay": config.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
         lr=config.learning_rate,
-        weight_decay=config.weight_decay,
     )
+
+
+def _first_layer(model: nn.Module) -> nn.Module:
+    """Return the first convolution, or part with parameters of its own; else the model."""
+    for module in [*model.modules()][1:]:
+        own = isinstance(module, MessagePassing) and any(True for _ in module.parameters())
+        if own or next(module.parameters(recurse=False), None) is not None:
+            return module
+    return model
 
 
 def _step(task: _Task, optimizer: torch.optim.Optimizer) -> float:

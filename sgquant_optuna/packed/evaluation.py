@@ -102,7 +102,12 @@ def evaluate_packed(
             f"{path}: expected a file of `sgquant export`, got one made from Python, which does "
             f"not name its data set; load_packed() it and call it with your graph"
         )
-    data = load_graph(provenance["dataset"], root, seed=provenance["seed"])
+    data = load_graph(
+        provenance["dataset"],
+        root,
+        seed=provenance["seed"],
+        normalize_features=provenance.get("normalize_features") is True,
+    )
     scores = packed(data)
     contents = ModelContents.read(path, verify=False)
     time_pyg, time_sparse = _times(packed, contents.plain_model().eval(), data, repeats)

@@ -247,7 +247,7 @@ def _built(known: Any, weights: Mapping[str, Tensor], fingerprint: Mapping[str, 
             continue
         most = len(weights) if name == "num_layers" else num_weights
         check_count(value, f"{name} of the model", low=1, high=most)
-    build = MODELS[known["name"]].build
+    build = MODELS[known["name"]]
     try:
         with torch.random.fork_rng(devices=[]):
             with torch.device("meta"):  # sizes alone, which may be absurd

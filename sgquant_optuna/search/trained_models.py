@@ -34,8 +34,11 @@ _logger = logging.getLogger(__name__)
 def load_plan_graph(
     plan: SearchPlan, root: str | Path | None = None, *, device: str = "cpu"
 ) -> Data:
-    """Load the graph of a plan; ``root`` is the folder of data sets."""
-    return load_graph(plan.dataset, root, seed=plan.seed).to(device)
+    """Load the graph of a plan as it trains on it; ``root`` is the folder of data sets."""
+    data = load_graph(
+        plan.dataset, root, seed=plan.seed, normalize_features=plan.normalize_features
+    )
+    return data.to(device)
 
 
 def train_model(plan: SearchPlan, data: Data, seed: int) -> nn.Module:

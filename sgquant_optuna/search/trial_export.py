@@ -108,7 +108,7 @@ def export_study(
         forward=objective.forward,
         provenance={
             **_source(study, chosen, record, final),
-            **({} if plan is None else {"dataset": plan.dataset, "plan": asdict(plan)}),
+            **({} if plan is None else _origin(plan)),
             "seed": objective.config.seed,
             "degree_edges": list(objective.degree_edges),
             "fingerprint": objective.fingerprint,
@@ -152,6 +152,12 @@ def export_assignment(
     )
     assignment.save(path)
     return assignment
+
+
+def _origin(plan: SearchPlan) -> dict[str, Any]:
+    """Return what tells how to load the graph again, and all other settings."""
+    graph = {"dataset": plan.dataset, "normalize_features": plan.normalize_features}
+    return {**graph, "plan": asdict(plan)}
 
 
 def _choose(

@@ -15,7 +15,7 @@ from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.graph.degree_edges import DEFAULT_NUM_BUCKETS
 from sgquant_optuna.graph.training_config import (
     FINETUNING,
-    PAPER_TRAINING,
+    PAPER_MODELS,
     PaperModel,
     TrainingConfig,
 )
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Mode = Literal["constrained", "pareto"]
 
 _VERSION = 3
+_OF_TRAINED_MODELS = ("model", "dataset", "normalize_features", "seed", "models")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +144,8 @@ class SearchPlan(ObjectiveConfig):
             Model of the paper: ``"gcn"``, ``"agnn"`` or ``"gat"``.
         dataset:
             Name of the graph.
+        normalize_features:
+            Whether each row of the graph's features is divided by its sum.
         n_trials:
             Trials of the study.
         training:
@@ -159,6 +162,7 @@ class SearchPlan(ObjectiveConfig):
 
     model: PaperModel = "gcn"
     dataset: str = "digits"
+    normalize_features: bool = False
     n_trials: int = 48
     training: TrainingConfig = field(default_factory=TrainingConfig)
     models: int = 3
@@ -167,8 +171,8 @@ class SearchPlan(ObjectiveConfig):
     def __post_init__(self) -> None:
         """Check what needs no graph, so that a mistake shows before anything slow."""
         super().__post_init__()
-        if self.model not in PAPER_TRAINING:
-            known = ", ".join(PAPER_TRAINING)
+        if self.model not in PAPER_MODELS:
+            known = ", ".join(PAPER_MODELS)
             raise ValueError(f"model: expected one of {known}, got {self.model!r}")
 
     @property
@@ -185,7 +189,7 @@ class SearchPlan(ObjectiveConfig):
         """Tell where another plan trains other full-precision models; empty if it does not."""
         mine, others = (
             {
-                **{name: getattr(plan, name) for name in ("model", "dataset", "seed", "models")},
+                **{name: getattr(plan, name) for name in _OF_TRAINED_MODELS},
                 **{f"training {key}": value for key, value in plan.training.to_dict().items()},
             }
             for plan in (self, other)

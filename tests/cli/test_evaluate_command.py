@@ -71,6 +71,20 @@ def test_what_the_users_provenance_tells_is_shown(export, capsys):
     assert "85.00 %" in found["test, of the final report"]
 
 
+def test_the_graph_is_loaded_as_the_file_says(export, monkeypatch, capsys):
+    rows_of = []
+
+    def load(*arguments, **options):
+        data = load_graph(*arguments, **options)
+        rows_of.append(float(data.x[0].sum()))
+        return data
+
+    monkeypatch.setattr(evaluation, "load_graph", load)
+    file = export({**DIGITS, "normalize_features": True})
+    assert run(capsys, "evaluate", file, "--repeats", "1")[0] == 0
+    assert rows_of == [pytest.approx(1)]
+
+
 @pytest.mark.parametrize("provenance", [{}, {"dataset": "digits"}, {"dataset": 5, "seed": 0}])
 def test_a_file_that_names_no_data_set_is_one_line_and_exit_code_2(provenance, export, capsys):
     code, _, err = run(capsys, "evaluate", export(provenance))

@@ -71,6 +71,7 @@ def test_the_packed_model_has_the_accuracy_and_the_bytes_of_its_trial(folder):
     assert 100 * right.double().mean().item() == pytest.approx(origin["accuracy"])
     assert sum(packed.stored_nbytes.values()) == trial.user_attrs["memory_bytes"]
     assert origin["final"]["trial"] == trial.number
+    assert (origin["dataset"], origin["normalize_features"]) == ("digits", False)
     assert origin["versions"]["torch"]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError
+from sgquant_optuna.graph import datasets
 from sgquant_optuna.graph.datasets import check_graph, load_graph, random_split
 
 
@@ -78,6 +79,14 @@ def test_raw_planetoid_files_are_read_with_the_public_split(tmp_path, monkeypatc
     assert "split_seed" not in data
     monkeypatch.setenv("SGQUANT_DATA", str(tmp_path))
     assert load_graph("Cora").x.equal(data.x)
+
+
+def test_rows_of_negative_features_have_no_sum_to_divide_by(monkeypatch):
+    digits = datasets._digits()
+    digits.x[0, 0] = -0.5
+    monkeypatch.setattr(datasets, "_digits", lambda: digits)
+    with pytest.raises(GraphError, match="graph digits: expected features >= 0.*got -0.5; take"):
+        load_graph("digits", normalize_features=True)
 
 
 def test_raw_amazon_files_are_read_and_split(tmp_path):

@@ -3,19 +3,22 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 from sgquant_optuna.exceptions import ModelError
+from sgquant_optuna.graph import training_config
+from sgquant_optuna.graph.datasets import GRAPH_NAMES
 from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN, MODELS, make_model
 from sgquant_optuna.graph.training import accuracy, fit
-from sgquant_optuna.graph.training_config import TrainingConfig
+from sgquant_optuna.graph.training_config import PAPER_MODELS, TrainingConfig, paper_training
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_papers_models_learn(name, graph):
     model = make_model(name, 12, 3)
-    result = fit(model, graph, MODELS[name].training, seed=0)
+    result = fit(model, graph, paper_training(name, "digits").training, seed=0)
     assert result.accuracy > 80
     assert accuracy(model, graph, graph.test_mask) > 70
     assert not model.training
@@ -91,16 +94,49 @@ def test_accuracy_of_nothing_is_an_error(graph):
 
 @pytest.mark.parametrize(
     "options",
-    [{"epochs": -1}, {"patience": 0}, {"learning_rate": 0.0}, {"weight_decay": -1.0}],
+    [
+        *({"epochs": -1}, {"patience": 0}, {"learning_rate": 0.0}, {"weight_decay": -1.0}),
+        {"decayed_layers": "last"},
+    ],
 )
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="training: expected"):
         TrainingConfig(**options)
 
 
+@pytest.mark.parametrize(("layers", "second"), [("first", 1.0), ("all", 0.99)])
+def test_the_penalty_is_that_of_the_layers_it_is_for(layers, second):
+    # Features of 0 leave the penalty as the only gradient of weights 1; Adam's first step is the
+    # learning rate, whatever the size of the gradient.
+    nodes = torch.tensor([True, False])
+    graph = Data(
+        x=torch.zeros(2, 3),
+        edge_index=torch.tensor([[0, 1], [1, 0]]),
+        y=torch.zeros(2, dtype=torch.long),
+        train_mask=nodes,
+        val_mask=~nodes,
+    )
+    model = GCN(3, 2, 4)
+    nn.init.ones_(model.conv1.lin.weight)
+    nn.init.ones_(model.conv2.lin.weight)
+    config = TrainingConfig(epochs=1, learning_rate=0.01, decayed_layers=layers)
+    assert fit(model, graph, config).epochs == 1
+    assert model.conv1.lin.weight.detach().numpy() == pytest.approx(0.99)
+    assert model.conv2.lin.weight.detach().numpy() == pytest.approx(second)
+    assert model.conv2.bias.tolist() == pytest.approx([0.01, -0.01])  # towards class 0
+
+
 def test_an_unknown_model_is_refused():
     with pytest.raises(ValueError, match="model: expected one of gcn, agnn, gat, got 'gin'"):
         make_model("gin", 3, 3)
+
+
+def test_the_table_of_trainings_names_models_and_graphs_there_are():
+    assert {*PAPER_MODELS} == {*MODELS}
+    assert {graph for _, graph in training_config._CHOSEN} < {*GRAPH_NAMES}
+    assert paper_training("gcn", "CORA") == paper_training("gcn", "Cora")
+    with pytest.raises(ValueError, match="model: expected one of gcn, agnn, gat, got 'gin'"):
+        paper_training("gin", "Cora")
 
 
 class TestForward:

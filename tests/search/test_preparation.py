@@ -88,6 +88,7 @@ def test_an_artifact_of_another_model_is_refused(folder):
     [
         ({"training": TrainingConfig(epochs=3)}, r"training epochs: was 2, is 3"),
         ({"seed": 1}, "seed: was 0, is 1"),
+        ({"normalize_features": True}, "normalize_features: was False, is True"),
         ({"models": 1}, "models: was 2, is 1"),
         ({"candidates": (1, 8)}, "another search space"),
     ],

@@ -2,6 +2,7 @@ import optuna
 import pytest
 
 from sgquant_optuna.exceptions import StudyMismatchError
+from sgquant_optuna.graph.fingerprint import graph_fingerprint
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.search.objective import QuantizationObjective
@@ -12,6 +13,7 @@ from sgquant_optuna.study.plan import SearchPlan
 SETTINGS = {
     "model": "gcn",
     "dataset": "digits",
+    "normalize_features": True,
     "n_trials": 3,
     "max_drop": 0.5,
     "mode": "constrained",
@@ -53,6 +55,14 @@ def test_two_workers_rebuild_the_same_objective_from_it():
     assert prints[0] == prints[1]
     assert prints[0]["protocol"]["models"] == 2
     assert prints[0]["space"]["degree_edges"] == [9, 12]
+
+
+def test_normalised_features_are_those_of_another_graph():
+    raw, divided = (load_plan_graph(a_plan(normalize_features=one)) for one in (False, True))
+    assert divided.x.sum(dim=1).numpy() == pytest.approx(1)
+    assert divided.x[0].equal(raw.x[0] / raw.x[0].sum())
+    assert divided.train_mask.equal(raw.train_mask)
+    assert graph_fingerprint(raw)["hash"] != graph_fingerprint(divided)["hash"]
 
 
 def test_a_study_without_a_plan_or_of_another_version_is_refused():

@@ -91,6 +91,13 @@ def plan_of_options(
     final_seeds: Annotated[
         int, typer.Option(min=2, help="Fresh trainings of the final report.")
     ] = SearchPlan.final_seeds,
+    acquisition: Annotated[
+        str, typer.Option(help="How trials are chosen: default, or paper for its five steps.")
+    ] = SearchPlan.acquisition,
+    cost_model: Annotated[
+        str,
+        typer.Option(help="What the default learns with: blend, gaussian_process or boosted."),
+    ] = SearchPlan.cost_model,
     seed: Annotated[
         int, typer.Option(help="Seed of split, weights, finetuning and sampler.")
     ] = SearchPlan.seed,
@@ -125,6 +132,8 @@ def plan_of_options(
         finetuning=FINETUNING.with_epochs(finetune_epochs),
         models=models,
         final_seeds=final_seeds,
+        acquisition=acquisition,
+        cost_model=cost_model,  # type: ignore[arg-type]
         seed=seed,
     )
 

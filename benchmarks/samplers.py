@@ -16,7 +16,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import optuna
@@ -26,6 +28,7 @@ from optuna.samplers import BaseSampler
 from synthetic_problems import PROBLEMS, Problem
 
 from sgquant_optuna.sampler import SGQuantSampler
+from sgquant_optuna.sampler.cost_model import CostModelName
 
 Space = dict[str, BaseDistribution]
 Known = Callable[[dict[str, object]], float]
@@ -58,6 +61,15 @@ CONTENDERS = {
     "default": Contender(
         lambda seed, space, known: SGQuantSampler(space, known_objective=known, seed=seed), False
     ),
+    **{
+        name: Contender(
+            lambda seed, space, known, name=name: SGQuantSampler(  # type: ignore[misc]
+                space, cost_model=name, known_objective=known, seed=seed
+            ),
+            False,
+        )
+        for name in get_args(CostModelName)
+    },
 }
 
 
@@ -104,7 +116,7 @@ def run(task: Task) -> Outcome:
     if task.table is not None:
         problem, repeats = load_table(task.table)
     else:
-        problem, repeats = PROBLEMS[task.problem](task.seed), None
+        problem, repeats = _synthetic(task.problem, task.seed), None
     contender = CONTENDERS[task.sampler]
     space = problem.space(ordinal=contender.ordinal)
 
@@ -135,6 +147,12 @@ def run(task: Task) -> Outcome:
         study.tell(trial, float(problem.memory[row]))
         measured_feasible.append(violation <= 0)
     return _outcome(task, problem, rows, measured_feasible, asked)
+
+
+@lru_cache(maxsize=1)
+def _synthetic(name: str, seed: int) -> Problem:
+    """Make a problem once for all samplers, which follow each other in the list of tasks."""
+    return PROBLEMS[name](seed)
 
 
 def _outcome(
@@ -252,8 +270,8 @@ def _run_all(arguments: argparse.Namespace) -> None:
         Task(problem, noise, sampler, seed, n_trials, None)
         for problem in arguments.problems
         for noise in arguments.noise
-        for sampler in arguments.samplers
         for seed in range(seeds)
+        for sampler in arguments.samplers
     ]
     tasks += [
         Task(path.stem, None, sampler, seed, n_trials, path)

@@ -63,7 +63,7 @@ class BoostedBag:
         scaled = (values - self._mean) / self._unit
         count = len(values)
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=_MEMBERS)
-        self._steps = Steps.of(features)
+        self._steps = Steps.of(features, scaled)
         signs = _signs(features, scaled, ordered)
         forest = Forest(self._steps, features, scaled, drawn * counts, signs)
         for _ in range(_TREES if len(self._steps.columns) else 0):
@@ -74,9 +74,7 @@ class BoostedBag:
         unseen[:, ~unseen.any(axis=0)] = True
         left_out = np.sum(forest.fitted * unseen, axis=0) / unseen.sum(axis=0)
         self.left_out: Floats = self._mean + self._unit * left_out
-        """Mean prediction of each measurement by the members that have not seen it, ``[rows]``."""
-        self.rows = rows
-        """Positions of the measurements that the bag learned from: all, up to 400."""
+        """Mean prediction of each measurement by the members that have not seen it, ``[n]``."""
         spread = forest.fitted.var(axis=0, ddof=1).mean()
         error = np.mean((scaled - left_out) ** 2)
         self._scale = float(np.clip(np.sqrt(error / max(spread, 1e-12)), *_SCALES))

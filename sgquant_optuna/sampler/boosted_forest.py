@@ -17,6 +17,8 @@ from scipy.sparse import csr_array
 
 from sgquant_optuna.sampler.space import Features, Floats, Indices
 
+_MAX_STEPS = 256
+_MAX_STEPS_OF_FEATURE = 15
 _SHRINKAGE = 0.15
 _PENALTY = 1.0  # of the squared leaves, in measurements; lambda of Chen and Guestrin (2016)
 
@@ -39,15 +41,28 @@ class Steps:
     starts: Indices
 
     @classmethod
-    def of(cls, features: Features) -> Steps:
-        """Put a step in the middle between any two neighbouring values."""
-        values = [np.unique(column) for column in features.T]
-        counts = [len(v) - 1 for v in values]
-        return cls(
-            np.repeat(np.arange(len(counts)), counts),
-            np.concatenate([(v[1:] + v[:-1]) / 2 for v in values]),
-            np.concatenate([[0], np.cumsum(counts)]),
-        )
+    def of(cls, features: Features, values: Floats) -> Steps:
+        """Put a step in the middle between any two neighbouring values of a feature.
+
+        A feature of many values gets 15 of these. Of more than 256 steps of all features, those
+        are kept that explain most of the targets alone: tables of pairs grow with the square.
+
+        Args:
+            features:
+                Features of the measurements, ``[n, columns]``.
+            values:
+                Targets with mean 0, ``[n]``.
+        """
+        places = [_middles(column) for column in features.T]
+        columns = np.repeat(np.arange(len(places)), [len(p) for p in places])
+        thresholds = np.concatenate(places)
+        if len(columns) > _MAX_STEPS:
+            above = features[:, columns] > thresholds
+            count = above.sum(axis=0)
+            explained = (values @ above) ** 2 * (1 / count + 1 / (len(values) - count))
+            kept = np.sort(np.argsort(-explained, kind="stable")[:_MAX_STEPS])
+            columns, thresholds = columns[kept], thresholds[kept]
+        return cls(columns, thresholds, np.searchsorted(columns, np.arange(len(places) + 1)))
 
     def above(self, features: Features) -> Floats:
         """1 where a configuration is above a step, else 0, ``[n, steps]``."""
@@ -61,6 +76,16 @@ class Steps:
                 features.T, self.starts[:-1], self.starts[1:], strict=True
             )
         ]
+
+
+def _middles(column: Floats) -> Floats:
+    """Middles between neighbouring values, or 15 of them that are spread evenly."""
+    values = np.unique(column)
+    middles: Floats = (values[1:] + values[:-1]) / 2
+    if len(middles) > _MAX_STEPS_OF_FEATURE:
+        spread = np.linspace(0, len(middles) - 1, _MAX_STEPS_OF_FEATURE)
+        middles = middles[spread.round().astype(np.int64)]
+    return middles
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,15 @@ def test_joint_draws_have_the_predicted_moments_and_move_together():
     assert np.corrcoef(drawn.T)[0, 1] > 0.99
 
 
+def test_hundreds_of_parameters_of_hundreds_of_values_take_little_memory():
+    rng = np.random.default_rng(0)
+    features = rng.uniform(size=(60, 300))
+    values = 10.0 * (features[:, 7] > 0.5)
+    bag = BoostedBag(features, values, np.ones(60), seed=0)
+    mean = bag.mean(features)
+    assert mean[values > 0].min() > mean[values == 0].max()
+
+
 def test_the_same_seed_gives_the_same_bag():
     space = grid(2)
     rows, values = space.all()[:9], np.arange(9.0)

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
+from typing import get_args
 
 import numpy as np
 import optuna
 from synthetic_problems import MAX_DROP, PROBLEMS
 
 from sgquant_optuna.sampler import SGQuantSampler, best_for
+from sgquant_optuna.sampler.cost_model import DEFAULT_COST_MODEL, CostModelName
 
 CONFIDENCES = (0.5, 0.8, 0.9, 0.95)
 LIMITS = (MAX_DROP, 2 * MAX_DROP)
@@ -35,7 +39,9 @@ class Row:
     gap: float
 
 
-def answers_of(name: str, seed: int, noise: float, n_trials: int) -> list[Row]:
+def answers_of(
+    name: str, seed: int, noise: float, n_trials: int, cost_models: Sequence[CostModelName]
+) -> list[Row]:
     """Run one study, and answer each limit by each method."""
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -64,12 +70,16 @@ def answers_of(name: str, seed: int, noise: float, n_trials: int) -> list[Row]:
         optimum = float(problem.memory[problem.drop <= limit].min())
         cost = np.where(np.array(measured) <= limit, problem.memory[rows], np.inf)
         answers = {"best trial as measured": rows[int(np.argmin(cost))]}
-        for confidence in CONFIDENCES:
+        for cost_model, confidence in product(cost_models, CONFIDENCES):
             answer = best_for(
-                study, known_objective=memory_of, max_drop=limit, confidence=confidence
+                study,
+                known_objective=memory_of,
+                max_drop=limit,
+                confidence=confidence,
+                cost_model=cost_model,
             )
             found = None if answer is None else problem.row_of(answer.params, ordinal=False)
-            answers[f"best_for, {confidence:.0%}"] = found
+            answers[f"{cost_model}, {confidence:.0%}"] = found
         for method, row in answers.items():
             gap = np.inf if row is None else 100 * (problem.memory[row] / optimum - 1)
             holds = row is not None and bool(problem.drop[row] <= limit)
@@ -86,11 +96,20 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=PROBLEMS)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument(
+        "--cost-models",
+        nargs="*",
+        default=[DEFAULT_COST_MODEL],
+        choices=get_args(CostModelName),
+        help="of best_for; the studies use the default",
+    )
     options = parser.parse_args()
     seeds = options.seeds or (2 if options.quick else 20)
     n_trials = options.n_trials or (50 if options.quick else 100)
     tasks = [
-        (name, seed, options.noise, n_trials) for name in options.problems for seed in range(seeds)
+        (name, seed, options.noise, n_trials, options.cost_models)
+        for name in options.problems
+        for seed in range(seeds)
     ]
     with ProcessPoolExecutor(options.processes) as pool:
         rows = [row for rows in pool.map(answers_of, *zip(*tasks, strict=True)) for row in rows]

@@ -126,6 +126,13 @@ def plan_of_options(
         int,
         typer.Option(min=0, help="Epochs after which a hopeless trial may end; 0 for none."),
     ] = SearchPlan.first_look,
+    acquisition: Annotated[
+        str, typer.Option(help="How trials are chosen: default, or paper for its five steps.")
+    ] = SearchPlan.acquisition,
+    cost_model: Annotated[
+        str,
+        typer.Option(help="What the default learns with: blend, gaussian_process or boosted."),
+    ] = SearchPlan.cost_model,
     seed: Annotated[
         int, typer.Option(help="Seed of split, weights, finetuning and sampler.")
     ] = SearchPlan.seed,
@@ -180,6 +187,8 @@ def plan_of_options(
         models=models,
         final_seeds=final_seeds,
         first_look=first_look,
+        acquisition=acquisition,
+        cost_model=cost_model,  # type: ignore[arg-type]
         seed=seed,
     )
 

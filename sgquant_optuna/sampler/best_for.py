@@ -14,6 +14,12 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtri
 
 from sgquant_optuna.sampler.candidates import anchors, distinct, neighbours, random_candidates
+from sgquant_optuna.sampler.cost_model import (
+    DEFAULT_COST_MODEL,
+    CostModel,
+    CostModelName,
+    check_cost_model,
+)
 from sgquant_optuna.sampler.gaussian_process import Prediction
 from sgquant_optuna.sampler.known_objective import KnownObjective
 from sgquant_optuna.sampler.problem import Target, target_of
@@ -71,6 +77,7 @@ def best_for(
     drop_of: Callable[[FrozenTrial], float | None] | None = None,
     search_space: Mapping[str, BaseDistribution] | None = None,
     seed: int = 0,
+    cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
 ) -> Answer | None:
     """Find the best configuration for another budget from the history of a study.
 
@@ -98,6 +105,9 @@ def best_for(
             Parameters to choose; by default those that all complete trials share.
         seed:
             Seed of the candidates.
+        cost_model:
+            Regression of the drop, as for :class:`SGQuantSampler`; it need not be that of the
+            study.
 
     Returns:
         The answer, or ``None`` if no candidate satisfies the budget.
@@ -114,14 +124,14 @@ def best_for(
     given = search_space if search_space is not None else _shared_space(study)
     defaults = {n: single_value(d) for n, d in given.items() if d.single()}
     space = FiniteSpace({n: d for n, d in given.items() if is_finite(d) and not d.single()})
+    check_cost_model(cost_model)
     rows, drops, numbers = _measured(study, space, drop_of or _default_drop)
     if len(rows) < 2:
         raise ValueError(f"best_for: expected two complete trials with a drop, got {len(rows)}")
     memory = KnownObjective(known_objective, space, objective=0, sign=1.0, defaults=defaults)
     target = target_of(space, "drop", rows, drops)
-    budget = _Budget(
-        Surrogate(target, seed=seed), space, memory, budget_bytes, max_drop, confidence
-    )
+    surrogate = Surrogate(target, seed=seed, cost_model=cost_model)
+    budget = _Budget(surrogate, space, memory, budget_bytes, max_drop, confidence)
     pool = target.indices if measured_only else _search(budget, target.indices, seed)
     cost = budget.cost(pool)
     best = int(np.argmin(cost))

@@ -13,6 +13,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.sampler.claims import PREDICTED_KEY as PREDICTED_KEY
+from sgquant_optuna.sampler.cost_model import (
+    DEFAULT_COST_MODEL,
+    CostModel,
+    CostModelName,
+    check_cost_model,
+)
 from sgquant_optuna.sampler.history import record_of
 from sgquant_optuna.sampler.problem import Target, constraint_targets, objective_target
 from sgquant_optuna.sampler.space import FiniteSpace, Floats, is_finite
@@ -109,6 +115,7 @@ def sensitivity(
     *,
     search_space: Mapping[str, BaseDistribution] | None = None,
     seed: int = 0,
+    cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
 ) -> list[Sensitivity]:
     """Compute how a target depends on each parameter, by partial dependence of a cost model.
 
@@ -121,6 +128,9 @@ def sensitivity(
             Parameters to explain; by default those that all complete trials share.
         seed:
             Seed of the configurations to average over.
+        cost_model:
+            Regression of the target, as for :class:`SGQuantSampler`; it need not be that of the
+            study.
 
     Returns:
         One entry for each parameter with more than one value, most important first.
@@ -135,7 +145,8 @@ def sensitivity(
     learned = _target(trials, space, target)
     if learned is None or len(learned.values) < 2:
         raise ValueError(f"sensitivity: expected two trials that measured {target!r}")
-    return partial_dependence(space, Surrogate(learned, seed=seed), seed=seed)
+    surrogate = Surrogate(learned, seed=seed, cost_model=check_cost_model(cost_model))
+    return partial_dependence(space, surrogate, seed=seed)
 
 
 def partial_dependence(

@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 
 from sgquant_optuna.sampler.history import Record
 from sgquant_optuna.sampler.known_objective import KnownObjective
-from sgquant_optuna.sampler.space import Features, FiniteSpace, Floats, Indices
+from sgquant_optuna.sampler.space import Features, FiniteSpace, Flags, Floats, Indices
 
 
 def sign_of(direction: StudyDirection) -> float:
@@ -36,6 +36,8 @@ class Target:
             Mean of the measurements of each, ``[n]``.
         counts:
             Number of measurements of each, ``[n]``.
+        ordered:
+            Whether a feature is an ordered parameter, ``[columns]``.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Target:
     features: Features
     values: Floats
     counts: Floats
+    ordered: Flags
 
 
 class Problem:
@@ -135,7 +138,9 @@ def target_of(space: FiniteSpace, name: str, rows: Indices, values: Floats) -> T
     # Divided before they are summed, so that values near the largest float do not overflow.
     means = np.bincount(inverse, weights=values / repeats[inverse])
     indices = rows[first]
-    return Target(name, indices, space.features(indices), np.asarray(means), repeats)
+    return Target(
+        name, indices, space.features(indices), np.asarray(means), repeats, space.ordered_columns
+    )
 
 
 def _target_of_records(

@@ -16,6 +16,7 @@ from sgquant_optuna.sampler.candidates import (
     neighbours,
     random_candidates,
 )
+from sgquant_optuna.sampler.cost_model import DEFAULT_COST_MODEL, CostModel, CostModelName
 from sgquant_optuna.sampler.paper import rank_as_paper
 from sgquant_optuna.sampler.problem import Problem
 from sgquant_optuna.sampler.space import Index, Indices
@@ -53,6 +54,7 @@ def rank_candidates(
     n_sample: int,
     fixed: Mapping[str, int],
     transfer: Transfer | None = None,
+    cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
 ) -> Ranking:
     """Rank the candidates of one round.
 
@@ -76,6 +78,8 @@ def rank_candidates(
             Positions of enqueued parameters.
         transfer:
             Knowledge from another study, if there is any.
+        cost_model:
+            Regression of the targets; the paper's acquisition has its own.
 
     Returns:
         Candidates, best first.
@@ -93,6 +97,7 @@ def rank_candidates(
                 n_sample=n_sample,
                 fixed=fixed,
                 priors=transfer.priors if transfer is not None else None,
+                cost_model=cost_model,
             )
         elif acquisition == Acquisition.DEFAULT:
             ranking = _first_round(problem, rng, n_measure, n_sample, fixed, transfer)
@@ -112,8 +117,9 @@ def rank_by_model(
     n_sample: int,
     fixed: Mapping[str, int],
     priors: Mapping[str, Prior] | None = None,
+    cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
 ) -> Ranking:
-    """Rank candidates by the expected improvement under Gaussian processes.
+    """Rank candidates by the expected improvement under cost models.
 
     Args:
         problem:
@@ -128,11 +134,14 @@ def rank_by_model(
             Positions of enqueued parameters.
         priors:
             Predictions of another study's models by the name of the target.
+        cost_model:
+            Regression of the targets.
 
     Returns:
         Candidates that were not measured yet, best first.
     """
-    models = CostModels(problem, seed=int(rng.integers(2**31)), priors=priors)
+    seed = int(rng.integers(2**31))
+    models = CostModels(problem, seed=seed, priors=priors, cost_model=cost_model)
     acquisition = acquisition_function(models, models.posterior(problem.measured))
     candidates = _candidates(models, acquisition, rng, n_sample, fixed)
     if candidates is None:

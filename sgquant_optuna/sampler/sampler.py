@@ -18,6 +18,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.sampler.candidates import Ranking
 from sgquant_optuna.sampler.claims import PREDICTED_KEY, Opening
+from sgquant_optuna.sampler.cost_model import (
+    DEFAULT_COST_MODEL,
+    CostModel,
+    CostModelName,
+    check_cost_model,
+)
 from sgquant_optuna.sampler.history import History, Record
 from sgquant_optuna.sampler.known_objective import KnownObjective
 from sgquant_optuna.sampler.problem import Problem, sign_of
@@ -64,6 +70,10 @@ class SGQuantSampler(BaseSampler):
             Method that ranks the candidates. ``"default"``: expected improvement times probability
             of feasibility, or expected hypervolume improvement, with candidates near the best.
             ``"paper"``: the paper's five steps.
+        cost_model:
+            Regression that the ``"default"`` acquisition learns costs with: ``"blend"``,
+            ``"gaussian_process"``, ``"boosted"``, or an object as :class:`CostModel` describes it,
+            the same on all workers.
         known_objective:
             Function that computes one objective from the parameters, for instance memory in bytes,
             so that it need not be learned. In a study with constraints it should return the value
@@ -84,7 +94,10 @@ class SGQuantSampler(BaseSampler):
 
     Raises:
         ValueError:
-            If a number is too small, the acquisition is unknown, or the search space is empty.
+            If a number is too small, the acquisition or the cost model is unknown, or the search
+            space is empty.
+        TypeError:
+            If the cost model is an object without the methods of :class:`CostModel`.
 
     Example:
         ::
@@ -105,6 +118,7 @@ class SGQuantSampler(BaseSampler):
         n_measure: int | None = None,
         n_sample: int = 2000,
         acquisition: str = "default",
+        cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
         known_objective: Callable[[dict[str, Any]], float] | None = None,
         known_objective_index: int = 0,
         joint_constraints: JointConstraints | None = None,
@@ -125,6 +139,7 @@ class SGQuantSampler(BaseSampler):
         if seed is not None and seed < 0:
             raise ValueError(f"seed: expected at least 0, got {seed}")
         self._acquisition = Acquisition(acquisition)
+        self._cost_model = check_cost_model(cost_model)
         self._search_space = dict(search_space) if search_space is not None else None
         self._n_measure = n_measure
         self._n_sample = n_sample
@@ -278,6 +293,7 @@ class SGQuantSampler(BaseSampler):
                 n_sample=self._n_sample,
                 fixed=fixed,
                 transfer=self._transfer(study, cache),
+                cost_model=self._cost_model,
             )
             while len(cache.rankings) >= _MAX_RANKINGS:
                 del cache.rankings[next(iter(cache.rankings))]
@@ -286,7 +302,7 @@ class SGQuantSampler(BaseSampler):
 
     def _training_records(self, cache: _Cache, opening: Opening) -> list[Record]:
         records = cache.history.training_records(opening)
-        if self._joint_constraints is None:
+        if self._joint_constraints is None or not records:
             return records
         anew = self._joint_constraints([record.attrs for record in records])
         return [

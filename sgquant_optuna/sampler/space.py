@@ -23,6 +23,7 @@ Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.uint64]
+Flags = npt.NDArray[np.bool_]
 
 
 def is_finite(distribution: BaseDistribution) -> bool:
@@ -68,6 +69,12 @@ class FiniteSpace:
         self.is_ordered = np.array(ordered)
         strides = [math.prod(self.cardinalities[j + 1 :].tolist()) for j in range(len(ordered))]
         self._strides = np.array([stride % 2**64 for stride in strides], dtype=np.uint64)
+
+    @property
+    def ordered_columns(self) -> Flags:
+        """Whether a column of the features is an ordered parameter, ``[columns]``."""
+        widths = np.where(self.is_ordered, 1, self.cardinalities)
+        return np.repeat(self.is_ordered, widths)
 
     @property
     def size(self) -> float:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from sgquant_optuna.sampler.gaussian_process import GaussianProcess, Prediction
+from sgquant_optuna.sampler.cost_model import (
+    DEFAULT_COST_MODEL,
+    CostModel,
+    CostModelName,
+    fit_cost_model,
+)
+from sgquant_optuna.sampler.gaussian_process import Prediction
 from sgquant_optuna.sampler.problem import Problem, Target
 from sgquant_optuna.sampler.space import Features, Floats, Indices
 
@@ -34,9 +40,18 @@ class Surrogate:
         prior:
             Predictions of another study's model, used as the mean before any measurement. The
             model then learns the difference only.
+        cost_model:
+            Regression of the warped values.
     """
 
-    def __init__(self, target: Target, *, seed: int, prior: Prior | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        seed: int,
+        prior: Prior | None = None,
+        cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
+    ) -> None:
         """Fit the model."""
         self._origin = 0.0 if target.name.startswith("constraint") else float(target.values.min())
         distance = np.abs(target.values - self._origin)
@@ -49,12 +64,19 @@ class Surrogate:
             expected = self.warp(prior(target.features))
             self._offset, self._slope = _shrunken_line(expected, warped)
         warped = warped - self._prior_mean(target.features)
-        self._process = GaussianProcess(target.features, warped, target.counts, seed=seed)
+        self._model = fit_cost_model(
+            cost_model,
+            target.features,
+            warped,
+            target.counts,
+            seed=seed,
+            ordered=target.ordered,
+        )
 
     @property
     def noise_deviation(self) -> float:
         """Standard deviation of one measurement near the origin, in the unit of the target."""
-        return self._process.noise_deviation * self._unit
+        return self._model.noise_deviation * self._unit
 
     def warp(self, values: Floats) -> Floats:
         """Map values to the scale of the model."""
@@ -69,12 +91,12 @@ class Surrogate:
 
     def predict(self, features: Features) -> Prediction:
         """Predict configurations on the scale of the model."""
-        prediction = self._process.predict(features)
+        prediction = self._model.predict(features)
         return Prediction(prediction.mean + self._prior_mean(features), prediction.deviation)
 
     def sample(self, features: Features, rng: np.random.Generator, count: int) -> Floats:
         """Draw targets jointly on the scale of the model, ``[count, n]``."""
-        drawn: Floats = self._process.sample(features, rng, count) + self._prior_mean(features)
+        drawn: Floats = self._model.sample(features, rng, count) + self._prior_mean(features)
         return drawn
 
     def _prior_mean(self, features: Features) -> Floats:
@@ -111,15 +133,24 @@ class CostModels:
             Seed of the models.
         priors:
             Predictions of another study's models by the name of the target.
+        cost_model:
+            Regression of each target.
     """
 
     def __init__(
-        self, problem: Problem, *, seed: int, priors: Mapping[str, Prior] | None = None
+        self,
+        problem: Problem,
+        *,
+        seed: int,
+        priors: Mapping[str, Prior] | None = None,
+        cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
     ) -> None:
         """Fit one model for each target."""
         self.problem = problem
         self.surrogates = {
-            target.name: Surrogate(target, seed=seed, prior=(priors or {}).get(target.name))
+            target.name: Surrogate(
+                target, seed=seed, prior=(priors or {}).get(target.name), cost_model=cost_model
+            )
             for target in problem.targets
         }
 

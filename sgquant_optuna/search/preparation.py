@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.search.objective import QuantizationObjective
-from sgquant_optuna.search.study_creation import create_study
+from sgquant_optuna.search.study_creation import create_study, default_sampler
 from sgquant_optuna.search.trained_models import (
     load_plan_graph,
     share_models,
@@ -148,8 +148,11 @@ def _prepare(
 
     def signed(models: list[nn.Module]) -> PreparedSearch:
         objective = QuantizationObjective(models, data, plan)
+        sampler = default_sampler(
+            objective, seed=plan.seed, acquisition=plan.acquisition, cost_model=plan.cost_model
+        )
         made = create_study(
-            objective, storage=storage, study_name=study.study_name, seed=plan.seed
+            objective, storage=storage, study_name=study.study_name, sampler=sampler
         )
         return PreparedSearch(plan, made, objective, data)
 

@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from sgquant_optuna.sampler import SGQuantSampler
+from sgquant_optuna.sampler.cost_model import DEFAULT_COST_MODEL, CostModel, CostModelName
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.storage import open_storage
 
@@ -63,13 +64,23 @@ def create_study(
 
 
 def default_sampler(
-    objective: QuantizationObjective, *, seed: int | None = None, n_measure: int = 10
+    objective: QuantizationObjective,
+    *,
+    seed: int | None = None,
+    n_measure: int = 10,
+    acquisition: str = "default",
+    cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
 ) -> SGQuantSampler:
-    """Return the sampler that knows the objective's space and its memory formula."""
+    """Return the sampler that knows the objective's space and its memory formula.
+
+    The other arguments are those of :class:`SGQuantSampler`.
+    """
     return SGQuantSampler(
         objective.search_space.distributions,
         known_objective=objective.memory_bytes,
         joint_constraints=objective.violations,
         n_measure=n_measure,
+        acquisition=acquisition,
+        cost_model=cost_model,
         seed=seed,
     )

@@ -28,11 +28,10 @@ Trial, user attributes (the first 14 are the fields of ``TrialResult``):
 | key                 | holds                      | written by      | read by                   |
 |---------------------|----------------------------|-----------------|---------------------------|
 | accuracy            | validation accuracy, in %  | objective       | trial_result              |
-| accuracy_drop       | percentage points          | objective       | trial_result, queries,    |
-|                     |                            |                 | best_for                  |
+| accuracy_drop       | percentage points          | objective       | trial_result, best_for    |
 | average_bits        | bits a value               | objective       | trial_result              |
 | bit_widths          | width of each site         | objective       | trial_result, queries     |
-| drop_bound          | percentage points          | objective       | trial_result              |
+| drop_bound          | percentage points          | objective       | trial_result, queries     |
 | estimated_drop      | percentage points          | objective       | trial_result              |
 | evidence            | drops of the trainings     | objective       | trial_result              |
 | flips               | percent of predictions     | objective       | trial_result              |

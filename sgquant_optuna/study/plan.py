@@ -32,6 +32,8 @@ from sgquant_optuna.study.stored_values import reading, stored_fields
 if TYPE_CHECKING:
     import optuna
 
+    from sgquant_optuna.sampler.cost_model import CostModelName
+
 Mode = Literal["constrained", "pareto"]
 
 _VERSION = 3
@@ -154,6 +156,11 @@ class SearchPlan(ObjectiveConfig):
             Trainings that each trial is measured on, from different seeds.
         final_seeds:
             Fresh trainings of the final report.
+        acquisition:
+            Method of the sampler that ranks the candidates: ``"default"`` or ``"paper"``.
+        cost_model:
+            Cost model of the default acquisition: ``"blend"``, ``"gaussian_process"`` or
+            ``"boosted"``.
 
     Raises:
         ValueError:
@@ -167,10 +174,18 @@ class SearchPlan(ObjectiveConfig):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     models: int = 3
     final_seeds: int = 5
+    acquisition: str = "default"
+    cost_model: CostModelName = "blend"
 
     def __post_init__(self) -> None:
         """Check what needs no graph, so that a mistake shows before anything slow."""
+        # Imported here because it imports SciPy, which reports need not wait for.
+        from sgquant_optuna.sampler.cost_model import check_cost_model
+        from sgquant_optuna.sampler.ranking import Acquisition
+
         super().__post_init__()
+        Acquisition(self.acquisition)
+        check_cost_model(self.cost_model)
         if self.model not in PAPER_MODELS:
             known = ", ".join(PAPER_MODELS)
             raise ValueError(f"model: expected one of {known}, got {self.model!r}")

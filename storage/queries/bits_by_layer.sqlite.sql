@@ -18,7 +18,7 @@ FROM studies s
 JOIN trials t ON t.study_id = s.study_id AND t.state = 'COMPLETE'
 JOIN trial_params p ON p.trial_id = t.trial_id
 JOIN trial_user_attributes m ON m.trial_id = t.trial_id AND m.key = 'memory_bytes'
-JOIN trial_user_attributes d ON d.trial_id = t.trial_id AND d.key = 'accuracy_drop'
+JOIN trial_user_attributes d ON d.trial_id = t.trial_id AND d.key = 'drop_bound'
 WHERE s.study_name = :study
 GROUP BY layer, part, bits
 ORDER BY layer, part, bits

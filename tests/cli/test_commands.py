@@ -15,6 +15,7 @@ from sgquant_optuna.exceptions import ExportWarning
 from sgquant_optuna.storage import open_storage
 from sgquant_optuna.storage.urls import shown_storage
 from sgquant_optuna.study.dashboard.notes import Place
+from sgquant_optuna.study.plan import SearchPlan
 from tests.hand_made import new_study
 
 
@@ -166,6 +167,7 @@ def test_every_option_reaches_the_study(capsys):
         *("--widths", "2,16", "--freeze", "lin1=8", "--encoding", "ordinal"),
         *("--rounding", "floor", "--range-estimator", "minmax", "--range-axis", "column"),
         *("--max-drop", "3", "--models", "2", "--seed", "5", "--study", "mine"),
+        *("--cost-model", "boosted", "--acquisition", "paper"),
     )
     assert code == 0, err
     assert "mine: bits of trial" in out
@@ -175,6 +177,8 @@ def test_every_option_reaches_the_study(capsys):
     )
     assert study.trials[0].user_attrs["bit_widths"]["lin1/embedding"] == 8
     assert len(study.directions) == 2
+    plan = SearchPlan.load(study)
+    assert (plan.cost_model, plan.acquisition) == ("boosted", "paper")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +196,8 @@ def test_every_option_reaches_the_study(capsys):
         (["search", "--max-drop", "-1"], "max_drop: expected percentage points >= 0"),
         (["search", "--rounding", "up"], "rounding: expected one of"),
         (["search", "--range-axis", "node"], "axis: expected one of"),
+        (["search", "--cost-model", "forest"], "cost_model: expected one of 'blend'"),
+        (["init", "--acquisition", "ucb"], "acquisition: expected one of 'default', 'paper'"),
         (["search", "--storage", "nonsense://x"], "storage: expected a URL"),
         (["report", "--storage", "none.db"], "there is no such file"),
         (["dashboard", "--storage", "none.db"], "there is no such file"),

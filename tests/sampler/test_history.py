@@ -52,7 +52,7 @@ def test_a_failed_trial_counts_for_nothing_and_is_not_proposed_again():
     assert len(set(configurations(study))) == 13
 
 
-def test_a_pruned_trial_counts_as_measured_but_is_not_learned_from():
+def test_a_pruned_trial_counts_as_measured_and_its_constraints_are_learned_from():
     def prunes(trial):
         objective(trial)
         trial.report(1.0, step=1)
@@ -61,6 +61,7 @@ def test_a_pruned_trial_counts_as_measured_but_is_not_learned_from():
     study = optuna.create_study(sampler=new_sampler(n_measure=5))
     study.optimize(prunes, n_trials=12)
     assert [c.round for c in claims(study)] == [0] * 5 + [1] * 5 + [2] * 2
+    assert {"constraint 0", "feasible"} <= set(study.trials[-1].user_attrs["predicted"])
 
 
 def test_a_study_that_was_deleted_and_made_again_starts_anew():

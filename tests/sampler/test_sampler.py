@@ -46,6 +46,47 @@ def least_feasible(study):
     )
 
 
+def lowered(attrs):
+    """Constraints by the mean of all drops: what a trial lost is compared with three quarters."""
+    mean = float(np.mean([one["drop"] for one in attrs if "drop" in one]))
+    return [[one["drop"] - 0.75 * mean] if "drop" in one else None for one in attrs]
+
+
+def test_constraints_that_depend_on_all_trials_are_computed_anew():
+    def objective(trial):
+        drop = drop_of(suggest(trial))
+        trial.set_user_attr("drop", drop)
+        trial.set_constraint("0", 1.0)  # what it knew then: not feasible
+        return memory_of(trial.params)
+
+    study = optuna.create_study(sampler=new_sampler(joint_constraints=lowered))
+    study.optimize(objective, n_trials=30)
+    attrs = [trial.user_attrs for trial in study.trials]
+    feasible = [anew is not None and anew[0] <= 0 for anew in lowered(attrs)]
+    predicted = [
+        trial.user_attrs.get("predicted", {}).get("feasible", np.nan) for trial in study.trials
+    ]
+    assert np.nanmax(predicted) > 0.5 and sum(feasible) > 5
+    # A study that believes what was recorded never expects anything feasible.
+    believing = optuna.create_study(sampler=new_sampler())
+    believing.optimize(objective, n_trials=30)
+    assert max(expected_feasibility(believing)) < 0.5
+
+
+def expected_feasibility(study):
+    return [one.user_attrs.get("predicted", {}).get("feasible", 0.0) for one in study.trials]
+
+
+def test_a_trial_whose_constraints_are_not_known_anew_keeps_its_own():
+    study = optuna.create_study(
+        sampler=new_sampler(joint_constraints=lambda attrs: [None] * len(attrs))
+    )
+    plain = optuna.create_study(sampler=new_sampler())
+    for one in (study, plain):
+        one.optimize(objective, n_trials=20)
+    assert configurations(study) == configurations(plain)
+
+
 def test_the_optimum_of_a_constrained_study_is_found_in_forty_trials():
     study = optuna.create_study(sampler=new_sampler())
     study.optimize(objective, n_trials=40)

@@ -63,7 +63,7 @@ def trial(conv1, conv2, size, drop, worker):
         value=size,
         user_attrs={
             "memory_bytes": size,
-            "accuracy_drop": drop,
+            "drop_bound": drop,
             "bit_widths": bits,
             "seconds": 2.0,
             "worker": worker,
@@ -80,7 +80,7 @@ def test_the_best_under_a_budget_keep_the_most_accuracy(connection):
     found = rows(connection, "best_under_budget", max_bytes=300, max_drop=0.5)
     assert [row["trial"] for row in found] == [4, 2, 1]
     assert [float(row["memory_bytes"]) for row in found] == [300.0, 300.0, 200.0]
-    assert float(found[0]["accuracy_drop"]) == pytest.approx(1e-05)
+    assert float(found[0]["drop_bound"]) == pytest.approx(1e-05)
     assert json.loads(found[0]["bit_widths"]) == {"conv1/embedding": 4, "conv2": 2}
     assert [r["trial"] for r in rows(connection, "best_under_budget", number=2)] == [3, 4]
 
@@ -143,7 +143,7 @@ def test_the_command_prints_csv(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["query.py", "best_under_budget", url, "study=7"])
     query.main()
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "trial,memory_bytes,accuracy_drop,bit_widths"
+    assert out[0] == "trial,memory_bytes,drop_bound,bit_widths"
     assert out[1].startswith("0,100,0.25,")
 
 

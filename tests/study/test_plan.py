@@ -5,6 +5,8 @@ from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.graph.fingerprint import graph_fingerprint
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.sampler.cost_model import DEFAULT_COST_MODEL
+from sgquant_optuna.sampler.ranking import Acquisition
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.trained_models import load_plan_graph, train_models
 from sgquant_optuna.storage.attributes import PLAN_ATTR
@@ -41,6 +43,17 @@ def test_a_study_gives_back_the_plan_that_was_saved_in_it():
     plan = a_plan()
     plan.save(study)
     assert SearchPlan.load(study) == plan
+
+
+def test_a_plan_without_a_cost_model_gets_the_default_one():
+    study = optuna.create_study()
+    a_plan().save(study)
+    stored = dict(study.user_attrs[PLAN_ATTR])
+    del stored["cost_model"], stored["acquisition"]
+    study.set_user_attr(PLAN_ATTR, stored)
+    plan = SearchPlan.load(study)
+    assert plan.cost_model == DEFAULT_COST_MODEL
+    assert plan.acquisition == Acquisition.DEFAULT
 
 
 def test_two_workers_rebuild_the_same_objective_from_it():

@@ -25,8 +25,8 @@ from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.search_space import BitWidthSearchSpace
 
 FOLDER = Path(__file__).parent / "data"
-STEP = 0.125  # of the stored scores, in units of a logarithm
-_LEAST = 255  # code of a score that is so low that it does not count
+CODE_OF_ONE = 16  # codes are roots: fine where scores are close and predictions change
+_LARGEST_CODE = 255
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PredictionTable:
             Name of the graph.
         scores:
             Scores of full precision, ``[S, N, C]`` float32: zero for the predicted class and
-            negative for the others, in steps of :data:`STEP`.
+            negative for the others, rounded by :func:`rounded`.
         classes:
             Classes that the quantized models predict, ``[configurations, S, N]`` int8.
         memory:
@@ -72,7 +72,7 @@ class PredictionTable:
     def save(self, path: Path) -> None:
         """Write the file."""
         full = self.scores.argmax(axis=2)
-        codes = np.rint(-self.scores / STEP).clip(0, _LEAST).astype(np.uint8)
+        codes = np.rint(np.sqrt(-self.scores) * CODE_OF_ONE).astype(np.uint8)
         names = ("model", "dataset", "command", "training")
         description = {name: getattr(self, name) for name in names}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class PredictionTable:
     def load(cls, path: Path) -> PredictionTable:
         """Read a file that :meth:`save` wrote."""
         with np.load(path) as table:
-            scores = table["codes"].astype(np.float32) * -STEP
+            scores = -np.square(table["codes"].astype(np.float32) / CODE_OF_ONE)
             changed = table["changed"].transpose(2, 1, 0).astype(np.int64)
             memory = table["memory"]
             description = json.loads(str(table["description"]))
@@ -101,9 +101,9 @@ class PredictionTable:
 def rounded(scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     """Round scores ``[S, N, C]`` as they are stored; the predicted class stays the only best."""
     below = scores.max(axis=2, keepdims=True) - scores
-    codes = np.rint(below / STEP).clip(1, _LEAST)
+    codes = np.rint(np.sqrt(below) * CODE_OF_ONE).clip(1, _LARGEST_CODE)
     np.put_along_axis(codes, scores.argmax(axis=2)[:, :, None], 0, axis=2)
-    return (codes * -STEP).astype(np.float32)
+    return -np.square(codes / CODE_OF_ONE).astype(np.float32)
 
 
 def collect(

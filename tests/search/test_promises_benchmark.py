@@ -18,13 +18,13 @@ def benchmarks(monkeypatch):
 
 @pytest.fixture
 def table():
-    """Full precision says class 0 everywhere, by one step of a score; so do labels.
+    """Full precision says class 0 everywhere, by a score of 1; so do labels.
 
     Of the two configurations, training 0 changes all nodes in the first, training 1 none.
     """
     from prediction_table import PredictionTable, rounded
 
-    scores = rounded(np.tile(np.array([3.0, 2.0, -40.0], dtype=np.float32), (2, NODES, 1)))
+    scores = rounded(np.tile(np.array([3.0, 2.0, -33.0], dtype=np.float32), (2, NODES, 1)))
     classes = np.zeros((2, 2, NODES), dtype=np.int8)
     classes[0, 0] = 1
     memory = np.array([1000.0, 2000.0])
@@ -45,7 +45,7 @@ def test_a_table_is_read_as_it_was_written(table, tmp_path):
 
     table.save(tmp_path / "t.npz")
     read = PredictionTable.load(tmp_path / "t.npz")
-    assert read.scores[0, 0].tolist() == [0.0, -1.0, -255 / 8]
+    assert read.scores[0, 0].tolist() == [0.0, -1.0, -36.0]
     for name in ("scores", "classes", "memory"):
         np.testing.assert_array_equal(getattr(read, name), getattr(table, name))
     assert (read.name, read.command, read.training) == ("gcn made", "the test", {"epochs": 3})
@@ -54,8 +54,8 @@ def test_a_table_is_read_as_it_was_written(table, tmp_path):
 def test_a_tie_of_scores_does_not_change_the_class():
     from prediction_table import rounded
 
-    scores = np.array([[[1.0, 1.01, 1.0]]])
-    assert rounded(scores)[0, 0].tolist() == [-0.125, 0.0, -0.125]
+    scores = np.array([[[1.0, 1.0, 0.0]]])
+    assert rounded(scores)[0, 0].tolist() == [0.0, -((1 / 16) ** 2), -1.0]
 
 
 @pytest.mark.parametrize("seed", range(4))

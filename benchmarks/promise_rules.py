@@ -183,8 +183,19 @@ def product(confidence: float = CONFIDENCE, *, prior: bool = True, luck: bool = 
     return rule
 
 
-def _bounds(trials: Trials, confidence: float, *, luck: bool) -> Floats:
-    slope = DropSlope.learned(trials)
+def true_slope(one: Draw) -> Floats:
+    """Bound by the rule of the product, but with the slope that the truth has."""
+    expected = expected_drop(one)
+    near = np.array([flips for flips, _ in one.trials]) <= drop_slope._NEAR
+    product, square = (expected * one.true_drop)[near].sum(), (expected**2)[near].sum()
+    slope = DropSlope(float(product / square), 0.0) if square else DropSlope()
+    return _bounds(one.trials, CONFIDENCE, luck=True, slope=slope)
+
+
+def _bounds(
+    trials: Trials, confidence: float, *, luck: bool, slope: DropSlope | None = None
+) -> Floats:
+    slope = slope or DropSlope.learned(trials)
     return np.array(
         [
             slope.bound(evidence.expected_drop, evidence.deviation if luck else 0.0, confidence)
@@ -213,6 +224,7 @@ RULES: dict[str, Rule] = {
     "ours, 80 %": product(0.8),
     "**ours, 90 %**": product(0.9),
     "ours, 95 %": product(0.95),
+    "ours with the true slope (unknowable), 90 %": true_slope,
     "drop on all other nodes (unknowable)": lambda one: one.seen_drop,
 }
 

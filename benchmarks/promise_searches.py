@@ -65,7 +65,7 @@ def search(
         Choice of the search, of its final report and of the drop on the validation nodes.
     """
     plan = replace(plan, seed=10_000 * seed)  # models, fresh and true trainings differ
-    data = _with_labels(graph, num_labels, seed)
+    data = with_labels(graph, num_labels, seed)
     objective = QuantizationObjective(
         [_trained(plan, data, one) for one in plan.training_seeds], data, plan
     )
@@ -123,7 +123,7 @@ def _trained(plan: SearchPlan, data: Data, seed: int) -> nn.Module:
     return model
 
 
-def _with_labels(graph: Data, num_labels: int, seed: int) -> Data:
+def with_labels(graph: Data, num_labels: int, seed: int) -> Data:
     """Return a copy with other validation nodes; all others outside training are test nodes."""
     data = graph.clone()
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""How often a promised limit of the drop is kept, by rules and by whole searches.
+r"""How often a promised limit of the drop is kept, by rules and by whole searches.
 
 Label draws: the predictions of many configurations and trainings are stored. In each draw, 500
 nodes outside training are labelled and three trainings are seen. Each rule chooses the smallest
@@ -7,7 +7,7 @@ more on the other nodes. A cell shows the share of broken promises, and the byte
 of the smallest configuration that truly holds, mean (median).
 
 Early stopping: the same slope by the validation nodes, which stop the trainings, and by as many
-others.
+others; with `--stopping`, by validation nodes that are drawn anew for trainings of their own.
 
 Searches: whole searches and final reports with 500 labels drawn anew, checked by fresh trainings
 on the other nodes.
@@ -15,12 +15,15 @@ on the other nodes.
     python benchmarks/promises.py --root FOLDER
     python benchmarks/promises.py --root FOLDER --collect gcn Cora
     python benchmarks/promises.py --root FOLDER --searches 30 --of gcn Cora
+    python benchmarks/promises.py --root FOLDER --stopping 10 --of gcn Cora --trainings 3 \
+        --configurations 10
     python benchmarks/promises.py --quick
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 import warnings
@@ -35,7 +38,7 @@ import optuna
 import torch
 from prediction_table import FOLDER, PredictionTable, collect, plan_and_graph
 from promise_rules import RULES, draw, judge, slope_by_nodes
-from promise_searches import Choice, kept, search
+from promise_searches import Choice, kept, search, with_labels
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -78,9 +81,12 @@ def main() -> None:
         path = FOLDER / f"predictions_{model}_{dataset.lower()}.npz"
         measured(plan, graph, options).save(path)
         print(f"{path.name}: {path.stat().st_size:,} bytes")
-    elif options.searches:
+    elif options.searches or options.stopping:
         plan, graph = plan_and_graph(*options.of, options.root)
-        searches(plan, graph, options)
+        if options.searches:
+            searches(plan, graph, options)
+        else:
+            early_stopping(pairs_of_own_labels(plan, graph, options), options)
     else:
         paths = [Path(one) for one in options.files] or sorted(FOLDER.glob("predictions_*.npz"))
         tables = [PredictionTable.load(path) for path in paths]
@@ -101,6 +107,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--configurations", type=int, default=40)
     parser.add_argument("--trainings", type=int, default=8)
     parser.add_argument("--searches", type=int, help="number of whole searches")
+    parser.add_argument("--stopping", type=int, help="number of draws of validation nodes")
     parser.add_argument("--of", nargs=2, default=["gcn", "digits"], metavar=("MODEL", "DATASET"))
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first search")
     parser.add_argument("--trials", type=int, default=20, help="trials of a search")
@@ -171,7 +178,18 @@ def early_stopping(pairs: Sequence[Pair], options: argparse.Namespace) -> None:
             f"{differences[-1]:+.1f} deviations",
         )
     Console(width=110).print(shown)
-    print(f"mean difference: {fmean(differences):+.2f} deviations of {len(pairs)} pairs")
+    error = float(np.std(differences)) / math.sqrt(max(len(pairs) - 1, 1))
+    print(f"mean difference: {fmean(differences):+.2f} ± {error:.2f} (standard error) deviations")
+
+
+def pairs_of_own_labels(plan: SearchPlan, graph: Data, options: argparse.Namespace) -> list[Pair]:
+    """Train with validation nodes drawn anew, some times."""
+    pairs = []
+    for seed in range(options.stopping):
+        drawn = with_labels(graph, options.labels, seed)
+        table = measured(replace(plan, dataset=f"{plan.dataset}, draw {seed}"), drawn, options)
+        pairs.append(Pair.of(table, drawn))
+    return pairs
 
 
 def searches(plan: SearchPlan, graph: Data, options: argparse.Namespace) -> None:

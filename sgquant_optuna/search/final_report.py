@@ -2,8 +2,8 @@
 
 The best of many noisy trials is partly luck, so its own value flatters it. Trials are
 measured again from seeds that the search never used, retrained if the caller can, to find the
-smallest whose mean drop holds. Only then are test nodes looked at, with the full-precision model
-paired by seed.
+smallest whose mean drop holds; with a budget of bytes, the best trial is, and is taken. Only then
+are test nodes looked at, with the full-precision model paired by seed.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def final_report(
     """
     if seeds < 2 or top < 1:
         raise ValueError(f"final report: expected seeds >= 2 and top >= 1, got {seeds}, {top}")
-    max_drop = objective.config.max_drop
-    ranked = rank(study, trial_rows(study, TrialResult), max_drop)
+    config, limit = objective.config, objective.config.limit
+    ranked = rank(study, trial_rows(study, TrialResult), limit)
     # If none is feasible, the nearest come first.
-    ranked = [trial for trial in ranked if trial.result.is_feasible(max_drop)] or ranked
+    ranked = [trial for trial in ranked if limit.is_feasible(trial.result)] or ranked
     known = FinalResult.load(study)
     if known is not None and known.knows(ranked[0].number):
         return known
@@ -95,7 +95,9 @@ def final_report(
         runs = [measure(ranked[place].result.bit_widths) for measure in measures]
         drop = fmean(ref[0] - run[0] for ref, run in zip(references, runs, strict=True))
         tried[place] = (drop, runs)
-        return is_feasible(drop, max_drop)
+        if config.mode == "budget":  # bytes need no training: the best is measured and taken
+            return limit.is_feasible(ranked[place].result)
+        return is_feasible(drop, config.max_drop)
 
     chosen = _smallest_that_holds(len(ranked), holds, tries=top)
     place = min(tried, key=lambda place: tried[place][0]) if chosen is None else chosen

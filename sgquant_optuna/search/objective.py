@@ -39,7 +39,9 @@ from sgquant_optuna.search.trial_log import log_trial
 from sgquant_optuna.storage import write_together
 from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR, WORKER_ATTR
 from sgquant_optuna.storage.processes import process_name
+from sgquant_optuna.study.byte_sizes import exact_megabytes
 from sgquant_optuna.study.plan import ObjectiveConfig
+from sgquant_optuna.study.reachable_sizes import ReachableSizes
 from sgquant_optuna.study.record import Fingerprint, StudyRecord
 from sgquant_optuna.study.search_space import BitWidthSearchSpace, parse_granularity
 from sgquant_optuna.study.trial_result import TrialResult
@@ -55,7 +57,9 @@ class QuantizationObjective:
     accuracy drops by more than ``max_drop`` records that as a constraint and is penalised to
     ``full_precision_bytes * (1 + violation)``, so that no infeasible trial ever looks best, not
     even where constraints are ignored. In mode ``"pareto"`` the values are memory in bytes and
-    accuracy drop in percentage points, both minimised.
+    accuracy drop in percentage points, both minimised. In mode ``"budget"`` the value is the drop,
+    to be minimised; a trial that takes more than ``budget_bytes`` records that as a constraint, as
+    a share of the budget, and is penalised to ``100 * (1 + violation)``.
 
     The export of a packed model is tried once when it is made: an :class:`ExportWarning` says what
     to change.
@@ -120,6 +124,8 @@ class QuantizationObjective:
             frozen={**exact, **config.frozen},  # what the user says comes last and counts
             encoding=config.encoding,
         )
+        if config.budget_bytes is not None:
+            self._check_budget(config.budget_bytes)
         self.fingerprint: Fingerprint = {
             "graph": graph_print,
             "model": model_fingerprint(models[0]),
@@ -132,7 +138,7 @@ class QuantizationObjective:
             "finetuning": config.finetuning.to_dict(),
             "protocol": {
                 "mode": config.mode,
-                "max_drop": config.max_drop,
+                **config.limit.to_dict(),
                 "models": len(models),
                 "repeats": config.repeats,
                 "seed": config.seed,
@@ -192,6 +198,31 @@ class QuantizationObjective:
         bits = self.search_space.from_params(params)
         return honest_memory(self.layout, bits).memory_bytes
 
+    def budget_excess(self, params: Mapping[str, Any]) -> float:
+        """Return by what share of the budget a choice of parameters is above it."""
+        assert self.config.budget_bytes is not None
+        return self.memory_bytes(params) / self.config.budget_bytes - 1
+
+    def _check_budget(self, budget_bytes: float) -> None:
+        """Refuse a budget that no assignment meets, or that all do."""
+        sizes = ReachableSizes(self.layout, self.search_space)
+        given = f"got {exact_megabytes(budget_bytes)}"
+        if budget_bytes < sizes.smallest:
+            raise ValueError(
+                f"budget_bytes: expected at least the smallest assignment, "
+                f"{exact_megabytes(sizes.smallest)}, {given}"
+            )
+        if budget_bytes >= honest_memory(self.layout, self.full_precision).memory_bytes:
+            raise ValueError(
+                f"budget_bytes: expected less than full precision takes, {given}: nothing need be "
+                f"quantized"
+            )
+        if budget_bytes >= sizes.largest:
+            raise ValueError(
+                f"budget_bytes: expected less than the largest assignment, "
+                f"{exact_megabytes(sizes.largest)}, {given}: add wider candidates, or give less"
+            )
+
     def measure(self, bits: BitWidths) -> float:
         """Finetune with these widths; return the mean validation accuracy in percent."""
         return fmean(result.accuracy for _, result in self.finetuned(bits))
@@ -216,13 +247,14 @@ class QuantizationObjective:
             full_precision_accuracy=self.full_precision_accuracy,
             max_drop=self.config.max_drop,
             mode=self.config.mode,
+            budget_bytes=self.config.budget_bytes,
         )
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
         """Measure one trial.
 
         Returns:
-            The memory in bytes (penalised if infeasible), or memory and accuracy drop.
+            The memory in bytes or the accuracy drop (penalised if infeasible), or both.
 
         Raises:
             StudyMismatchError:
@@ -250,12 +282,14 @@ class QuantizationObjective:
         with write_together():
             for name, value in result.to_attrs().items():
                 trial.set_user_attr(name, value)
-        log_trial(trial, result, self.config.max_drop)
+        log_trial(trial, result, self.config.limit)
         if self.config.mode == "pareto":
             return result.memory_bytes, result.accuracy_drop
-        violation = result.violation(self.config.max_drop)
+        violation = self.config.limit.violation(result)
         # The list form is the one that both Optuna and its dashboard read.
         trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS_ATTR, [violation])
+        if self.config.mode == "budget":
+            return result.accuracy_drop if violation <= 0 else 100.0 * (1 + violation)
         if result.is_feasible(self.config.max_drop):
             return result.memory_bytes
         return honest.full_precision_bytes * (1 + violation)

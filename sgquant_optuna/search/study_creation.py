@@ -11,6 +11,7 @@ from optuna.storages import BaseStorage
 from sgquant_optuna.sampler import SGQuantSampler
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.study.limit import NEAR_BUDGET
 
 
 def create_study(
@@ -61,6 +62,15 @@ def default_sampler(
     objective: QuantizationObjective, *, seed: int | None = None, n_measure: int = 10
 ) -> SGQuantSampler:
     """Return the sampler that knows the objective's space and its memory formula."""
+    if objective.config.mode == "budget":
+        return SGQuantSampler(
+            objective.search_space.distributions,
+            known_constraint=objective.budget_excess,
+            known_constraint_slack=NEAR_BUDGET,
+            known_constraint_name="0",
+            n_measure=n_measure,
+            seed=seed,
+        )
     return SGQuantSampler(
         objective.search_space.distributions,
         known_objective=objective.memory_bytes,

@@ -157,7 +157,7 @@ def export_assignment(
 def _choose(
     study: optuna.Study, record: StudyRecord, number: int | None
 ) -> tuple[Ranked[TrialResult], FinalResult | None]:
-    return choose(study, trial_rows(study, TrialResult), record.max_drop, number=number)
+    return choose(study, trial_rows(study, TrialResult), record.limit, number=number)
 
 
 def _objective(
@@ -192,6 +192,6 @@ def _source(
         "full_precision_accuracy": record.full_precision_accuracy,
         "trial_accuracy": trial.result.accuracy,
         "accuracy_drop": trial.result.accuracy_drop,
-        "max_drop": record.max_drop,
+        **record.limit.to_dict(),
         "final": None if final is None else asdict(final),
     }

@@ -7,15 +7,16 @@ import logging
 import optuna
 from optuna.trial import Trial, TrialState
 
+from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.rows import row_of
-from sgquant_optuna.study.selection import best_saving
+from sgquant_optuna.study.selection import best_feasible
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
 _logger = logging.getLogger(__name__)
 _OPTUNAS = "optuna.sgquant_optuna"
 
 
-def log_trial(trial: Trial, result: TrialResult, max_drop: float) -> None:
+def log_trial(trial: Trial, result: TrialResult, limit: Limit) -> None:
     """Log what a trial measured, once.
 
     Who configured Python's logging for ``sgquant_optuna`` at level INFO gets the line there. In a
@@ -26,8 +27,8 @@ def log_trial(trial: Trial, result: TrialResult, max_drop: float) -> None:
             Trial that is about to end.
         result:
             Result of the trial.
-        max_drop:
-            Largest feasible drop, in percentage points.
+        limit:
+            Limit of the study.
     """
     logger = _logger
     if not logger.isEnabledFor(logging.INFO):
@@ -39,21 +40,21 @@ def log_trial(trial: Trial, result: TrialResult, max_drop: float) -> None:
         trial.number,
         result.saving,
         result.accuracy_drop,
-        _verdict(trial, result, max_drop),
-        _best(trial, result, max_drop),
+        _verdict(trial, result, limit),
+        _best(trial, result, limit),
         result.seconds,
     )
 
 
-def _verdict(trial: Trial, result: TrialResult, max_drop: float) -> str:
-    if result.is_feasible(max_drop):
+def _verdict(trial: Trial, result: TrialResult, limit: Limit) -> str:
+    if limit.is_feasible(result):
         return "feasible"
     penalty = "" if len(trial.study.directions) > 1 else ", so its value is a penalty"
-    return f"not feasible ({result.violation(max_drop):.2f} points above the limit{penalty})"
+    return f"not feasible ({limit.describe_violation(result)}{penalty})"
 
 
-def _best(trial: Trial, result: TrialResult, max_drop: float) -> str:
+def _best(trial: Trial, result: TrialResult, limit: Limit) -> str:
     finished = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     results = [result, *(row_of(other, TrialScore).result for other in finished)]
-    best = best_saving(results, max_drop)
-    return "none feasible yet" if best is None else f"best saving {best:.1f}x"
+    best = best_feasible(results, limit)
+    return "none feasible yet" if best is None else f"best {limit.describe_best(best)}"

@@ -21,7 +21,8 @@ class FinalResult:
         trial:
             Number of the chosen trial.
         holds:
-            Whether its mean drop on validation nodes is feasible with fresh seeds too.
+            Whether its mean drop on validation nodes is feasible with fresh seeds too; with a
+            budget of bytes, whether it is within the budget.
         seeds:
             Number of fresh seeds.
         retrained:

@@ -12,6 +12,7 @@ from sgquant_optuna.exceptions import StudyMismatchError, StudyNotFoundError
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.storage.attributes import RECORD_ATTR
+from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.search_space import BitWidthSearchSpace
 from sgquant_optuna.study.stored_values import reading, stored_fields
 
@@ -47,7 +48,9 @@ class StudyRecord:
         max_drop:
             Largest drop of validation accuracy that is feasible, in percentage points.
         mode:
-            ``"constrained"`` or ``"pareto"``.
+            ``"constrained"``, ``"pareto"`` or ``"budget"``.
+        budget_bytes:
+            Largest honest memory that is feasible, in bytes; in mode ``"budget"`` only.
     """
 
     fingerprint: Fingerprint
@@ -56,6 +59,14 @@ class StudyRecord:
     full_precision_accuracy: float
     max_drop: float
     mode: str
+    budget_bytes: float | None = None
+
+    @property
+    def limit(self) -> Limit:
+        """What makes a trial feasible."""
+        if self.budget_bytes is not None:
+            return Limit(budget_bytes=self.budget_bytes)
+        return Limit(max_drop=self.max_drop)
 
     @property
     def granularity(self) -> str:
@@ -109,6 +120,7 @@ class StudyRecord:
                 "full_precision_accuracy": self.full_precision_accuracy,
                 "max_drop": self.max_drop,
                 "mode": self.mode,
+                "budget_bytes": self.budget_bytes,
             },
         )
 
@@ -149,6 +161,7 @@ class StudyRecord:
                 full_precision_accuracy=record["full_precision_accuracy"],
                 max_drop=record["max_drop"],
                 mode=record["mode"],
+                budget_bytes=record.get("budget_bytes"),
             )
 
 

@@ -119,7 +119,7 @@ def _violations(trial: FrozenTrial, record: StudyRecord | None) -> list[float]:
     """Return what is not above 0 where a trial is feasible."""
     score = row_of(trial, TrialScore).result
     if record is not None and score is not None:
-        return [score.violation(record.max_drop)]
+        return [record.limit.violation(score)]
     return list(trial.constraints.values())
 
 
@@ -142,7 +142,7 @@ def _best(
     if record is not None:
         try:
             rows = [row_of(trial, TrialScore) for trial in feasible]
-            number = choose(study, rows, record.max_drop)[0].number
+            number = choose(study, rows, record.limit)[0].number
             return [next(trial for trial in feasible if trial.number == number)]
         except StudyNotFoundError:  # trials of another objective only
             pass

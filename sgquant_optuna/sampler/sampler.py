@@ -180,8 +180,8 @@ class SGQuantSampler(BaseSampler):
         The cost model of the other study is the prior mean of this study's model, which
         measurements correct. The first round alternates its recommendations with uniform
         configurations. Parameters are matched by name, or by layer position, component and degree
-        bucket. A study whose parameters or directions do not correspond is ignored, with a warning
-        in the log. Give all workers the same study, before the first trial.
+        bucket. A study whose parameters, directions or named metrics do not correspond is ignored,
+        with a warning in the log. Give all workers the same study, before the first trial.
 
         Args:
             study:
@@ -312,13 +312,14 @@ class SGQuantSampler(BaseSampler):
     def _transfer(self, study: Study, cache: _Cache) -> Transfer | None:
         if self._source is not None and not cache.has_read_source:
             cache.has_read_source = True
-            cache.transfer = self._source.transfer(
-                cache.history.space, study.directions, self._known(study, cache)
-            )
+            if not self._source.has_other_metrics(study):
+                cache.transfer = self._source.transfer(
+                    cache.history.space, study.directions, self._known(study, cache)
+                )
             if cache.transfer is None:
                 _logger.warning(
-                    "Warm start: the other study's parameters or directions do not correspond to "
-                    "those of study %r; it is ignored.",
+                    "Warm start: the other study's parameters, directions or metrics "
+                    "do not correspond to those of study %r; it is ignored.",
                     study.study_name,
                 )
         return cache.transfer

@@ -20,6 +20,7 @@ from sgquant_optuna.study.reachable_sizes import ReachableSizes
 from sgquant_optuna.study.record import StudyRecord
 
 DEFAULT_CONFIDENCE = 0.9
+_ONE_SIDED = 1.645  # deviations of a normal distribution that 95 % are below
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class StudyAnswer:
         return self.record.search_space.from_params(self.answer.params)
 
     @property
+    def drop_bound(self) -> float:
+        """Drop that is not exceeded with a probability of about 95 %, in percentage points."""
+        return self.answer.drop + _ONE_SIDED * self.answer.drop_deviation
+
+    @property
     def memory(self) -> Memory:
         """Memory by the honest accounting."""
         return honest_memory(self.record.layout, self.bits)
@@ -58,7 +64,7 @@ class StudyAnswer:
         return Group(bits_table(self.record, self.bits, title), self.summary_table())
 
     def summary_table(self) -> Table:
-        """Return memory, expected drop and probability."""
+        """Return memory, expected drop, and how sure the cost model is of it."""
         table = Table(show_header=False)
         answer, memory = self.answer, self.memory
         size = f"{megabytes(memory.memory_bytes)}, {memory.saving:.1f}x smaller"
@@ -67,7 +73,10 @@ class StudyAnswer:
         table.add_row("memory, honest", size)
         expected = f"{answer.drop:.2f} ± {answer.drop_deviation:.2f} points"
         table.add_row("drop, expected", f"{expected}, by the cost model")
-        table.add_row("probability", f"{answer.probability:.0%} that {self._claim}")
+        table.add_row("drop, 95 % bound", f"{self.drop_bound:.2f} points")
+        if self.limit.max_drop is not None:
+            claim = f"{answer.probability:.0%} that the drop is at most {self.limit.max_drop:g}"
+            table.add_row("probability", claim)
         trials = ", ".join(map(str, answer.trials))
         table.add_row("measured", f"by trial {trials}" if trials else "by no trial")
         return table
@@ -81,7 +90,8 @@ class StudyAnswer:
             "saving": self.memory.saving,
             "expected_drop": self.answer.drop,
             "expected_drop_deviation": self.answer.drop_deviation,
-            "probability": self.answer.probability,
+            "drop_bound": self.drop_bound,
+            "probability": None if self.limit.max_drop is None else self.answer.probability,
             "trials": list(self.answer.trials),
             "bit_widths": self.bits.to_dict(),
         }
@@ -92,12 +102,6 @@ class StudyAnswer:
         if self.limit.budget_bytes is not None:
             return f"a budget of {megabytes(self.limit.budget_bytes)}"
         return f"a drop of {self.limit.max_drop:g} points"
-
-    @property
-    def _claim(self) -> str:
-        if self.limit.budget_bytes is not None:
-            return "the drop is no larger than the least that was measured within the budget"
-        return f"the drop is at most {self.limit.max_drop:g} points"
 
 
 def answer(

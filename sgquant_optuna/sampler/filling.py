@@ -17,10 +17,11 @@ _EMPTIED = 0.5  # share of the parameters of a start that are lowered before it 
 
 
 def near_or_better(models: CostModels, candidates: Posterior, measured: Posterior) -> Posterior:
-    """Drop candidates that leave a budget unused, unless the model predicts them to be better.
+    """Drop candidates that leave a budget unused, unless they may well be better.
 
-    Better is an objective below that of every configuration which uses the budget up, measured or
-    not.
+    That is where an objective, less its deviation, is below the expectation of every configuration
+    which uses the budget up, measured or not. A candidate of which a parameter can be raised is
+    taken to be no better than with it raised.
 
     Args:
         models:
@@ -39,10 +40,13 @@ def near_or_better(models: CostModels, candidates: Posterior, measured: Posterio
     kept = near[: len(candidates.indices)]
     if not kept.any():  # those at the limit are all measured
         kept = constraint.uses_it_up(candidates.indices)
+    full = constraint.is_full(candidates.indices)
     for j in range(len(problem.signs)):
         mean = candidates.objective(problem, j)
         means = np.concatenate([mean, measured.objective(problem, j)])
-        kept = kept | (mean < means[near].min(initial=np.inf))
+        if j != problem.known_objective:
+            mean = mean - candidates.predictions[f"objective {j}"].deviation
+        kept = kept | (full & (mean < means[near].min(initial=np.inf)))
     return candidates.subset(np.flatnonzero(kept))
 
 

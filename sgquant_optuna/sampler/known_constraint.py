@@ -214,6 +214,16 @@ class KnownConstraint:
         near: npt.NDArray[np.bool_] = (values <= 0) & (values >= nearest - self.slack)
         return near
 
+    def is_full(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        """Tell where no single parameter can be raised within the limit, ``[n]``.
+
+        Of a function that is no sum over parameters this is not known, and nowhere so.
+        """
+        full: npt.NDArray[np.bool_] = (
+            self.values(indices) + self._function.least_raises(indices) > 0
+        )
+        return full
+
     def _free(self, fixed: Mapping[str, int]) -> Indices:
         return np.array(
             [j for j, name in enumerate(self.space.names) if name not in fixed], dtype=np.int64

@@ -59,6 +59,20 @@ class KnownFunction:
             return self._sum(self._table, indices)
         return self.called(indices)
 
+    def least_raises(self, indices: Indices) -> Floats:
+        """Compute the least amount by which one parameter alone can raise the function, ``[n]``.
+
+        It is 0 where the function is no sum over parameters, and infinite at its largest value.
+        """
+        if self._table is None:
+            return np.zeros(len(indices))
+        raises = np.full(len(indices), np.inf)
+        for j, terms in enumerate(self._table):
+            steps = terms[None, :] - terms[:, None]  # from each value to each other one
+            least = np.min(steps, axis=1, initial=np.inf, where=steps > 0)
+            raises = np.minimum(raises, least[indices[:, j]])
+        return raises
+
     def is_rounded(self, values: Floats, border: float) -> npt.NDArray[np.bool_]:
         """Tell which values are so near a border that rounding may move them over it, ``[n]``."""
         if self._table is None:

@@ -42,20 +42,21 @@ def test_the_model_raises_what_gains_most():
 @pytest.mark.parametrize(
     ("means", "measured", "kept"),
     [
-        ([1.0, 2.0, 1.1], 3.0, [0, 1]),
-        ([1.0, 2.0, 0.9], 3.0, [0, 1, 2]),  # the third leaves a bit unused, and is better
-        ([1.0, 2.0, 0.9], 0.8, [0, 1]),  # but not than what was measured at the limit
+        ([1.0, 2.0, 1.1, 3.0], 3.0, [0, 1]),
+        ([1.0, 2.0, 0.9, 0.9], 3.0, [0, 1, 2]),  # the third leaves a bit unused, and is better
+        ([1.0, 2.0, 0.9, 0.9], 0.8, [0, 1]),  # but not than what was measured at the limit
     ],
 )
 def test_what_leaves_the_budget_unused_must_be_better(means, measured, kept):
     models = CostModels(problem(budget=18, slack=0.05), seed=0)
-    rows = np.array([[4, 0, 0], [0, 4, 0], [3, 3, 0], [0, 0, 4]])  # 18, 18, 17 and 18 bits
+    # 18, 18, 17, 14 and 18 bits; of the fourth, 4 bits can become 8.
+    rows = np.array([[4, 0, 0], [0, 4, 0], [3, 3, 0], [2, 3, 1], [0, 0, 4]])
 
     def posterior(rows, means):
         predictions = {"objective 0": prediction_of(means, [0.01] * len(means))}
         return Posterior(rows, predictions, np.ones(len(means)), None)
 
-    found = near_or_better(models, posterior(rows[:3], means), posterior(rows[3:], [measured]))
+    found = near_or_better(models, posterior(rows[:4], means), posterior(rows[4:], [measured]))
     assert found.indices.tolist() == rows[kept].tolist()
 
 

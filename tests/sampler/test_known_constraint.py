@@ -85,6 +85,13 @@ def test_what_holds_of_a_small_grid_is_listed_from_the_limit_on():
     ]
 
 
+def test_a_configuration_is_full_where_no_parameter_can_be_raised():
+    _, constraint = below(9, 2)
+    # 4 + 4 with steps of 4 more, 4 + 2 with one of 2, 8 + 1 with one of 1, and 16 + 16 with none.
+    rows = np.array([[2, 2], [2, 1], [3, 0], [4, 4]])
+    assert constraint.is_full(rows).tolist() == [True, False, True, True]
+
+
 def test_a_constraint_that_is_no_sum_and_has_no_order_is_kept():
     space = FiniteSpace(
         {"a": IntDistribution(1, 9), "kind": CategoricalDistribution(["big", "small"])}
@@ -100,6 +107,7 @@ def test_a_constraint_that_is_no_sum_and_has_no_order_is_kept():
     filled = constraint.filled(rows, rng, {})
     assert (constraint.values(filled) >= constraint.values(rows)).all()
     assert constraint.values(filled).max() == 0  # 4 of the small kind
+    assert not constraint.is_full(filled).any()  # not known
 
 
 def test_a_constraint_that_nothing_satisfies_is_refused():

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.search.study_creation import create_study, default_sampler
     from sgquant_optuna.search.trial_export import export_assignment, export_study
     from sgquant_optuna.storage import open_storage
+    from sgquant_optuna.study.answers import StudyAnswer, answer
     from sgquant_optuna.study.assignment import Assignment, load_assignment
     from sgquant_optuna.study.loading import load_study
     from sgquant_optuna.study.plan import ObjectiveConfig, SearchPlan
@@ -70,6 +71,7 @@ _MODULES = {
     "search.study_creation": ("create_study", "default_sampler"),
     "search.trial_export": ("export_assignment", "export_study"),
     "storage": ("open_storage",),
+    "study.answers": ("StudyAnswer", "answer"),
     "study.assignment": ("Assignment", "load_assignment"),
     "study.loading": ("load_study",),
     "study.plan": ("ObjectiveConfig", "SearchPlan"),
@@ -98,10 +100,12 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "SearchProgress",
     "SgquantError",
     "Site",
+    "StudyAnswer",
     "StudyReport",
     "TrainingConfig",
     "TrialResult",
     "accuracy",
+    "answer",
     "attach",
     "best_for",
     "bind",

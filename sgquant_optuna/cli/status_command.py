@@ -69,7 +69,9 @@ def _summary(found: StudyStatus) -> Table:
     if found.seconds_left is not None:
         table.add_row("time left", f"about {timedelta(seconds=round(found.seconds_left))}")
     if found.best_saving is not None:
-        table.add_row("best saving", f"{found.best_saving:.1f}x")
+        table.add_row(
+            "best saving", f"{found.best_saving:.1f}x, drop {found.best_drop:.2f} points"
+        )
     return table
 
 

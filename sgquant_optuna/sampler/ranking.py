@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 
 import numpy as np
@@ -17,6 +18,8 @@ from sgquant_optuna.sampler.candidates import (
     random_candidates,
 )
 from sgquant_optuna.sampler.cost_model import DEFAULT_COST_MODEL, CostModel, CostModelName
+from sgquant_optuna.sampler.filling import filled_by_model, near_or_better
+from sgquant_optuna.sampler.known_constraint import KnownConstraint
 from sgquant_optuna.sampler.paper import rank_as_paper
 from sgquant_optuna.sampler.problem import Problem
 from sgquant_optuna.sampler.space import Index, Indices
@@ -106,7 +109,36 @@ def rank_candidates(
     if ranking is None:
         pool = random_candidates(problem.space, rng, n_sample, fixed)
         ranking = Ranking(_rows(pool))
+    if problem.known_constraint is not None:
+        ranking = _admitted(ranking, problem.known_constraint, rng, fixed)
     return ranking
+
+
+def _admitted(
+    ranking: Ranking,
+    constraint: KnownConstraint,
+    rng: np.random.Generator,
+    fixed: Mapping[str, int],
+) -> Ranking:
+    """Keep to the known constraint, whatever made the ranking.
+
+    What was predicted keeps its place or is dropped; what is only a start is brought within the
+    limit and fills it up.
+    """
+
+    def admit(rows: Indices, rng: np.random.Generator) -> Indices:
+        filled = constraint.filled(constraint.within(rows, rng, fixed), rng, fixed)
+        listed = distinct(constraint.listed(rng, len(rows)), rng, constraint.space, fixed)
+        return np.concatenate([filled, listed[constraint.holds(listed)]])
+
+    rows = np.array(ranking.configurations, dtype=np.int64)
+    if not len(rows):
+        return replace(ranking, admit=admit)
+    if not ranking.predictions:
+        admitted = dict.fromkeys(_rows(admit(rows, rng)))
+        return Ranking(list(admitted), admit=admit)
+    kept = np.flatnonzero(constraint.holds(rows))
+    return Ranking(_rows(rows[kept]), [ranking.predictions[i] for i in kept], admit)
 
 
 def rank_by_model(
@@ -142,10 +174,12 @@ def rank_by_model(
     """
     seed = int(rng.integers(2**31))
     models = CostModels(problem, seed=seed, priors=priors, cost_model=cost_model)
-    acquisition = acquisition_function(models, models.posterior(problem.measured))
+    measured = models.posterior(problem.measured)
+    acquisition = acquisition_function(models, measured)
     candidates = _candidates(models, acquisition, rng, n_sample, fixed)
     if candidates is None:
         return Ranking([])
+    candidates = near_or_better(models, candidates, measured)
     candidates = candidates.subset(_order(acquisition, candidates)[: max(_KEPT, 4 * n_measure)])
     shortlist = candidates.subset(np.arange(min(_SHORTLIST, len(candidates.indices))))
     chosen = acquisition.batch(shortlist, 2 * n_measure, rng)
@@ -171,13 +205,24 @@ def _candidates(
             anchors(space),
         ]
     )
+    constraint = problem.known_constraint
+    if constraint is not None:
+        within = constraint.within(distinct(pool, rng, space, fixed), rng, fixed)
+        filled = constraint.filled(within, rng, fixed)
+        pool = np.concatenate([within, filled, constraint.listed(rng, n_sample)])
     pool = space.without(distinct(pool, rng, space, fixed), problem.measured)
+    if constraint is not None:
+        pool = pool[constraint.holds(pool)]
     if not len(pool):
         return None
     candidates = models.posterior(acquisition.promising(pool))
     # A second step to neighbours of the best candidates: a grid has no gradient to follow.
     order = _order(acquisition, candidates)
     near = neighbours(space, rng, candidates.indices[order[:_REFINED]], n_sample // 2)
+    if constraint is not None:
+        starts = np.concatenate([parents, candidates.indices[order[:_REFINED]]])
+        near = constraint.filled(constraint.within(near, rng, fixed), rng, fixed)
+        near = np.concatenate([near, filled_by_model(models, starts, rng, fixed)])
     kept = np.concatenate([candidates.indices[order[:_KEPT]], near])
     pool = space.without(distinct(kept, rng, space, fixed), problem.measured)
     return models.posterior(acquisition.promising(pool))

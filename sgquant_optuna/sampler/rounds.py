@@ -189,9 +189,12 @@ def _pick(
     if last is not None:
         return last
     # Every candidate is occupied. The grid may be larger than the ranking, so draw from all of it.
-    drawn = space.random(np.random.default_rng(entropy), _DRAWS_BEYOND_RANKING)
+    rng = np.random.default_rng(entropy)
+    drawn = space.random(rng, _DRAWS_BEYOND_RANKING)
     for name, position in fixed.items():
         drawn[:, space.names.index(name)] = position
+    if ranking.admit is not None:
+        drawn = ranking.admit(drawn, rng)
     for index in map(tuple, drawn.tolist()):
         if index not in occupied:
             return Choice(index, {})

@@ -25,7 +25,8 @@ from sgquant_optuna.sampler.cost_model import (
     check_cost_model,
 )
 from sgquant_optuna.sampler.history import History, Record
-from sgquant_optuna.sampler.known_objective import KnownObjective
+from sgquant_optuna.sampler.known_constraint import KnownConstraint
+from sgquant_optuna.sampler.known_objective import KnownFunction, KnownObjective
 from sgquant_optuna.sampler.problem import Problem, sign_of
 from sgquant_optuna.sampler.ranking import Acquisition, rank_candidates
 from sgquant_optuna.sampler.rounds import Choice, choose
@@ -86,6 +87,18 @@ class SGQuantSampler(BaseSampler):
             of them, where a constraint depends on what other trials measured. It returns the
             constraint values of each trial (0 and below are feasible), or ``None`` for one whose
             recorded constraints stay. It must be deterministic, and must not depend on the order.
+        known_constraint:
+            Function that computes a constraint from the parameters, for instance memory divided by
+            a budget, less 1. It holds at 0 and below. No configuration that breaks it is proposed,
+            and trials that break it are not learned from. It needs ``search_space``, and is called
+            as ``known_objective`` is.
+        known_constraint_slack:
+            Distance below 0, in the unit of ``known_constraint``, within which a budget counts as
+            used up. Configurations are filled up to it; others are proposed only where the model
+            predicts them to be better. ``None`` for a constraint that is not a budget.
+        known_constraint_name:
+            Name under which the trials record ``known_constraint``, if they do, so that it is not
+            learned: ``"0"`` for the first of a list.
         seed:
             Seed of the candidates. Workers may have different seeds: a round uses the seed of the
             worker that opened it.
@@ -94,8 +107,8 @@ class SGQuantSampler(BaseSampler):
 
     Raises:
         ValueError:
-            If a number is too small, the acquisition or the cost model is unknown, or the search
-            space is empty.
+            If a number is too small, the acquisition or the cost model is unknown, the search
+            space is empty, or no configuration of it satisfies ``known_constraint``.
         TypeError:
             If the cost model is an object without the methods of :class:`CostModel`.
 
@@ -122,6 +135,9 @@ class SGQuantSampler(BaseSampler):
         known_objective: Callable[[dict[str, Any]], float] | None = None,
         known_objective_index: int = 0,
         joint_constraints: JointConstraints | None = None,
+        known_constraint: Callable[[dict[str, Any]], float] | None = None,
+        known_constraint_slack: float | None = None,
+        known_constraint_name: str | None = None,
         seed: int | None = None,
         independent_sampler: BaseSampler | None = None,
     ) -> None:
@@ -136,6 +152,12 @@ class SGQuantSampler(BaseSampler):
             raise ValueError(
                 f"known_objective_index: expected at least 0, got {known_objective_index}"
             )
+        if known_constraint is not None and search_space is None:
+            raise ValueError("known_constraint: expected search_space with it, got none")
+        if known_constraint_slack is not None and known_constraint_slack < 0:
+            raise ValueError(
+                f"known_constraint_slack: expected at least 0, got {known_constraint_slack}"
+            )
         if seed is not None and seed < 0:
             raise ValueError(f"seed: expected at least 0, got {seed}")
         self._acquisition = Acquisition(acquisition)
@@ -146,6 +168,9 @@ class SGQuantSampler(BaseSampler):
         self._known_objective = known_objective
         self._known_objective_index = known_objective_index
         self._joint_constraints = joint_constraints
+        self._known_constraint = known_constraint
+        self._known_constraint_slack = known_constraint_slack
+        self._known_constraint_name = known_constraint_name
         self._source: Source | None = None
         self._seed = _fresh_seed() if seed is None else seed
         self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
@@ -179,8 +204,8 @@ class SGQuantSampler(BaseSampler):
         The cost model of the other study is the prior mean of this study's model, which
         measurements correct. The first round alternates its recommendations with uniform
         configurations. Parameters are matched by name, or by layer position, component and degree
-        bucket. A study whose parameters or directions do not correspond is ignored, with a warning
-        in the log. Give all workers the same study, before the first trial.
+        bucket. A study whose parameters, directions or named metrics do not correspond is ignored,
+        with a warning in the log. Give all workers the same study, before the first trial.
 
         Args:
             study:
@@ -283,6 +308,7 @@ class SGQuantSampler(BaseSampler):
                 self._training_records(cache, opening),
                 study.directions,
                 self._known(study, cache),
+                self._constraint(cache),
             )
             ranking = rank_candidates(
                 problem,
@@ -323,13 +349,14 @@ class SGQuantSampler(BaseSampler):
     def _transfer(self, study: Study, cache: _Cache) -> Transfer | None:
         if self._source is not None and not cache.has_read_source:
             cache.has_read_source = True
-            cache.transfer = self._source.transfer(
-                cache.history.space, study.directions, self._known(study, cache)
-            )
+            if not self._source.has_other_metrics(study):
+                cache.transfer = self._source.transfer(
+                    cache.history.space, study.directions, self._known(study, cache)
+                )
             if cache.transfer is None:
                 _logger.warning(
-                    "Warm start: the other study's parameters or directions do not correspond to "
-                    "those of study %r; it is ignored.",
+                    "Warm start: the other study's parameters, directions or metrics "
+                    "do not correspond to those of study %r; it is ignored.",
                     study.study_name,
                 )
         return cache.transfer
@@ -343,15 +370,33 @@ class SGQuantSampler(BaseSampler):
                     f"known_objective_index: expected less than the {len(study.directions)} "
                     f"objectives of the study, got {self._known_objective_index}"
                 )
-            singles = {n: d for n, d in (self._search_space or {}).items() if d.single()}
             cache.known = KnownObjective(
                 self._known_objective,
                 cache.history.space,
                 objective=self._known_objective_index,
                 sign=sign_of(study.directions[self._known_objective_index]),
-                defaults={name: single_value(d) for name, d in singles.items()},
+                defaults=self._defaults,
             )
         return cache.known
+
+    def _constraint(self, cache: _Cache) -> KnownConstraint | None:
+        if self._known_constraint is None:
+            return None
+        if cache.constraint is None:
+            space = cache.history.space
+            cache.constraint = KnownConstraint(
+                KnownFunction(self._known_constraint, space, defaults=self._defaults),
+                space,
+                slack=self._known_constraint_slack,
+                name=self._known_constraint_name,
+            )
+        return cache.constraint
+
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        """Parameters with a single value, which are not part of the grid."""
+        singles = {n: d for n, d in (self._search_space or {}).items() if d.single()}
+        return {name: single_value(d) for name, d in singles.items()}
 
     def _record_prediction(self, study: Study, trial: FrozenTrial, choice: Choice) -> None:
         if choice.prediction:
@@ -367,6 +412,7 @@ class _Cache:
         self.transfer: Transfer | None = None
         self.has_read_source = False
         self.known: KnownObjective | None = None
+        self.constraint: KnownConstraint | None = None
 
 
 def _fresh_seed() -> int:

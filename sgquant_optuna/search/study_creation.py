@@ -13,6 +13,7 @@ from sgquant_optuna.sampler import SGQuantSampler
 from sgquant_optuna.sampler.cost_model import DEFAULT_COST_MODEL, CostModel, CostModelName
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.study.limit import NEAR_BUDGET
 
 
 def create_study(
@@ -75,10 +76,21 @@ def default_sampler(
 
     The other arguments are those of :class:`SGQuantSampler`.
     """
+    if objective.config.mode == "budget":
+        return SGQuantSampler(
+            objective.search_space.distributions,
+            known_constraint=objective.budget_excess,
+            known_constraint_slack=NEAR_BUDGET,
+            known_constraint_name="0",
+            n_measure=n_measure,
+            acquisition=acquisition,
+            cost_model=cost_model,
+            seed=seed,
+        )
     return SGQuantSampler(
         objective.search_space.distributions,
         known_objective=objective.memory_bytes,
-        joint_constraints=objective.violations,
+        joint_constraints=objective.violations if objective.config.mode == "constrained" else None,
         n_measure=n_measure,
         acquisition=acquisition,
         cost_model=cost_model,

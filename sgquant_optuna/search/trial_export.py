@@ -163,7 +163,7 @@ def _origin(plan: SearchPlan) -> dict[str, Any]:
 def _choose(
     study: optuna.Study, record: StudyRecord, number: int | None
 ) -> tuple[Ranked[TrialResult], FinalResult | None]:
-    return choose(study, trial_rows(study, TrialResult), record.max_drop, number=number)
+    return choose(study, trial_rows(study, TrialResult), record.limit, number=number)
 
 
 def _objective(
@@ -198,6 +198,6 @@ def _source(
         "full_precision_accuracy": record.full_precision_accuracy,
         "trial_accuracy": trial.result.accuracy,
         "accuracy_drop": trial.result.accuracy_drop,
-        "max_drop": record.max_drop,
+        **record.limit.to_dict(),
         "final": None if final is None else asdict(final),
     }

@@ -83,6 +83,8 @@ class StudyStatus:
             runs or nothing is planned.
         best_saving:
             Saving of the trial to take, against dense float32; ``None`` if none is feasible.
+        best_drop:
+            Most probable drop of its accuracy, in percentage points.
         workers:
             Workers that signed trials, most finished trials first.
     """
@@ -98,6 +100,7 @@ class StudyStatus:
     per_hour: float
     seconds_left: float | None
     best_saving: float | None
+    best_drop: float | None
     workers: tuple[WorkerStatus, ...]
 
     @property
@@ -135,6 +138,7 @@ def study_status(study: optuna.Study, *, now: datetime | None = None) -> StudySt
     left = None
     if planned is not None and running and lately:
         left = max(planned - finished, 0) / lately * 3600
+    best = _best(study, rows)
     return StudyStatus(
         study_name=study.study_name,
         planned=planned,
@@ -146,7 +150,8 @@ def study_status(study: optuna.Study, *, now: datetime | None = None) -> StudySt
         per_hour_lately=lately,
         per_hour=overall,
         seconds_left=left,
-        best_saving=_best_saving(study, rows),
+        best_saving=None if best is None else best.saving,
+        best_drop=None if best is None else best.estimated_drop,
         workers=_workers(rows),
     )
 
@@ -169,15 +174,15 @@ def _speeds(rows: Sequence[_Row], now: datetime, *, is_running: bool) -> tuple[f
     return lately * (_HOUR / recent), len(ends) * (_HOUR / max(last - first, timedelta(seconds=1)))
 
 
-def _best_saving(study: optuna.Study, rows: Sequence[_Row]) -> float | None:
+def _best(study: optuna.Study, rows: Sequence[_Row]) -> TrialScore | None:
     record = StudyRecord.load(study)
     if record is None:
         return None
     try:
-        chosen, _ = choose(study, rows, record.max_drop)
+        chosen, _ = choose(study, rows, record.limit)
     except StudyNotFoundError:
         return None
-    return chosen.result.saving if chosen.result.is_feasible(record.max_drop) else None
+    return chosen.result if record.limit.is_feasible(chosen.result) else None
 
 
 def _workers(rows: Sequence[_Row]) -> tuple[WorkerStatus, ...]:

@@ -58,12 +58,11 @@ def create_study(
 
 
 def default_sampler(
-    objective: QuantizationObjective, *, seed: int | None = None, n_measure: int = 10
+    objective: QuantizationObjective, *, seed: int | None = None
 ) -> SGQuantSampler:
     """Return the sampler that knows the objective's space and its memory formula."""
     return SGQuantSampler(
         objective.search_space.distributions,
         known_objective=objective.memory_bytes,
-        n_measure=n_measure,
         seed=seed,
     )

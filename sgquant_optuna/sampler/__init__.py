@@ -3,12 +3,14 @@
 from sgquant_optuna.sampler.best_for import Answer, best_for
 from sgquant_optuna.sampler.explain import Calibration, Sensitivity, calibration, sensitivity
 from sgquant_optuna.sampler.sampler import SGQuantSampler
+from sgquant_optuna.sampler.settled import StopWhenSettled
 
 __all__ = [
     "Answer",
     "Calibration",
     "SGQuantSampler",
     "Sensitivity",
+    "StopWhenSettled",
     "best_for",
     "calibration",
     "sensitivity",

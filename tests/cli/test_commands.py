@@ -166,6 +166,7 @@ def test_every_option_reaches_the_study(capsys):
         *("--widths", "2,16", "--freeze", "lin1=8", "--encoding", "ordinal"),
         *("--rounding", "floor", "--range-estimator", "minmax", "--range-axis", "column"),
         *("--max-drop", "3", "--models", "2", "--seed", "5", "--study", "mine"),
+        *("--patience", "9", "--timeout", "600"),
     )
     assert code == 0, err
     assert "mine: bits of trial" in out
@@ -175,6 +176,8 @@ def test_every_option_reaches_the_study(capsys):
     )
     assert study.trials[0].user_attrs["bit_widths"]["lin1/embedding"] == 8
     assert len(study.directions) == 2
+    plan = study.user_attrs["sgquant:plan"]
+    assert (plan["patience"], plan["timeout"]) == (9, 600.0)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,7 @@ def test_every_option_reaches_the_study(capsys):
         (["search", "--freeze", "conv1"], "--freeze: expected NAME=BITS"),
         (["search", "--freeze", "conv9=8"], "frozen site: expected one of conv1/embedding"),
         (["search", "--max-drop", "-1"], "max_drop: expected percentage points >= 0"),
+        (["search", "--timeout", "0"], "timeout: expected seconds above 0"),
         (["search", "--rounding", "up"], "rounding: expected one of"),
         (["search", "--range-axis", "node"], "axis: expected one of"),
         (["search", "--storage", "nonsense://x"], "storage: expected a URL"),

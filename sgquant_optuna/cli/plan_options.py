@@ -30,6 +30,20 @@ def plan_of_options(
     n_trials: Annotated[
         int, typer.Option(min=1, help="Trials of the study, earlier ones included.")
     ] = SearchPlan.n_trials,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="End early after so many suggestions that promise to save less than 1 % more; "
+            "0 for never.",
+        ),
+    ] = SearchPlan.patience,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            show_default="no limit", help="Seconds of search after which no further trial begins."
+        ),
+    ] = None,
     max_drop: Annotated[
         float, typer.Option(help="Largest drop of validation accuracy, in percentage points.")
     ] = SearchPlan.max_drop,
@@ -113,6 +127,8 @@ def plan_of_options(
         model=model,
         dataset=dataset,
         n_trials=n_trials,
+        patience=patience,
+        timeout=timeout,
         max_drop=max_drop,
         mode=mode,
         granularity=granularity,

@@ -27,6 +27,19 @@ class Ranking:
     configurations: list[Index]
     predictions: list[dict[str, float]] = field(default_factory=list)
 
+    def after(self, first: list[Index]) -> Ranking:
+        """Return the ranking with some configurations in front, of which nothing is predicted."""
+        predictions = self.predictions or [{}] * len(self.configurations)
+        rest = [
+            (index, prediction)
+            for index, prediction in zip(self.configurations, predictions, strict=True)
+            if index not in first
+        ]
+        return Ranking(
+            [*first, *(index for index, _ in rest)],
+            [*({} for _ in first), *(prediction for _, prediction in rest)],
+        )
+
 
 def random_candidates(
     space: FiniteSpace, rng: np.random.Generator, n_sample: int, fixed: Mapping[str, int]
@@ -99,5 +112,5 @@ def distinct(
     for name, position in fixed.items():
         pool[:, space.names.index(name)] = position
     pool = space.distinct(pool)
-    rng.shuffle(pool)
-    return pool
+    shuffled: Indices = pool[rng.permutation(len(pool))]  # shuffling the rows in place is slow
+    return shuffled

@@ -62,7 +62,6 @@ def default_sampler(
     objective: QuantizationObjective,
     *,
     seed: int | None = None,
-    n_measure: int = 10,
     acquisition: str = "default",
     cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
 ) -> SGQuantSampler:
@@ -73,7 +72,6 @@ def default_sampler(
     return SGQuantSampler(
         objective.search_space.distributions,
         known_objective=objective.memory_bytes,
-        n_measure=n_measure,
         acquisition=acquisition,
         cost_model=cost_model,
         seed=seed,

@@ -135,6 +135,12 @@ class SearchPlan(ObjectiveConfig):
             Name of the graph.
         n_trials:
             Trials of the study.
+        patience:
+            Number of suggestions of the models in a row that promise to save less than 1 % more
+            before the search ends early; 0 for never. It ends for one objective alone: in mode
+            ``"pareto"`` all trials are measured.
+        timeout:
+            Seconds after which a worker begins no further trial; ``None`` for no limit.
         training:
             Training of the full-precision models.
         models:
@@ -155,6 +161,8 @@ class SearchPlan(ObjectiveConfig):
     model: PaperModel = "gcn"
     dataset: str = "digits"
     n_trials: int = 48
+    patience: int = 15
+    timeout: float | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     models: int = 3
     final_seeds: int = 5
@@ -173,6 +181,10 @@ class SearchPlan(ObjectiveConfig):
         if self.model not in PAPER_TRAINING:
             known = ", ".join(PAPER_TRAINING)
             raise ValueError(f"model: expected one of {known}, got {self.model!r}")
+        if self.patience < 0:
+            raise ValueError(f"patience: expected trials, or 0 for never, got {self.patience}")
+        if self.timeout is not None and self.timeout <= 0:
+            raise ValueError(f"timeout: expected seconds above 0, got {self.timeout}")
 
     @property
     def study_name(self) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
     from sgquant_optuna.quantization.sites import BitWidths, Site
-    from sgquant_optuna.sampler import SGQuantSampler, best_for
+    from sgquant_optuna.sampler import SGQuantSampler, StopWhenSettled, best_for
     from sgquant_optuna.search.final_report import final_report
     from sgquant_optuna.search.objective import QuantizationObjective
     from sgquant_optuna.search.progress import SearchProgress
@@ -64,7 +64,7 @@ _MODULES = {
     "quantization.memory": ("FeatureLayout", "Memory", "honest_memory", "paper_memory"),
     "quantization.quantizer_config": ("QuantizerConfig",),
     "quantization.sites": ("BitWidths", "Site"),
-    "sampler": ("SGQuantSampler", "best_for"),
+    "sampler": ("SGQuantSampler", "StopWhenSettled", "best_for"),
     "search.final_report": ("final_report",),
     "search.objective": ("QuantizationObjective",),
     "search.progress": ("SearchProgress",),
@@ -101,6 +101,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "SgquantError",
     "Site",
     "StudyAnswer",
+    "StopWhenSettled",
     "StudyReport",
     "TrainingConfig",
     "TrialResult",

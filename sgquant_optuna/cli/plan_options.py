@@ -34,6 +34,20 @@ def plan_of_options(
     n_trials: Annotated[
         int, typer.Option(min=1, help="Trials of the study, earlier ones included.")
     ] = SearchPlan.n_trials,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="End early after so many suggestions that promise to save less than 1 % more; "
+            "0 for never.",
+        ),
+    ] = SearchPlan.patience,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            show_default="no limit", help="Seconds of search after which no further trial begins."
+        ),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -107,7 +121,7 @@ def plan_of_options(
             min=0, show_default=_OF_THE_PAIR, help="Epochs of full-precision training, at most."
         ),
     ] = None,
-    patience: Annotated[
+    training_patience: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -163,7 +177,7 @@ def plan_of_options(
     usual = paper_training(model, dataset)
     chosen: dict[str, Any] = {
         "epochs": epochs,
-        "patience": patience,
+        "patience": training_patience,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "decayed_layers": decayed_layers,
@@ -178,6 +192,8 @@ def plan_of_options(
         if normalize_features is None
         else normalize_features,
         n_trials=n_trials,
+        patience=patience,
+        timeout=timeout,
         max_drop=SearchPlan.max_drop if max_drop is None else max_drop,
         confidence=confidence,
         mode=mode or (SearchPlan.mode if budget is None else "budget"),

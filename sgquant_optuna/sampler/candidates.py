@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,20 @@ class Ranking:
     configurations: list[Index]
     predictions: list[dict[str, float]] = field(default_factory=list)
     admit: Callable[[Indices, np.random.Generator], Indices] | None = None
+
+    def after(self, first: list[Index]) -> Ranking:
+        """Return the ranking with some configurations in front, of which nothing is predicted."""
+        predictions = self.predictions or [{}] * len(self.configurations)
+        rest = [
+            (index, prediction)
+            for index, prediction in zip(self.configurations, predictions, strict=True)
+            if index not in first
+        ]
+        return replace(
+            self,
+            configurations=[*first, *(index for index, _ in rest)],
+            predictions=[*({} for _ in first), *(prediction for _, prediction in rest)],
+        )
 
 
 def random_candidates(
@@ -124,5 +138,5 @@ def distinct(
     for name, position in fixed.items():
         pool[:, space.names.index(name)] = position
     pool = space.distinct(pool)
-    rng.shuffle(pool)
-    return pool
+    shuffled: Indices = pool[rng.permutation(len(pool))]  # shuffling the rows in place is slow
+    return shuffled

@@ -38,9 +38,8 @@ JointConstraints = Callable[[Sequence[Mapping[str, Any]]], Sequence[Sequence[flo
 _logger = logging.getLogger("sgquant_optuna")
 
 _MAX_RANKINGS = 8
-_N_MEASURE = 5
 _PAPER_N_MEASURE = 10
-_TRIALS_PER_SLOT = 50  # trials in the history for each trial in a round: 2 % of it
+_TRIALS_PER_SLOT = 30  # trials in the history for each trial in a round: 3 % of it
 _MAX_N_MEASURE = 100
 
 
@@ -62,9 +61,9 @@ class SGQuantSampler(BaseSampler):
             the first trials are sampled independently and may repeat each other.
         n_measure:
             Trials in a round (the paper's N_mea). The default for ``"paper"`` is 10. The default
-            for ``"default"`` is 10 in the first round, then 5, growing to 2 % of a long history:
-            its model is cheap enough to be fitted often. With twice the number of workers or more,
-            all workers stay in one round.
+            for ``"default"`` is 1, growing to 3 % of a long history: its model is cheap enough to
+            be fitted often. While the first of a round is measured, each other worker joins the
+            round once, so that a round has a trial for each worker that lives.
         n_sample:
             Candidates to rank in a round (the paper's N_sample).
         acquisition:
@@ -202,9 +201,10 @@ class SGQuantSampler(BaseSampler):
         """Learn from another study, of another graph or model, before anything is measured.
 
         The cost model of the other study is the prior mean of this study's model, which
-        measurements correct. The first round alternates its recommendations with uniform
-        configurations. Parameters are matched by name, or by layer position, component and degree
-        bucket. A study whose parameters, directions or named metrics do not correspond is ignored,
+        measurements correct. The first eight trials measure its recommendations in the place of
+        uniform configurations. Parameters are matched by name, or by layer position, component
+        and degree bucket. A study whose parameters, directions or named metrics do not correspond
+        is ignored,
         with a warning in the log. Give all workers the same study, before the first trial.
 
         Args:
@@ -315,9 +315,14 @@ class SGQuantSampler(BaseSampler):
                 self._acquisition,
                 round_=round_,
                 rng=np.random.default_rng([opening.seed, round_]),
-                n_measure=self._round_size(round_, opening.num_trials),
+                # Each worker that lived at the opening, the opener included, joins the round once.
+                n_measure=max(
+                    self._round_size(opening.num_trials),
+                    min(len(opening.unfinished), _MAX_N_MEASURE),
+                ),
                 n_sample=self._n_sample,
                 fixed=fixed,
+                pending=cache.history.pending(round_, opening),
                 transfer=self._transfer(study, cache),
                 cost_model=self._cost_model,
             )
@@ -338,13 +343,13 @@ class SGQuantSampler(BaseSampler):
             for record, values in zip(records, anew, strict=True)
         ]
 
-    def _round_size(self, round_: int, num_trials: int) -> int:
+    def _round_size(self, num_trials: int) -> int:
         if self._n_measure is not None:
             return self._n_measure
-        if self._acquisition == Acquisition.PAPER or round_ == 0:
+        if self._acquisition == Acquisition.PAPER:
             return _PAPER_N_MEASURE
         # In a long history one more trial teaches less, and fitting takes longer.
-        return min(max(_N_MEASURE, num_trials // _TRIALS_PER_SLOT), _MAX_N_MEASURE)
+        return min(max(num_trials // _TRIALS_PER_SLOT, 1), _MAX_N_MEASURE)
 
     def _transfer(self, study: Study, cache: _Cache) -> Transfer | None:
         if self._source is not None and not cache.has_read_source:

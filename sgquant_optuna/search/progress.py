@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sgquant_optuna.study.early_stop import EarlyStop
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import rows_of
 from sgquant_optuna.study.selection import best_feasible
@@ -70,6 +71,9 @@ class SearchProgress:
         """Draw a last time and stop."""
         try:
             self.update()
+            ended = EarlyStop.load(self._study)
+            if ended is not None:
+                self.print(f"the search ended early: {ended.reason}")
         finally:
             self._progress.stop()
             optuna.logging.set_verbosity(self._verbosity)

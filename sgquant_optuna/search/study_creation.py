@@ -68,7 +68,6 @@ def default_sampler(
     objective: QuantizationObjective,
     *,
     seed: int | None = None,
-    n_measure: int = 10,
     acquisition: str = "default",
     cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
 ) -> SGQuantSampler:
@@ -82,7 +81,6 @@ def default_sampler(
             known_constraint=objective.budget_excess,
             known_constraint_slack=NEAR_BUDGET,
             known_constraint_name="0",
-            n_measure=n_measure,
             acquisition=acquisition,
             cost_model=cost_model,
             seed=seed,
@@ -91,7 +89,6 @@ def default_sampler(
         objective.search_space.distributions,
         known_objective=objective.memory_bytes,
         joint_constraints=objective.violations if objective.config.mode == "constrained" else None,
-        n_measure=n_measure,
         acquisition=acquisition,
         cost_model=cost_model,
         seed=seed,

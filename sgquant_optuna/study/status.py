@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.storage.attributes import WORKER_ATTR
+from sgquant_optuna.study.early_stop import EarlyStop
 from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import TrialRow, grace_seconds, silent_seconds, trial_rows
@@ -85,6 +86,8 @@ class StudyStatus:
             Saving of the trial to take, against dense float32; ``None`` if none is feasible.
         best_drop:
             Most probable drop of its accuracy, in percentage points.
+        ended_early:
+            Why it ended before all planned trials; ``None`` if it did not.
         workers:
             Workers that signed trials, most finished trials first.
     """
@@ -101,12 +104,15 @@ class StudyStatus:
     seconds_left: float | None
     best_saving: float | None
     best_drop: float | None
+    ended_early: EarlyStop | None
     workers: tuple[WorkerStatus, ...]
 
     @property
     def state(self) -> StudyState:
         """What the study is doing."""
         if self.planned is not None and self.finished >= self.planned:
+            return StudyState.DONE
+        if self.ended_early is not None and self.ended_early.why == "settled":
             return StudyState.DONE
         if self.running:
             return StudyState.RUNNING
@@ -135,6 +141,7 @@ def study_status(study: optuna.Study, *, now: datetime | None = None) -> StudySt
     running = counts[TrialState.RUNNING] - stale
     lately, overall = _speeds(rows, now, is_running=running > 0)
     planned = SearchPlan.planned_trials(study)
+    is_over = not running and planned is not None and finished < planned
     left = None
     if planned is not None and running and lately:
         left = max(planned - finished, 0) / lately * 3600
@@ -152,6 +159,7 @@ def study_status(study: optuna.Study, *, now: datetime | None = None) -> StudySt
         seconds_left=left,
         best_saving=None if best is None else best.saving,
         best_drop=None if best is None else best.estimated_drop,
+        ended_early=EarlyStop.load(study) if is_over else None,
         workers=_workers(rows),
     )
 

@@ -246,9 +246,11 @@ def test_total_raises_the_plan_and_never_lowers_it(folder, capsys):
     storage = str(folder / "s.db")
     code, err = run(capsys, "worker", "--storage", storage, "--total", "3")
     assert code == 2 and "--total: expected at least the plan's 4, got 3" in err
-    code, err = run(capsys, "worker", "--storage", storage, "--total", "5", "--quiet")
+    words = ("--total", "5", "--quiet", "--patience", "0", "--timeout", "600")
+    code, err = run(capsys, "worker", "--storage", storage, *words)
     assert code == 0 and not err
     assert len(study_of(folder).trials) == 5
+    assert study_of(folder).user_attrs["sgquant:plan"]["patience"] == 0
 
 
 def test_a_scheduler_and_the_dask_engine_belong_together(folder, capsys):

@@ -25,7 +25,8 @@ from torch import Tensor
 from sgquant_optuna.attachment.input_contents import count_nonzero_values
 from sgquant_optuna.exceptions import ModelError, PackingError
 from sgquant_optuna.packed.checks import check_count
-from sgquant_optuna.packed.input_features import InputPart, PackedInput
+from sgquant_optuna.packed.input_features import InputPart
+from sgquant_optuna.packed.packed_input import PackedInput
 from sgquant_optuna.packed.packed_tensor import PackedTensor
 from sgquant_optuna.quantization.input_stores import InputContent, input_stores
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.input_features import InputPart, PackedInput
+from sgquant_optuna.packed.input_features import InputPart
+from sgquant_optuna.packed.packed_input import PackedInput
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
 from sgquant_optuna.quantization.input_stores import InputContent, input_stores
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.exceptions import GraphError, PackingError
 from sgquant_optuna.graph.sparse_products import csr
 from sgquant_optuna.packed.blocks import BLOCK_ROWS, cut
 from sgquant_optuna.packed.checks import (
@@ -28,9 +28,11 @@ from sgquant_optuna.quantization.input_stores import MAX_VALUES
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
 from sgquant_optuna.quantization.packing import pack, unpack
 from sgquant_optuna.quantization.quantizer_config import Rounding
+from sgquant_optuna.quantization.row_values import reciprocals, row_values
 from sgquant_optuna.quantization.sites import FULL_PRECISION
 
-STORES = ("rows", "codebook", "sparse", "sparse codebook")
+ROW_VALUE_STORES = ("sparse 1/count", "sparse row codebook", "sparse row values")
+STORES = ("rows", "codebook", "sparse", "sparse codebook", *ROW_VALUE_STORES)
 _MOST_BITS = 31  # of a count: it is at most the number of columns
 _BLOCK_INTEGERS = 1 << 16
 """Integers that are unpacked at one time to check them."""
@@ -41,7 +43,7 @@ class InputPart:
 
     Args:
         store:
-            ``"rows"``, ``"codebook"``, ``"sparse"`` or ``"sparse codebook"``.
+            One of :data:`STORES`.
         bit_width:
             Bits of a quantized value; 32 keeps the values.
         shape:
@@ -78,6 +80,7 @@ class InputPart:
                 f"input part: expected {sorted(expected)} for {store}, got {sorted(tensors)}"
             )
         self.is_sparse, self.has_codebook = store.startswith("sparse"), "codebook" in store
+        self.has_row_values = store in ROW_VALUE_STORES
         if self.is_sparse:  # the start of each row is derived, so it is not stored
             counts = read_integers(tensors["counts"], shape[0], count_bits)
             self._crow = F.pad(counts.cumsum(0), (1, 0))
@@ -113,6 +116,10 @@ class InputPart:
                 Real value of code 0, same shape.
             rounding:
                 ``"nearest"`` or the paper's ``"floor"``.
+
+        Raises:
+            GraphError:
+                If the store is one of rows of one value, and a row has another.
         """
         tensors: dict[str, Tensor] = {}
         count_bits = 0
@@ -123,7 +130,9 @@ class InputPart:
             column = nonzero.nonzero()[:, 1]
             tensors["counts"] = pack_integers(counts, count_bits)
             tensors["columns"] = pack_integers(column, bits_for(max(0, x.shape[1] - 1)))
-        if "codebook" in store:
+        if store in ROW_VALUE_STORES:
+            tensors |= _row_value_tensors(x, store)
+        elif "codebook" in store:
             tensors |= _codebook(x, store, bit_width, scale, zero_point, rounding)
         elif bit_width == FULL_PRECISION:
             tensors["values"] = x[nonzero] if store == "sparse" else x
@@ -164,7 +173,9 @@ class InputPart:
         place = torch.arange(len(row), device=index.device) - first[row]
         place += self._crow[index][row]
         column = read_integers(self.tensors["columns"], self._nnz, self._column_bits, place)
-        if "codes" not in self.tensors:
+        if self.has_row_values:
+            values = self._row_values(index)[row]
+        elif "codes" not in self.tensors:
             values = self.tensors["values"][place]
         else:
             codes = read_integers(self.tensors["codes"], self._nnz, self._code_bits, place)
@@ -191,7 +202,9 @@ class InputPart:
         low, high = int(self._crow[start]), int(self._crow[stop])
         crow = (self._crow[start : stop + 1] - low).int()
         column = read_integer_run(self.tensors["columns"], self._nnz, self._column_bits, low, high)
-        if "codes" not in self.tensors:
+        if self.has_row_values:
+            values = self._row_values(index).repeat_interleave(crow.diff())
+        elif "codes" not in self.tensors:
             values = self.tensors["values"][low:high]
         else:
             codes = read_integer_run(self.tensors["codes"], self._nnz, self._code_bits, low, high)
@@ -210,6 +223,14 @@ class InputPart:
         if "codes" not in self.tensors:
             return self.tensors["values"][rows]
         return unpack(self.tensors["codes"][rows], self.shape[1], self._code_bits)
+
+    def _row_values(self, index: Tensor) -> Tensor:
+        """Return the one value that the non-zeros of each row have, ``[n]`` float32."""
+        if "values" not in self.tensors:
+            return reciprocals(self._crow[index + 1] - self._crow[index])
+        if self.has_codebook:
+            index = read_integers(self.tensors["codes"], self._num_codes, self._code_bits, index)
+        return self.tensors["values"][index]
 
     def _decode(self, codes: Tensor, row: Tensor, column: Tensor | None = None) -> Tensor:
         """Bring codes back; ``column`` is given for those of single non-zeros."""
@@ -232,6 +253,11 @@ class InputPart:
         return bits_for(max(0, self.shape[1] - 1))
 
     @property
+    def _num_codes(self) -> int:
+        """Number of codes of a sparse store: one for each row or non-zero."""
+        return self.shape[0] if self.has_row_values else self._nnz
+
+    @property
     def _code_bits(self) -> int:
         if not self.has_codebook:
             return self.bit_width
@@ -245,11 +271,11 @@ class InputPart:
             num_values = tensors["values"].numel()
             sizes["values"] = (check_count(num_values, "values of a codebook", high=MAX_VALUES),)
         elif "values" in tensors:
-            sizes["values"] = (self._nnz,) if self.is_sparse else self.shape
+            sizes["values"] = (self._num_codes,) if self.is_sparse else self.shape
         if self.is_sparse:
             sizes["columns"] = (integers_nbytes(self._nnz, self._column_bits),)
         if "codes" in tensors and self.is_sparse:
-            sizes["codes"] = (integers_nbytes(self._nnz, self._code_bits),)
+            sizes["codes"] = (integers_nbytes(self._num_codes, self._code_bits),)
         elif "codes" in tensors:
             sizes["codes"] = (num_rows, row_bytes(num_columns, self._code_bits))
         for name, size in sizes.items():
@@ -287,8 +313,9 @@ class InputPart:
         packed, bits, num_columns = self.tensors["codes"], self._code_bits, self.shape[1]
         blocks: Iterator[Tensor]
         if self.is_sparse:
-            runs = cut(slice(0, self._nnz), _BLOCK_INTEGERS)
-            blocks = (read_integer_run(packed, self._nnz, bits, r.start, r.stop) for r in runs)
+            count = self._num_codes
+            runs = cut(slice(0, count), _BLOCK_INTEGERS)
+            blocks = (read_integer_run(packed, count, bits, r.start, r.stop) for r in runs)
         else:
             rows = packed.split(max(1, _BLOCK_INTEGERS // max(1, num_columns)))
             blocks = (unpack(block, num_columns, bits) for block in rows)
@@ -325,15 +352,39 @@ def _codebook(
     return {"codes": codes, "values": values}
 
 
+def _row_value_tensors(x: Tensor, store: str) -> dict[str, Tensor]:
+    """Return the values of rows of one value, as a store holds them."""
+    found = row_values(x)
+    if found is None or (store == "sparse 1/count" and found[0] == "own"):
+        raise GraphError(
+            f"features: expected rows of equal non-zeros for {store}, got others; give the graph "
+            f"and the layout of one calibration"
+        )
+    if store == "sparse 1/count":
+        return {}
+    values = found[1]
+    if store == "sparse row values":
+        return {"values": values}
+    distinct, place = values[values != 0].unique(return_inverse=True)
+    codes = torch.zeros_like(values, dtype=torch.long)
+    codes[values != 0] = place
+    bits = _codebook_bits(store, len(distinct))
+    return {"codes": pack_integers(codes, bits), "values": distinct}
+
+
 def _codebook_bits(store: str, num_values: int) -> int:
-    """Return the bits of a code; rows take at least one, non-zeros none if they are equal."""
+    """Return the bits of a code; dense ones take at least one, others none if all are equal."""
     bits = bits_for(max(0, num_values - 1))
-    return bits if store == "sparse codebook" else max(1, bits)
+    return bits if store.startswith("sparse") else max(1, bits)
 
 
 def _names(store: str, bit_width: int) -> set[str]:
     """Return the names of the tensors of a store."""
     names = {"counts", "columns"} if store.startswith("sparse") else set()
+    if store == "sparse 1/count":
+        return names
+    if store == "sparse row values":
+        return names | {"values"}
     if "codebook" in store:
         return names | {"codes", "values"}
     if bit_width == FULL_PRECISION:

@@ -15,6 +15,7 @@ from sgquant_optuna.search.objective import QuantizationObjective, without_test_
 from sgquant_optuna.search.study_creation import create_study
 from sgquant_optuna.study.record import StudyRecord
 from tests.conftest import FAST
+from tests.packed.test_packed_model import divided_graph
 from tests.pretended_trainings import pretend
 
 
@@ -24,6 +25,15 @@ def enqueue_and_run(objective, *choices):
         study.enqueue_trial(params)
     study.optimize(objective, n_trials=len(choices))
     return study
+
+
+def test_binary_rows_divided_by_their_sums_are_not_searched():
+    objective = QuantizationObjective(GCN(12, 3), divided_graph("sparse 1/count"))
+    space = objective.search_space
+    assert not any("conv1" in name for name in space.names)
+    bits = space.from_params(space.uniform_params(1))
+    inputs = [site for site, size in objective.layout.sizes.items() if size.content is not None]
+    assert {bits[site] for site in inputs} == {32}
 
 
 def test_a_trial_tells_what_it_saved_and_what_it_cost(objective):

@@ -231,18 +231,22 @@ def test_the_interval_counts_trainings_and_nodes():
     assert drop_interval(lost)[1] > high + 5
 
 
-def test_a_store_other_than_packed_rows_is_told(study):
+@pytest.mark.parametrize(
+    ("row_value", "store"),
+    [(None, "sparse codebook"), ("1/count", "sparse 1/count"), ("own", "sparse codebook")],
+)
+def test_a_store_other_than_packed_rows_is_told(study, row_value, store):
     assert "stored as" not in str(report(study))
     record = StudyRecord.load(study)
     sizes = {
-        site: replace(size, content=InputContent(1, 1, 1, True, (1, 2, 4, 8)))
+        site: replace(size, content=InputContent(1, 1, 1, True, (1, 2, 4, 8), row_value))
         for site, size in record.layout.sizes.items()
         if site.layer == "conv1"
     }
     layout = replace(record.layout, sizes={**record.layout.sizes, **sizes})
     replace(record, layout=layout).save(study)
     text = str(report(study))
-    assert "sparse codebook, exact" in text and "rows" in text
+    assert f"{store}, exact" in text and "rows" in text
     assert "memory, exact input" in text
 
 

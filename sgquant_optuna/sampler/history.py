@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class Record:
     is_fixed: bool
     values: tuple[float, ...]
     constraints: dict[str, float]
-    attrs: Mapping[str, Any]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def occupied(self) -> tuple[Index, ...]:

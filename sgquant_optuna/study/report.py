@@ -283,20 +283,21 @@ def report(study: optuna.Study) -> StudyReport:
             record.max_drop,
             record.confidence,
         ),
-        other_limits=_other_limits(study, rows, record.max_drop),
+        other_limits=_other_limits(study, rows, record),
     )
 
 
 def _other_limits(
-    study: optuna.Study, rows: Sequence[TrialRow[TrialScore]], max_drop: float
+    study: optuna.Study, rows: Sequence[TrialRow[TrialScore]], record: StudyRecord
 ) -> tuple[OtherLimit, ...]:
     """Return the best trials for other limits than that of the study, where there are any."""
     answers = []
-    for factor in _OTHER_LIMITS:
-        limit = Limit(max_drop=factor * max_drop)
+    for factor in () if record.budget_bytes is not None else _OTHER_LIMITS:
+        max_drop = factor * record.max_drop
+        limit = Limit(max_drop=max_drop)
         best = rank(study, rows, limit)[0]
         if max_drop and limit.is_feasible(best.result):
-            answers.append(OtherLimit(factor * max_drop, best.number, best.result.saving))
+            answers.append(OtherLimit(max_drop, best.number, best.result.saving))
     return tuple(answers)
 
 

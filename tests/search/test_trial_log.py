@@ -82,11 +82,11 @@ def test_with_a_budget_the_least_drop_is_told(caplog):
     with caplog.at_level(logging.INFO, logger="sgquant_optuna"):
         for width in (8, 4):
             result = TrialResult.of(measured((width,) * 4, 0.25).user_attrs)
-            log_trial(study.ask(), result, limit)
+            log_trial(study.ask(), result, [result], limit)
     assert [record.getMessage().rpartition(",")[0] for record in caplog.records] == [
-        "Trial 0: saving 4.0x, drop 0.25 points, not feasible (0.058 MB above the budget, so its "
-        "value is a penalty); none feasible yet",
-        "Trial 1: saving 8.0x, drop 0.25 points, feasible; best drop 0.25 points",
+        "Trial 0: saving 4.0x, drop 0.25 and at most 0.25 points, not feasible (0.058 MB above "
+        "the budget, so its value is a penalty); none feasible yet",
+        "Trial 1: saving 8.0x, drop 0.25 and at most 0.25 points, feasible; best drop 0.25 points",
     ]
 
 

@@ -23,6 +23,7 @@ from sgquant_optuna.study.drop_evidence import DropEvidence
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.formats import to_json, to_markdown
 from sgquant_optuna.study.limit import Limit
+from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.report import report
 from sgquant_optuna.study.rows import trial_rows
@@ -85,22 +86,38 @@ def test_the_smallest_feasible_trial_wins_and_the_nearest_miss_follows(study):
     assert [trial.number for trial in ranked(study, 0.0)] == [0, 2, 1]
 
 
+def sequence(trials, max_drop, top):
+    found = _sequence(trials, ObjectiveConfig(max_drop=max_drop), top)
+    return [trial.number for trial in found]
+
+
 def test_trials_neither_smaller_nor_safer_are_not_measured_again(study):
     rows = [(100.0, 0.1), (50.0, 0.9), (70.0, 0.9)]
-    trials = rank(study, trial_rows(set_attrs(study, rows), TrialResult), 1.0)
-    assert [trial.number for trial in _sequence(trials, 1.0, 6)] == [1, 0]
-    assert [trial.number for trial in _sequence(trials, 1.0, 1)] == [1]
-    nearest = rank(study, trial_rows(study, TrialResult), 0.05)  # none is feasible
-    assert [trial.number for trial in _sequence(nearest, 0.05, 2)] == [0, 1]
+    trials = rank(study, trial_rows(set_attrs(study, rows), TrialResult), Limit(max_drop=1.0))
+    assert sequence(trials, 1.0, 6) == [
+        1,
+        0,
+    ]
+    assert sequence(trials, 1.0, 1) == [1]
+    # None is feasible.
+    nearest = rank(study, trial_rows(study, TrialResult), Limit(max_drop=0.05))
+    assert sequence(nearest, 0.05, 2) == [
+        0,
+        1,
+    ]
 
 
 def test_of_many_trials_the_smallest_the_safest_and_some_between_are_measured_again(study):
-    (one, *_) = rank(study, trial_rows(study, TrialResult), 5.0)
+    (one, *_) = rank(study, trial_rows(study, TrialResult), Limit(max_drop=5.0))
     trials = [
         replace(one, number=place, result=replace(one.result, drop_bound=1.0 - place / 20))
         for place in range(11)
     ]
-    assert [trial.number for trial in _sequence(trials, 1.0, 3)] == [0, 5, 10]
+    assert sequence(trials, 1.0, 3) == [
+        0,
+        5,
+        10,
+    ]
 
 
 def test_of_equal_memories_the_more_accurate_wins(study):

@@ -12,10 +12,9 @@ from sgquant_optuna.study.dashboard import page
 from sgquant_optuna.study.dashboard.notes import Place, trial_note
 from sgquant_optuna.study.dashboard.page import write_page
 from sgquant_optuna.study.dashboard.study_files import attach_best_model
-from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.trial_result import TrialResult
-from tests.hand_made import measured, new_study
+from tests.hand_made import final_result, measured, new_study
 
 NASTY = "it's `x` | <b>\"; rm -rf $HOME"
 
@@ -68,9 +67,9 @@ def test_with_a_budget_the_note_tells_the_drop_within_it(store, drawn_at_once):
         "**0.25 points** below full precision (90.00 % of the validation nodes) in 0.064 MB, of a "
         "budget of 0.070 MB: trial 1." in get_note(study)
     )
-    FinalResult(1, True, 2, True, 0.4, (80.0, 81.0), (79.0, 80.0)).save(study)
+    final_result((80.0, 81.0), (79.0, 80.0)).save(study)
     assert write_page(study, store)
-    assert "trial 1. On fresh seeds it is 0.40." in get_note(study)
+    assert "trial 1. On fresh trainings it is 0.20." in get_note(study)
     record = StudyRecord.of(study)
     for trial, text in zip(study.trials, ("**not feasible**", "feasible"), strict=True):
         note = trial_note(record, TrialResult.of(trial.user_attrs), {"objective 0": 0.3})

@@ -113,6 +113,10 @@ _CHOSEN: dict[tuple[str, str], PaperTraining] = {
     ("gat", "Cora"): PaperTraining(
         normalize_features=True, training=TrainingConfig(epochs=300, learning_rate=0.005)
     ),
+    ("gat", "CiteSeer"): PaperTraining(
+        normalize_features=True,
+        training=TrainingConfig(epochs=300, learning_rate=0.005, weight_decay=1e-3),
+    ),
 }
 
 

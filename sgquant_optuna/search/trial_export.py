@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,8 @@ def export_study(
     if objective is None:
         objective = _objective(plan, study, path, root, artifact_store)
     record.check(study, objective.fingerprint)
-    trainings = objective.finetuned(chosen.result.bit_widths)
+    count = max(chosen.result.trainings, 1)  # as many as the trial was measured on
+    trainings = islice(objective.finetuned(chosen.result.bit_widths), count)
     model, result = next(trainings)
     reproduced = fmean([result.accuracy, *(other.accuracy for _, other in trainings)])
     exported = export_packed(

@@ -64,7 +64,7 @@ def test_a_search_keeps_to_its_budget_and_answers_others_without_training(capsys
     assert told["mode"] == "budget" and told["is_feasible"]
     assert 0.9 * 60_000 <= told["memory"]["honest"]["memory_bytes"] <= 60_000
     code, out, _ = run(capsys, "status", "--storage", "s.db")
-    assert code == 0 and f"drop {told['validation']['drop']:.2f} points" in out
+    assert code == 0 and f"drop {told['promise']['estimated_drop']:.2f} points" in out
     code, out, _ = run(capsys, "report", "--budget", "90kB", "--storage", "s.db")
     assert code == 0 and "bits for a budget of 0.090 MB" in out
     arguments = ["--budget", "90kB", "--format", "json", "--out", "answer.json"]

@@ -4,7 +4,8 @@
 20; ``--plots FOLDER`` draws it. The gap of a study after k trials is its least feasible memory
 above the optimum, in percent, by the true drop: with noise, a configuration that was only measured
 as feasible does not count. Problems (a) are synthetic. Problems (b) are tables of our own
-objective, measured exhaustively by ``make_tables.py``, in ``benchmarks/data``.
+objective, measured exhaustively by ``make_tables.py``, in ``benchmarks/data``. ``--workers`` keeps
+several trials in flight, and ``--patience`` tells what ending a search early would cost.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ import optuna
 from measured_table import TablePath, load_table
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from synthetic_problems import PROBLEMS, Problem
+from patience import summarise_stops
+from synthetic_problems import PROBLEMS, WIDE_PROBLEMS, Problem, WideProblem
 
 from sgquant_optuna.sampler import SGQuantSampler
 from sgquant_optuna.sampler.cost_model import CostModelName
@@ -75,6 +78,7 @@ class Task:
     seed: int
     n_trials: int
     table: TablePath | None
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ class Outcome:
             True drop of the least memory that was measured as feasible, in percentage points.
         duplicates:
             Trials that repeated an earlier configuration.
+        gains:
+            Expected gain of each trial as the sampler recorded it, a share of the best known
+            memory; NaN where it did not.
     """
 
     task: Task
@@ -99,6 +106,7 @@ class Outcome:
     ask_ms: float
     chosen_drop: float
     duplicates: int
+    gains: np.ndarray
 
 
 def run(task: Task) -> Outcome:
@@ -112,55 +120,54 @@ def run(task: Task) -> Outcome:
     contender = CONTENDERS[task.sampler]
     space = problem.space(ordinal=contender.ordinal)
 
-    def row_of(params: dict[str, object]) -> int:
-        return problem.row_of(params, ordinal=contender.ordinal)
-
     def memory_of(params: dict[str, object]) -> float:
-        return float(problem.memory[row_of(params)])
+        return problem.memory_of(params, ordinal=contender.ordinal)
 
-    def measured_drop(row: int) -> float:
+    def drop_of(params: dict[str, object]) -> float:
+        return problem.drop_of(params, ordinal=contender.ordinal)
+
+    def measured_drop(params: dict[str, object]) -> float:
         if repeats is not None:
-            return float(noise.choice(repeats[row]))
-        return float(problem.drop[row] + (task.noise or 0.0) * noise.standard_normal())
+            return float(noise.choice(repeats[problem.row_of(params, ordinal=contender.ordinal)]))
+        return drop_of(params) + (task.noise or 0.0) * noise.standard_normal()
 
     noise = np.random.default_rng([task.seed, 1])
     study = optuna.create_study(sampler=contender.make(task.seed, space, memory_of))
-    asked, rows, measured_feasible = 0.0, [], []
-    for _ in range(task.n_trials):
-        started = time.process_time()
-        trial = study.ask(space)
-        asked += time.process_time() - started
-        row = row_of(trial.params)
-        rows.append(row)
-        violation = measured_drop(row) - problem.max_drop
-        trial.set_constraint("drop", violation)
+    asked, memory, drops, violations = 0.0, [], [], []
+    in_flight: deque[optuna.Trial] = deque()
+    for number in range(task.n_trials + task.workers - 1):
+        if number < task.n_trials:
+            started = time.process_time()
+            in_flight.append(study.ask(space))
+            asked += time.process_time() - started
+        if number < task.workers - 1:
+            continue
+        trial = in_flight.popleft()
+        memory.append(memory_of(trial.params))
+        drops.append(drop_of(trial.params))
+        violations.append(measured_drop(trial.params) - problem.max_drop)
+        trial.set_constraint("drop", violations[-1])
         # The plain memory, not the penalised value that our objective shows on the dashboard: a
         # penalty would spoil the scale that GP learns.
-        study.tell(trial, float(problem.memory[row]))
-        measured_feasible.append(violation <= 0)
-    return _outcome(task, problem, rows, measured_feasible, asked)
-
-
-@lru_cache(maxsize=1)
-def _synthetic(name: str, seed: int) -> Problem:
-    """Make a problem once for all samplers, which follow each other in the list of tasks."""
-    return PROBLEMS[name](seed)
-
-
-def _outcome(
-    task: Task, problem: Problem, rows: list[int], measured_feasible: list[bool], asked: float
-) -> Outcome:
-    order = np.array(rows)
-    measured = np.where(measured_feasible, problem.memory[order], np.inf)
-    feasible = np.where(problem.drop[order] <= problem.max_drop, problem.memory[order], np.nan)
-    best = np.fmin.accumulate(feasible)
+        study.tell(trial, memory[-1])
+    order, truth = np.array(memory), np.array(drops)
+    best = np.fmin.accumulate(np.where(truth <= problem.max_drop, order, np.nan))
+    chosen = int(np.argmin(np.where(np.array(violations) <= 0, order, np.inf)))
+    trials = study.get_trials(deepcopy=False)
     return Outcome(
         task,
         100 * (best / problem.optimum - 1),
         1000 * asked / task.n_trials,
-        float(problem.drop[order[int(np.argmin(measured))]]),
-        len(order) - len(set(rows)),
+        float(truth[chosen]),
+        len(trials) - len({tuple(trial.params.values()) for trial in trials}),
+        np.array([t.user_attrs.get("predicted", {}).get("gain", np.nan) for t in trials]),
     )
+
+
+@lru_cache(maxsize=1)
+def _synthetic(name: str, seed: int) -> Problem | WideProblem:
+    """Make a problem once for all samplers, which follow each other in the list of tasks."""
+    return (PROBLEMS | WIDE_PROBLEMS)[name](seed)
 
 
 def summarise(outcomes: Sequence[Outcome], checkpoints: Sequence[int]) -> list[str]:
@@ -178,7 +185,7 @@ def summarise(outcomes: Sequence[Outcome], checkpoints: Sequence[int]) -> list[s
     for (problem, noise, sampler), group in groups.items():
         gaps = np.stack([o.gaps for o in group])
         cells = [_quartiles(gaps[:, k - 1]) for k in checkpoints]
-        reached = [_trials_to(o.gaps, 5.0) for o in group]
+        reached = [trials_to(o.gaps, 5.0) for o in group]
         lines.append(
             f"| {problem.removeprefix('table_')} | {'-' if noise is None else noise} "
             f"| {sampler} | {' | '.join(cells)} | {_quartiles(reached, 0)} "
@@ -200,7 +207,7 @@ def compare(outcomes: Sequence[Outcome], baseline: str) -> list[str]:
     for outcome in outcomes:
         task = outcome.task
         of_problem = trials.setdefault((task.problem, task.noise), {})
-        reached = min(_trials_to(outcome.gaps, 5.0), task.n_trials + 1.0)
+        reached = min(trials_to(outcome.gaps, 5.0), task.n_trials + 1.0)
         of_problem.setdefault(task.sampler, []).append(reached)
     for (problem, noise), of_problem in trials.items():
         for sampler in (name for name in of_problem if name != baseline):
@@ -254,7 +261,7 @@ def _quartiles(values: Sequence[float] | np.ndarray, digits: int = 1) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
-def _trials_to(gaps: np.ndarray, limit: float) -> float:
+def trials_to(gaps: np.ndarray, limit: float) -> float:
     reached = np.flatnonzero(gaps <= limit)
     return float(reached[0] + 1) if len(reached) else float("inf")
 
@@ -266,9 +273,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--n-trials", type=int, default=None)
     parser.add_argument("--samplers", nargs="*", default=list(CONTENDERS), choices=CONTENDERS)
-    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS))
+    parser.add_argument(
+        "--problems", nargs="*", default=list(PROBLEMS), choices=[*PROBLEMS, *WIDE_PROBLEMS]
+    )
     parser.add_argument("--noise", nargs="*", type=float, default=[0.0, 0.2])
     parser.add_argument("--table", type=Path, nargs="*", default=None, help="files of part (b)")
+    parser.add_argument("--workers", type=int, default=1, help="trials in flight")
+    parser.add_argument("--patience", type=int, nargs="*", default=[])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
         "--against", default=None, choices=CONTENDERS, help="sampler to compare with seed by seed"
@@ -289,14 +300,14 @@ def _run_all(arguments: argparse.Namespace) -> None:
     if not tables:
         print(f"(b) skipped: no measured table in {data}; benchmarks/make_tables.py makes one")
     tasks = [
-        Task(problem, noise, sampler, seed, n_trials, None)
+        Task(problem, noise, sampler, seed, n_trials, None, arguments.workers)
         for problem in arguments.problems
         for noise in arguments.noise
         for seed in range(seeds)
         for sampler in arguments.samplers
     ]
     tasks += [
-        Task(path.stem, None, sampler, seed, n_trials, path)
+        Task(path.stem, None, sampler, seed, n_trials, path, arguments.workers)
         for path in tables
         for sampler in arguments.samplers
         for seed in range(seeds)
@@ -307,6 +318,12 @@ def _run_all(arguments: argparse.Namespace) -> None:
     print("\n".join(summarise(outcomes, checkpoints)))
     if arguments.against is not None:
         print("\n" + "\n".join(compare(outcomes, arguments.against)))
+    if arguments.patience:
+        gaps = {}
+        for outcome in outcomes:
+            name, noise = outcome.task.problem.removeprefix("table_"), outcome.task.noise
+            gaps.setdefault((name, noise), []).append((outcome.gaps, outcome.gains))
+        print("\n".join(summarise_stops(gaps, arguments.patience)))
     if arguments.plots is not None:
         arguments.plots.mkdir(parents=True, exist_ok=True)
         plot(outcomes, arguments.plots)

@@ -78,6 +78,74 @@ class Problem:
             values = [w.index(v) for w, v in zip(self.widths, values, strict=True)]
         return self.row(tuple(values))
 
+    def memory_of(self, params: Mapping[str, Any], *, ordinal: bool) -> float:
+        """Memory of a trial's configuration, in percent of float32."""
+        return float(self.memory[self.row_of(params, ordinal=ordinal)])
+
+    def drop_of(self, params: Mapping[str, Any], *, ordinal: bool) -> float:
+        """True drop of a trial's configuration, in percentage points."""
+        return float(self.drop[self.row_of(params, ordinal=ordinal)])
+
+
+@dataclass(frozen=True)
+class WideProblem:
+    """Many sites, too many to list; their errors add up in whole units, so the optimum is known.
+
+    Args:
+        widths:
+            Bit widths that each site may take, ascending.
+        memory:
+            Memory of each site and width in percent of float32, ``[sites, widths]``.
+        units:
+            Error of each site and width in units of 0.01 points, ``[sites, widths]``.
+        max_drop:
+            Largest drop that is feasible, in percentage points.
+    """
+
+    widths: tuple[int, ...]
+    memory: Floats
+    units: Indices
+    max_drop: float = MAX_DROP
+
+    @property
+    def optimum(self) -> float:
+        """The least memory of a feasible configuration, by dynamic programming over the units."""
+        limit = int(np.flatnonzero(_saturate(np.arange(1000) / 100) <= self.max_drop)[-1])
+        least = np.zeros(limit + 1)  # memory of the sites so far, by the units that are left
+        for memory, units in zip(self.memory, self.units, strict=True):
+            after = np.full(limit + 1, np.inf)
+            for cost, used in zip(memory, units, strict=True):
+                if used <= limit:
+                    after[used:] = np.minimum(after[used:], least[: limit + 1 - used] + cost)
+            least = after
+        return float(least[-1])
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters in a study."""
+        return [f"site{i:02d}" for i in range(len(self.memory))]
+
+    def space(self, *, ordinal: bool) -> dict[str, BaseDistribution]:
+        """Parameters of a study: positions of widths, or the widths themselves."""
+        last = len(self.widths) - 1
+        return {
+            name: IntDistribution(0, last) if ordinal else CategoricalDistribution(self.widths)
+            for name in self.names
+        }
+
+    def memory_of(self, params: Mapping[str, Any], *, ordinal: bool) -> float:
+        """Memory of a trial's configuration, in percent of float32."""
+        return float(sum(self.memory[i, p] for i, p in self._positions(params, ordinal)))
+
+    def drop_of(self, params: Mapping[str, Any], *, ordinal: bool) -> float:
+        """True drop of a trial's configuration, in percentage points."""
+        total = sum(self.units[i, p] for i, p in self._positions(params, ordinal))
+        return float(_saturate(np.array(total / 100)))
+
+    def _positions(self, params: Mapping[str, Any], ordinal: bool) -> list[tuple[int, int]]:
+        values = [params[name] for name in self.names]
+        return list(enumerate(values if ordinal else map(self.widths.index, values)))
+
 
 def smooth(seed: int) -> Problem:
     """Exponential errors of eight sites, six pairs that interact, saturating at 60 points."""
@@ -94,7 +162,18 @@ def layers(seed: int) -> Problem:
     return _search_feasible(seed, _layers, low=0.0005, high=0.02)
 
 
+def wide(seed: int) -> WideProblem:
+    """Twenty sites whose exponential errors add up, saturating at 60 points."""
+    rng, widths = np.random.default_rng(seed), (1, 2, 4, 8)
+    bits = np.array(widths, dtype=np.float64)
+    scale, rate = rng.uniform(0.5, 6, (20, 1)), rng.uniform(0.5, 1.6, (20, 1))
+    weights = rng.dirichlet(np.full(20, 1.5))[:, None]
+    units = np.rint(100 * scale * np.exp(-rate * bits)).astype(np.int64)
+    return WideProblem(widths, 100 * weights * bits / 32, units)
+
+
 PROBLEMS = {"smooth": smooth, "cliffs": cliffs, "layers": layers}
+WIDE_PROBLEMS = {"wide": wide}
 
 
 def _search_feasible(seed, make, *, low, high):  # type: ignore[no-untyped-def]
@@ -117,6 +196,12 @@ def _memory(bits: Floats, rng: np.random.Generator) -> Floats:
     return memory
 
 
+def _saturate(total: Floats) -> Floats:
+    """Drop of summed errors, in percentage points: no more than 60 points can be lost."""
+    drop: Floats = 60 * (1 - np.exp(-total / 60))
+    return drop
+
+
 def _smooth(rng: np.random.Generator) -> Problem:
     widths = ((1, 2, 4, 8, 16),) * 8
     index = _grid(widths)
@@ -127,8 +212,7 @@ def _smooth(rng: np.random.Generator) -> Problem:
     for _ in range(6):
         i, j = rng.choice(8, 2, replace=False)
         total += rng.uniform(0.0, 0.3) * np.sqrt(errors[:, i] * errors[:, j])
-    drop = 60 * (1 - np.exp(-total / 60))
-    return Problem("smooth", widths, _memory(bits, rng), drop)
+    return Problem("smooth", widths, _memory(bits, rng), _saturate(total))
 
 
 def _cliffs(rng: np.random.Generator) -> Problem:

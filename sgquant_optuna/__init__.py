@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     )
     from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
     from sgquant_optuna.quantization.sites import BitWidths, Site
-    from sgquant_optuna.sampler import SGQuantSampler, best_for
+    from sgquant_optuna.sampler import SGQuantSampler, StopWhenSettled, best_for
     from sgquant_optuna.search.final_report import final_report
     from sgquant_optuna.search.objective import QuantizationObjective
     from sgquant_optuna.search.progress import SearchProgress
     from sgquant_optuna.search.study_creation import create_study, default_sampler
     from sgquant_optuna.search.trial_export import export_assignment, export_study
     from sgquant_optuna.storage import open_storage
+    from sgquant_optuna.study.answers import StudyAnswer, answer
     from sgquant_optuna.study.assignment import Assignment, load_assignment
     from sgquant_optuna.study.loading import load_study
     from sgquant_optuna.study.plan import ObjectiveConfig, SearchPlan
@@ -63,13 +64,14 @@ _MODULES = {
     "quantization.memory": ("FeatureLayout", "Memory", "honest_memory", "paper_memory"),
     "quantization.quantizer_config": ("QuantizerConfig",),
     "quantization.sites": ("BitWidths", "Site"),
-    "sampler": ("SGQuantSampler", "best_for"),
+    "sampler": ("SGQuantSampler", "StopWhenSettled", "best_for"),
     "search.final_report": ("final_report",),
     "search.objective": ("QuantizationObjective",),
     "search.progress": ("SearchProgress",),
     "search.study_creation": ("create_study", "default_sampler"),
     "search.trial_export": ("export_assignment", "export_study"),
     "storage": ("open_storage",),
+    "study.answers": ("StudyAnswer", "answer"),
     "study.assignment": ("Assignment", "load_assignment"),
     "study.loading": ("load_study",),
     "study.plan": ("ObjectiveConfig", "SearchPlan"),
@@ -98,10 +100,13 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "SearchProgress",
     "SgquantError",
     "Site",
+    "StudyAnswer",
+    "StopWhenSettled",
     "StudyReport",
     "TrainingConfig",
     "TrialResult",
     "accuracy",
+    "answer",
     "attach",
     "best_for",
     "bind",

@@ -41,10 +41,13 @@ def new_study(
     mode: str = "constrained",
     planned: int | None = None,
     made: FeatureLayout | None = None,
+    budget: float | None = None,
 ) -> optuna.Study:
-    """A study with a record and no trial."""
+    """A study with a record and no trial; one with a budget is of that mode."""
     made = made or layout()
-    names = ["memory (bytes)", "expected drop (points)"][: 2 if mode == "pareto" else 1]
+    mode = mode if budget is None else "budget"
+    memory, lost = "memory (bytes)", "expected drop (points)"
+    names = {"constrained": [memory], "pareto": [memory, lost], "budget": [lost]}[mode]
     study = optuna.create_study(
         storage=storage, study_name=name, directions=["minimize"] * len(names)
     )
@@ -58,6 +61,7 @@ def new_study(
         max_drop=LIMIT,
         confidence=0.9,
         mode=mode,
+        budget_bytes=budget,
     ).save(study)
     if planned is not None:
         study.set_user_attr("sgquant:plan", {"version": 1, "n_trials": planned})
@@ -83,6 +87,7 @@ def measured(
     ended: datetime | None = None,
     seconds: float = 1.0,
     made: FeatureLayout | None = None,
+    budget: float | None = None,
     **attrs: Any,
 ) -> FrozenTrial:
     """A trial that measured these widths, one a site, and lost ``drop`` points."""
@@ -92,6 +97,10 @@ def measured(
     value = honest.memory_bytes
     if mode == "constrained" and drop > LIMIT:
         value = honest.full_precision_bytes * (1 + drop - LIMIT)
+    violation = drop - LIMIT
+    if budget is not None:
+        violation = honest.memory_bytes / budget - 1
+        value = drop if violation <= 0 else 100 * (1 + violation)
     params = BitWidthSearchSpace(made.sizes, candidates=WIDTHS).params_of(bits)
     trial = create_trial(
         state=TrialState.COMPLETE,
@@ -111,7 +120,7 @@ def measured(
             "seconds": seconds,
             **attrs,
         },
-        system_attrs={} if mode == "pareto" else {"constraints": [drop - LIMIT]},
+        system_attrs={} if mode == "pareto" else {"constraints": [violation]},
     )
     trial.datetime_complete = ended or datetime.now()
     trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)

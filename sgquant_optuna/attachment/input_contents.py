@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 from sgquant_optuna.quantization.input_stores import MAX_VALUES, InputContent
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
+from sgquant_optuna.quantization.row_values import row_values
 
 _FIRST_VALUES = 1 << 20
 """Values that are counted first: most real features have more than 256 distinct ones there."""
@@ -33,32 +35,42 @@ def input_contents(
     """
     dense = _dense(x)
     rows = torch.zeros(len(dense), dtype=torch.long) if bucket is None else bucket.cpu()
-    num_nonzeros = torch.count_nonzero(dense, dim=1).cpu()
-    num_values = {
-        number: count_nonzero_values(dense[rows == number]) for number in rows.unique().tolist()
+    contents = {number: exact_content(dense[rows == number]) for number in rows.unique().tolist()}
+    # A width can be lossless only where the values are few, in all or in a row.
+    masks = {
+        number: rows == number
+        for number, content in contents.items()
+        if (content.num_values, content.row_value) != (None, None)
     }
-    # A width can be lossless only where the values are few.
-    few = [number for number, count in num_values.items() if count is not None]
-    masks = {number: rows == number for number in few}
     lossless, keeps_zero = _lossless_widths(quantizer, x, dense, bucket, masks)
-    contents = {}
-    for number, count in num_values.items():
-        in_row = num_nonzeros[rows == number]
-        contents[number] = InputContent(
-            num_nonzeros=int(in_row.sum()),
-            max_row_nonzeros=int(in_row.max()),
-            num_values=count,
-            keeps_zero=keeps_zero,
-            lossless=tuple(lossless.get(number, ())),
-        )
-    return contents
+    return {
+        number: replace(content, keeps_zero=keeps_zero, lossless=tuple(lossless.get(number, ())))
+        for number, content in contents.items()
+    }
+
+
+def exact_content(x: Tensor) -> InputContent:
+    """Describe rows that stay as they are.
+
+    Args:
+        x:
+            Rows, ``[R, F]``.
+    """
+    counts, found = torch.count_nonzero(x, dim=1), row_values(x)
+    return InputContent(
+        num_nonzeros=int(counts.sum()),
+        max_row_nonzeros=int(counts.max()),
+        num_values=_count_nonzero_values(x),
+        keeps_zero=True,
+        row_value=None if found is None else found[0],
+    )
 
 
 def _dense(x: Tensor) -> Tensor:
     return x.dense() if isinstance(x, SparseFeatures) else x
 
 
-def count_nonzero_values(x: Tensor) -> int | None:
+def _count_nonzero_values(x: Tensor) -> int | None:
     """Count the distinct non-zero values, or return ``None`` if a codebook cannot hold them."""
     first = x[: max(1, _FIRST_VALUES // max(1, x.shape[1]))].unique()
     if len(first) > MAX_VALUES + 1:

@@ -47,7 +47,7 @@ def _table(file: Path, found: Evaluation) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from sgquant_optuna.study.report import megabytes
+    from sgquant_optuna.study.byte_sizes import megabytes
 
     origin = found.provenance
     # Names of studies, files and sites may look like markup.

@@ -40,9 +40,9 @@ def export(
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.search.trial_export import export_assignment, export_study
     from sgquant_optuna.storage.artifacts import open_artifacts
+    from sgquant_optuna.study.byte_sizes import megabytes
     from sgquant_optuna.study.dashboard.study_files import attach_best_model
     from sgquant_optuna.study.loading import load_study
-    from sgquant_optuna.study.report import megabytes
 
     quiet_optuna()
     opened = load_study(study, storage=storage)

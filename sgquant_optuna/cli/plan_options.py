@@ -19,6 +19,7 @@ from sgquant_optuna.graph.training_config import (
     paper_training,
 )
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.study.byte_sizes import parse_bytes
 from sgquant_optuna.study.plan import Mode, SearchPlan
 from sgquant_optuna.study.search_space import DEFAULT_CANDIDATES
 
@@ -33,19 +34,46 @@ def plan_of_options(
     n_trials: Annotated[
         int, typer.Option(min=1, help="Trials of the study, earlier ones included.")
     ] = SearchPlan.n_trials,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="End early after so many suggestions that promise to save less than 1 % more; "
+            "0 for never.",
+        ),
+    ] = SearchPlan.patience,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            show_default="no limit", help="Seconds of search after which no further trial begins."
+        ),
+    ] = None,
     max_drop: Annotated[
-        float, typer.Option(help="Largest drop of accuracy, in percentage points.")
-    ] = SearchPlan.max_drop,
+        float | None,
+        typer.Option(
+            show_default=str(SearchPlan.max_drop),
+            help="Largest drop of accuracy, in percentage points.",
+        ),
+    ] = None,
     confidence: Annotated[
         float, typer.Option(help="Probability with which the drop is at most --max-drop.")
     ] = SearchPlan.confidence,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead, the largest memory, as 8MB, 800kB, 1.5MiB or bytes: least drop in it."
+        ),
+    ] = None,
     granularity: Annotated[
         str, typer.Option(help="uniform, or lwq, cwq and taq joined by +.")
     ] = SearchPlan.granularity,
     mode: Annotated[
-        Mode,
-        typer.Option(help="Least memory within --max-drop, or the Pareto front of both."),
-    ] = SearchPlan.mode,
+        Mode | None,
+        typer.Option(
+            show_default=f"{SearchPlan.mode}, or budget with --budget",
+            help="Least memory within --max-drop, the Pareto front of both, or --budget.",
+        ),
+    ] = None,
     widths: Annotated[str, typer.Option(help="Candidate bit widths, of 1-8, 16 and 32.")] = (
         ",".join(map(str, DEFAULT_CANDIDATES))
     ),
@@ -93,7 +121,7 @@ def plan_of_options(
             min=0, show_default=_OF_THE_PAIR, help="Epochs of full-precision training, at most."
         ),
     ] = None,
-    patience: Annotated[
+    training_patience: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -143,10 +171,13 @@ def plan_of_options(
         ValueError:
             If an option is out of range.
     """
+    if budget is not None and max_drop is not None:
+        raise ValueError("expected --budget or --max-drop, got both")
+    budget_bytes = None if budget is None else parse_bytes(budget, what="--budget")
     usual = paper_training(model, dataset)
     chosen: dict[str, Any] = {
         "epochs": epochs,
-        "patience": patience,
+        "patience": training_patience,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "decayed_layers": decayed_layers,
@@ -161,9 +192,12 @@ def plan_of_options(
         if normalize_features is None
         else normalize_features,
         n_trials=n_trials,
-        max_drop=max_drop,
+        patience=patience,
+        timeout=timeout,
+        max_drop=SearchPlan.max_drop if max_drop is None else max_drop,
         confidence=confidence,
-        mode=mode,
+        mode=mode or (SearchPlan.mode if budget is None else "budget"),
+        budget_bytes=budget_bytes,
         granularity=granularity,
         candidates=integers(widths, what="--widths"),
         degree_edges=degree_buckets

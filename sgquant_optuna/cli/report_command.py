@@ -13,6 +13,7 @@ from sgquant_optuna.cli.options import Storage, StudyArgument
 if TYPE_CHECKING:
     import optuna
 
+    from sgquant_optuna.study.limit import Limit
     from sgquant_optuna.study.report import StudyReport
 
 
@@ -39,8 +40,16 @@ def report(
     out: Annotated[
         Path | None, typer.Option(show_default="the terminal", help="File to write it to.")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Answer instead what fits in so many bytes: 4MB. Nothing is trained."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Answer instead what another drop allows, in percentage points."),
+    ] = None,
 ) -> None:
-    """Show the bits, the accuracy and the memory of the best trial."""
+    """Show the bits, the accuracy and the memory of the best trial, or answer another limit."""
     from rich.console import Console
 
     from sgquant_optuna.cli.logs import quiet_optuna
@@ -51,7 +60,11 @@ def report(
     quiet_optuna()
     if out is not None:
         check_out_file(out)
+    limit = _limit(budget, max_drop, format_)
     opened = load_study(study, storage=storage)
+    if limit is not None:
+        _answer(opened, limit, format_, out)
+        return
     found = report_on(opened)
     if format_ is Format.TABLE and out is None:
         Console().print(found)
@@ -61,6 +74,45 @@ def report(
         typer.echo(text, nl=False)
         return
     write_out_file(out, text)
+
+
+def _limit(budget: str | None, max_drop: float | None, format_: Format) -> Limit | None:
+    """Return the other limit that is asked for, if one is."""
+    from sgquant_optuna.study.byte_sizes import parse_bytes
+    from sgquant_optuna.study.limit import Limit
+
+    if budget is None and max_drop is None:
+        return None
+    if budget is not None and max_drop is not None:
+        raise ValueError("expected --budget or --max-drop, got both")
+    if format_ not in (Format.TABLE, Format.JSON):
+        raise ValueError(f"--format: expected table or json for another limit, got {format_}")
+    if budget is None:
+        return Limit(max_drop=max_drop)
+    return Limit(budget_bytes=parse_bytes(budget, what="--budget"))
+
+
+def _answer(study: optuna.Study, limit: Limit, format_: Format, out: Path | None) -> None:
+    import io
+
+    from rich.console import Console
+
+    from sgquant_optuna.storage.out_files import write_out_file
+    from sgquant_optuna.study.answers import answer
+
+    found = answer(study, **limit.to_dict())
+    file = io.StringIO()
+    if format_ is Format.JSON:
+        file.write(found.to_json())
+    elif out is None:
+        Console().print(found)
+        return
+    else:
+        Console(file=file, width=100, no_color=True).print(found)
+    if out is None:
+        typer.echo(file.getvalue(), nl=False)
+    else:
+        write_out_file(out, file.getvalue())
 
 
 def _written(study: optuna.Study, found: StudyReport, format_: Format) -> str:

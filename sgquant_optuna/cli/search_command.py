@@ -60,7 +60,8 @@ def search(
     from sgquant_optuna.cli.logs import quiet_optuna, short_warnings
     from sgquant_optuna.search.preparation import prepare_search
     from sgquant_optuna.search.workers.stopping import Stopped, Stopper
-    from sgquant_optuna.study.report import megabytes, report
+    from sgquant_optuna.study.byte_sizes import megabytes
+    from sgquant_optuna.study.report import report
 
     quiet_optuna()
     # The standard output holds the report alone. Dataset and study may look like markup.

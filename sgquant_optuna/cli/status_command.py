@@ -57,6 +57,8 @@ def _summary(found: StudyStatus) -> Table:
     table.add_row("study", Text(found.study_name))
     table.add_row("state", found.state.value)
     planned = " (planned: -)" if found.planned is None else f" of {found.planned:,}"
+    if found.ended_early is not None:
+        table.add_row("ended early", found.ended_early.reason)
     table.add_row("finished", f"{found.finished:,}{planned}")
     table.add_row("running", f"{found.running:,}")
     if found.stale:
@@ -69,7 +71,9 @@ def _summary(found: StudyStatus) -> Table:
     if found.seconds_left is not None:
         table.add_row("time left", f"about {timedelta(seconds=round(found.seconds_left))}")
     if found.best_saving is not None:
-        table.add_row("best saving", f"{found.best_saving:.1f}x")
+        table.add_row(
+            "best saving", f"{found.best_saving:.1f}x, drop {found.best_drop:.2f} points"
+        )
     return table
 
 

@@ -37,6 +37,23 @@ def worker(
             min=1, show_default="as planned", help="Raise the trials of the study to this number."
         ),
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            show_default="as planned",
+            help="Change the study: end early after so many suggestions that promise to save less "
+            "than 1 % more; 0 for never.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            show_default="as planned",
+            help="Seconds after which these processes begin no further trial.",
+        ),
+    ] = None,
     device: Device = "cpu",
     grace: Annotated[
         float,
@@ -62,7 +79,7 @@ def worker(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show errors only.")] = False,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure trials of a study until it has all that its plan asks for.
+    """Measure trials of a study until it has all that its plan asks for, or has settled.
 
     The study tells what is measured; only its database and the data sets are needed. SIGTERM or
     Ctrl+C lets the trial finish within --grace or gives it back; a second signal does so at once.
@@ -92,7 +109,10 @@ def worker(
     if total is not None:
         if total < plan.n_trials:
             raise ValueError(f"--total: expected at least the plan's {plan.n_trials}, got {total}")
-        replace(plan, n_trials=total).save(opened)
+        plan = replace(plan, n_trials=total)
+    if patience is not None:
+        plan = replace(plan, patience=patience)
+    plan.save(opened)
     if n_jobs == 1 and engine is Engine.LOCAL:
         code = run_here(
             opened,
@@ -101,6 +121,7 @@ def worker(
             root=root,
             device=device,
             n_trials=n_trials,
+            timeout=timeout,
             grace=grace,
             parent=parent,
         )
@@ -113,6 +134,7 @@ def worker(
             artifacts=artifacts,
             device=device,
             n_trials=n_trials,
+            timeout=timeout,
             grace=grace,
             log_level=(LogLevel.ERROR if quiet else log_level).value,
             scheduler=scheduler,

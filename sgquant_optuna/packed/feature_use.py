@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgquant_optuna.attachment.input_contents import count_nonzero_values
+from sgquant_optuna.attachment.input_contents import exact_content
 from sgquant_optuna.exceptions import ModelError, PackingError
 from sgquant_optuna.packed.checks import check_count
-from sgquant_optuna.packed.input_features import InputPart, PackedInput
+from sgquant_optuna.packed.input_features import InputPart
+from sgquant_optuna.packed.packed_input import PackedInput
 from sgquant_optuna.packed.packed_tensor import PackedTensor
-from sgquant_optuna.quantization.input_stores import InputContent, input_stores
+from sgquant_optuna.quantization.input_stores import input_stores
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize
 from sgquant_optuna.quantization.sites import FULL_PRECISION, Site
 
@@ -210,11 +211,7 @@ def _pack_exact(x: Tensor) -> InputPart:
             f"got {str(x.dtype).removeprefix('torch.')} {list(x.shape)}; give the graph float32 "
             f"features, data.x = data.x.float()"
         )
-    counts = torch.count_nonzero(x, dim=1)
-    content = InputContent(
-        int(counts.sum()), int(counts.max()), count_nonzero_values(x), keeps_zero=True
-    )
-    sizes = input_stores(x.shape[0], x.shape[1], FULL_PRECISION, 1, content)
+    sizes = input_stores(x.shape[0], x.shape[1], FULL_PRECISION, 1, exact_content(x))
     store = min(sizes, key=lambda name: sizes[name])
     one = x.new_ones(1, 1)
     return InputPart.from_dense(x, store, FULL_PRECISION, one, one, "nearest")

@@ -1,17 +1,17 @@
-"""The graph's own features as a packed model holds them: each degree bucket in its own store.
+"""Rows of the graph's own features in one of their stores, as a packed model holds them.
 
 The bytes of each store are those of :func:`sgquant_optuna.quantization.input_stores.input_stores`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.exceptions import GraphError, PackingError
 from sgquant_optuna.graph.sparse_products import csr
 from sgquant_optuna.packed.blocks import BLOCK_ROWS, cut
 from sgquant_optuna.packed.checks import (
@@ -22,16 +22,17 @@ from sgquant_optuna.packed.checks import (
     check_tensor,
     check_widths,
 )
-from sgquant_optuna.packed.indexing import places_in_buckets
 from sgquant_optuna.packed.integers import pack_integers, read_integer_run, read_integers
 from sgquant_optuna.quantization.affine import dequantize, fake_quantize, quantize
 from sgquant_optuna.quantization.input_stores import MAX_VALUES
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, row_bytes
 from sgquant_optuna.quantization.packing import pack, unpack
 from sgquant_optuna.quantization.quantizer_config import Rounding
+from sgquant_optuna.quantization.row_values import reciprocals, row_values
 from sgquant_optuna.quantization.sites import FULL_PRECISION
 
-STORES = ("rows", "codebook", "sparse", "sparse codebook")
+ROW_VALUE_STORES = ("sparse 1/count", "sparse row codebook", "sparse row values")
+STORES = ("rows", "codebook", "sparse", "sparse codebook", *ROW_VALUE_STORES)
 _MOST_BITS = 31  # of a count: it is at most the number of columns
 _BLOCK_INTEGERS = 1 << 16
 """Integers that are unpacked at one time to check them."""
@@ -42,7 +43,7 @@ class InputPart:
 
     Args:
         store:
-            ``"rows"``, ``"codebook"``, ``"sparse"`` or ``"sparse codebook"``.
+            One of :data:`STORES`.
         bit_width:
             Bits of a quantized value; 32 keeps the values.
         shape:
@@ -79,6 +80,7 @@ class InputPart:
                 f"input part: expected {sorted(expected)} for {store}, got {sorted(tensors)}"
             )
         self.is_sparse, self.has_codebook = store.startswith("sparse"), "codebook" in store
+        self.has_row_values = store in ROW_VALUE_STORES
         if self.is_sparse:  # the start of each row is derived, so it is not stored
             counts = read_integers(tensors["counts"], shape[0], count_bits)
             self._crow = F.pad(counts.cumsum(0), (1, 0))
@@ -114,6 +116,10 @@ class InputPart:
                 Real value of code 0, same shape.
             rounding:
                 ``"nearest"`` or the paper's ``"floor"``.
+
+        Raises:
+            GraphError:
+                If the store is one of rows of one value, and a row has another.
         """
         tensors: dict[str, Tensor] = {}
         count_bits = 0
@@ -124,7 +130,9 @@ class InputPart:
             column = nonzero.nonzero()[:, 1]
             tensors["counts"] = pack_integers(counts, count_bits)
             tensors["columns"] = pack_integers(column, bits_for(max(0, x.shape[1] - 1)))
-        if "codebook" in store:
+        if store in ROW_VALUE_STORES:
+            tensors |= _row_value_tensors(x, store)
+        elif "codebook" in store:
             tensors |= _codebook(x, store, bit_width, scale, zero_point, rounding)
         elif bit_width == FULL_PRECISION:
             tensors["values"] = x[nonzero] if store == "sparse" else x
@@ -165,7 +173,9 @@ class InputPart:
         place = torch.arange(len(row), device=index.device) - first[row]
         place += self._crow[index][row]
         column = read_integers(self.tensors["columns"], self._nnz, self._column_bits, place)
-        if "codes" not in self.tensors:
+        if self.has_row_values:
+            values = self._row_values(index)[row]
+        elif "codes" not in self.tensors:
             values = self.tensors["values"][place]
         else:
             codes = read_integers(self.tensors["codes"], self._nnz, self._code_bits, place)
@@ -192,7 +202,9 @@ class InputPart:
         low, high = int(self._crow[start]), int(self._crow[stop])
         crow = (self._crow[start : stop + 1] - low).int()
         column = read_integer_run(self.tensors["columns"], self._nnz, self._column_bits, low, high)
-        if "codes" not in self.tensors:
+        if self.has_row_values:
+            values = self._row_values(index).repeat_interleave(crow.diff())
+        elif "codes" not in self.tensors:
             values = self.tensors["values"][low:high]
         else:
             codes = read_integer_run(self.tensors["codes"], self._nnz, self._code_bits, low, high)
@@ -211,6 +223,14 @@ class InputPart:
         if "codes" not in self.tensors:
             return self.tensors["values"][rows]
         return unpack(self.tensors["codes"][rows], self.shape[1], self._code_bits)
+
+    def _row_values(self, index: Tensor) -> Tensor:
+        """Return the one value that the non-zeros of each row have, ``[n]`` float32."""
+        if "values" not in self.tensors:
+            return reciprocals(self._crow[index + 1] - self._crow[index])
+        if self.has_codebook:
+            index = read_integers(self.tensors["codes"], self._num_codes, self._code_bits, index)
+        return self.tensors["values"][index]
 
     def _decode(self, codes: Tensor, row: Tensor, column: Tensor | None = None) -> Tensor:
         """Bring codes back; ``column`` is given for those of single non-zeros."""
@@ -233,6 +253,11 @@ class InputPart:
         return bits_for(max(0, self.shape[1] - 1))
 
     @property
+    def _num_codes(self) -> int:
+        """Number of codes of a sparse store: one for each row or non-zero."""
+        return self.shape[0] if self.has_row_values else self._nnz
+
+    @property
     def _code_bits(self) -> int:
         if not self.has_codebook:
             return self.bit_width
@@ -246,11 +271,11 @@ class InputPart:
             num_values = tensors["values"].numel()
             sizes["values"] = (check_count(num_values, "values of a codebook", high=MAX_VALUES),)
         elif "values" in tensors:
-            sizes["values"] = (self._nnz,) if self.is_sparse else self.shape
+            sizes["values"] = (self._num_codes,) if self.is_sparse else self.shape
         if self.is_sparse:
             sizes["columns"] = (integers_nbytes(self._nnz, self._column_bits),)
         if "codes" in tensors and self.is_sparse:
-            sizes["codes"] = (integers_nbytes(self._nnz, self._code_bits),)
+            sizes["codes"] = (integers_nbytes(self._num_codes, self._code_bits),)
         elif "codes" in tensors:
             sizes["codes"] = (num_rows, row_bytes(num_columns, self._code_bits))
         for name, size in sizes.items():
@@ -288,8 +313,9 @@ class InputPart:
         packed, bits, num_columns = self.tensors["codes"], self._code_bits, self.shape[1]
         blocks: Iterator[Tensor]
         if self.is_sparse:
-            runs = cut(slice(0, self._nnz), _BLOCK_INTEGERS)
-            blocks = (read_integer_run(packed, self._nnz, bits, r.start, r.stop) for r in runs)
+            count = self._num_codes
+            runs = cut(slice(0, count), _BLOCK_INTEGERS)
+            blocks = (read_integer_run(packed, count, bits, r.start, r.stop) for r in runs)
         else:
             rows = packed.split(max(1, _BLOCK_INTEGERS // max(1, num_columns)))
             blocks = (unpack(block, num_columns, bits) for block in rows)
@@ -299,80 +325,6 @@ class InputPart:
                 raise PackingError(
                     f"codes of the input: expected some below {num_values}, got {int(codes.max())}"
                 )
-
-
-class PackedInput:
-    """Features ``[N, F]``: the rows of each degree bucket together, in node order.
-
-    Args:
-        parts:
-            Rows of each bucket, ``None`` for one without nodes.
-        bucket:
-            Degree bucket of each node, ``[N]`` uint8, or ``None`` for one bucket.
-        sparse:
-            Whether products run on the non-zeros alone.
-
-    Raises:
-        PackingError:
-            If the parts do not fit the buckets.
-    """
-
-    def __init__(
-        self, parts: Sequence[InputPart | None], bucket: Tensor | None, *, sparse: bool
-    ) -> None:
-        present = [part for part in parts if part is not None]
-        self.parts, self.bucket, self.sparse = tuple(parts), bucket, sparse
-        columns = {part.shape[1] for part in present}
-        if len(columns) != 1 or (bucket is None and len(parts) != 1):
-            raise PackingError(
-                f"packed input: got {len(parts)} parts of {sorted(columns)} columns"
-            )
-        self.shape = (sum(part.shape[0] for part in present), columns.pop())
-        if bucket is None:
-            return
-        counts = torch.bincount(bucket.long(), minlength=len(parts)).tolist()
-        if counts != [0 if part is None else part.shape[0] for part in parts]:
-            raise PackingError("packed input: its parts do not fit the degree buckets")
-        self._position = places_in_buckets(bucket, counts)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the parts."""
-        part = next(part for part in self.parts if part is not None)
-        return part.device
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes without bucket ids."""
-        return sum(part.nbytes for part in self.parts if part is not None)
-
-    def blocks(self) -> Iterator[tuple[Tensor | slice, Tensor]]:
-        """Bring all rows back block by block: their nodes, and a matrix, dense or CSR."""
-        for number, part in enumerate(self.parts):
-            if part is None:
-                continue
-            nodes = None if self.bucket is None else (self.bucket == number).nonzero()[:, 0]
-            for rows in cut(slice(0, part.shape[0]), BLOCK_ROWS):
-                of_block = rows if nodes is None else nodes[rows]
-                yield of_block, part.matrix(rows.start, rows.stop, sparse=self.sparse)
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Bring some rows back, ``[n, F]`` float32.
-
-        Args:
-            index:
-                Nodes, ``[n]`` int64; may repeat.
-        """
-        if self.bucket is None:
-            assert self.parts[0] is not None
-            return self.parts[0].rows(index)
-        out = torch.empty(len(index), self.shape[1], device=index.device)
-        of_row = self.bucket[index]
-        for number, part in enumerate(self.parts):
-            where = (of_row == number).nonzero()[:, 0]
-            if part is not None and len(where):
-                out[where] = part.rows(self._position[index[where]].long())
-        return out
 
 
 def _codebook(
@@ -400,15 +352,39 @@ def _codebook(
     return {"codes": codes, "values": values}
 
 
+def _row_value_tensors(x: Tensor, store: str) -> dict[str, Tensor]:
+    """Return the values of rows of one value, as a store holds them."""
+    found = row_values(x)
+    if found is None or (store == "sparse 1/count" and found[0] == "own"):
+        raise GraphError(
+            f"features: expected rows of equal non-zeros for {store}, got others; give the graph "
+            f"and the layout of one calibration"
+        )
+    if store == "sparse 1/count":
+        return {}
+    values = found[1]
+    if store == "sparse row values":
+        return {"values": values}
+    distinct, place = values[values != 0].unique(return_inverse=True)
+    codes = torch.zeros_like(values, dtype=torch.long)
+    codes[values != 0] = place
+    bits = _codebook_bits(store, len(distinct))
+    return {"codes": pack_integers(codes, bits), "values": distinct}
+
+
 def _codebook_bits(store: str, num_values: int) -> int:
-    """Return the bits of a code; rows take at least one, non-zeros none if they are equal."""
+    """Return the bits of a code; dense ones take at least one, others none if all are equal."""
     bits = bits_for(max(0, num_values - 1))
-    return bits if store == "sparse codebook" else max(1, bits)
+    return bits if store.startswith("sparse") else max(1, bits)
 
 
 def _names(store: str, bit_width: int) -> set[str]:
     """Return the names of the tensors of a store."""
     names = {"counts", "columns"} if store.startswith("sparse") else set()
+    if store == "sparse 1/count":
+        return names
+    if store == "sparse row values":
+        return names | {"values"}
     if "codebook" in store:
         return names | {"codes", "values"}
     if bit_width == FULL_PRECISION:

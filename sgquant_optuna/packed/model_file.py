@@ -22,11 +22,12 @@ from sgquant_optuna.graph.sparse_features import SparseFeatures, as_sparse_featu
 from sgquant_optuna.packed.checks import check_buckets, check_ranges, top_codes
 from sgquant_optuna.packed.container import read_container
 from sgquant_optuna.packed.feature_use import EXACT, feature_use
-from sgquant_optuna.packed.input_features import InputPart, PackedInput
+from sgquant_optuna.packed.input_features import InputPart
 from sgquant_optuna.packed.integers import pack_buckets, read_buckets
 from sgquant_optuna.packed.model_header import ModelHeader, ModelSite
 from sgquant_optuna.packed.model_weights import load_weights, paper_model, weights_of, with_tied
 from sgquant_optuna.packed.packed_features import PackedFeatures, check_full_rows
+from sgquant_optuna.packed.packed_input import PackedInput
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from sgquant_optuna.attachment.quantized_model import ROOT
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.packed.checks import MAX_BUCKETS, check_count, check_flag, check_widths
 from sgquant_optuna.packed.feature_use import FeatureUse
+from sgquant_optuna.quantization.input_stores import RowValue
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize, site_store
 from sgquant_optuna.quantization.quantizer_config import Axis, QuantizerConfig
@@ -361,6 +362,11 @@ def _check_layout(layout: Mapping[str, Any]) -> None:
         check_flag(content["keeps_zero"], f"keeps_zero of {name}")
         if content["lossless"]:
             check_widths(content["lossless"], f"lossless widths of {name}")
+        if content.get("row_value") not in (None, *get_args(RowValue)):
+            raise PackingError(
+                f"row_value of {name}: expected null or one of {get_args(RowValue)}, got "
+                f"{content['row_value']!r}"
+            )
 
 
 def _mapping(fields: Mapping[str, Any], name: str) -> dict[str, Any]:

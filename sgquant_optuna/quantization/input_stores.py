@@ -3,20 +3,23 @@
 The features that a layer computes are dense and change in each epoch. The input is known: it may
 be binary, have few distinct values or be mostly zero. Then a store of the positions of its
 non-zeros, or of a code for each distinct value, takes fewer bytes than packed rows and is often
-lossless.
+lossless. Binary rows that are divided by their sums have one value each, which needs no code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, packed_nbytes
 from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 RANGE_BYTES = 8
 """One scale and one zero point, float32 each."""
+
+RowValue = Literal["1/count", "own"]
+"""Origin of the value that all non-zeros of a row have: their number, or the row alone."""
 
 MAX_VALUES = 256
 """Largest number of values in a codebook; more need codes of more than 8 bits."""
@@ -37,6 +40,9 @@ class InputContent:
             Whether every candidate width maps zero to zero, so that only non-zeros are stored.
         lossless:
             Candidate widths that change no value.
+        row_value:
+            Origin of the value that all non-zeros of a row have: ``"1/count"`` if it is one
+            divided by their number in every row, else ``"own"``; ``None`` if a row has several.
     """
 
     num_nonzeros: int
@@ -44,6 +50,7 @@ class InputContent:
     num_values: int | None
     keeps_zero: bool
     lossless: tuple[int, ...] = ()
+    row_value: RowValue | None = None
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> InputContent:
@@ -86,6 +93,12 @@ def input_stores(
     - ``sparse codebook``: as ``sparse``, with the distinct non-zero values and the index of one
       for each non-zero instead of its code; no index where all non-zeros are equal.
 
+    Where all non-zeros of a row are equal and the width changes no value, one of these too:
+
+    - ``sparse 1/count``: number of non-zeros and their columns. The value follows from the number.
+    - ``sparse row codebook``: as ``sparse codebook``, with an index for each row.
+    - ``sparse row values``: as ``sparse``, with a float32 value for each row instead of codes.
+
     Args:
         num_rows:
             Number of rows in the bucket.
@@ -108,6 +121,12 @@ def input_stores(
         >>> cora = InputContent(49216, 30, 1, keeps_zero=True)
         >>> input_stores(2708, 1433, 1, 1, cora)
         {'rows': 487448, 'codebook': 487448, 'sparse': 75525, 'sparse codebook': 69369}
+
+        Each row divided by its sum, at full precision:
+
+        >>> cora = InputContent(49216, 30, 29, keeps_zero=True, row_value="1/count")
+        >>> input_stores(2708, 1433, 32, 1, cora)["sparse 1/count"]
+        69365
     """
     is_full = bit_width == FULL_PRECISION
     sizes = {"rows": packed_rows_nbytes(num_rows, num_columns, bit_width, num_ranges)}
@@ -130,4 +149,17 @@ def input_stores(
             bits = bits_for(max(0, content.num_values - 1))
             codes = integers_nbytes(content.num_nonzeros, bits) + 4 * content.num_values
             sizes["sparse codebook"] = positions + codes
+        if content.row_value is not None and (is_full or bit_width in content.lossless):
+            sizes |= _row_value_stores(num_rows, positions, content)
+    return sizes
+
+
+def _row_value_stores(num_rows: int, positions: int, content: InputContent) -> dict[str, int]:
+    """Return the bytes of the stores of rows of one value, with those of their positions."""
+    if content.row_value == "1/count":
+        return {"sparse 1/count": positions}
+    sizes = {"sparse row values": positions + 4 * num_rows}
+    if content.num_values is not None:
+        codes = integers_nbytes(num_rows, bits_for(max(0, content.num_values - 1)))
+        sizes["sparse row codebook"] = positions + codes + 4 * content.num_values
     return sizes

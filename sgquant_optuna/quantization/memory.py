@@ -144,15 +144,18 @@ def paper_memory(layout: FeatureLayout, bits: BitWidths) -> Memory:
         SGQuant (Feng et al., 2020, arXiv:2007.05100), Table III: ``MB = N * (F + W) * 4 / 1e6``
         with W the sum of the hidden widths.
     """
-    elements = {
-        site: size.num_elements
-        for site, size in layout.sizes.items()
-        if site.component == "embedding"
-    }
+    dense = {site: size for site, size in layout.sizes.items() if site.component == "embedding"}
+    stored = sum(size.num_elements * _code_bits(size, bits[site]) for site, size in dense.items())
     return Memory(
-        memory_bytes=sum(count * bits[site] for site, count in elements.items()) / 8,
-        full_precision_bytes=4.0 * sum(elements.values()),
+        memory_bytes=stored / 8,
+        full_precision_bytes=4.0 * sum(size.num_elements for size in dense.values()),
     )
+
+
+def _code_bits(size: SiteSize, bit_width: int) -> int:
+    """Return the bits of a code: one where a row tells the only value that it has beside zero."""
+    is_binary = size.content is not None and size.content.row_value is not None
+    return 1 if is_binary and bit_width == FULL_PRECISION else bit_width
 
 
 def honest_memory(layout: FeatureLayout, bits: BitWidths) -> Memory:

@@ -4,6 +4,7 @@ from sgquant_optuna.sampler.best_for import Answer, best_for
 from sgquant_optuna.sampler.cost_model import CostModel, FittedCostModel
 from sgquant_optuna.sampler.explain import Calibration, Sensitivity, calibration, sensitivity
 from sgquant_optuna.sampler.sampler import SGQuantSampler
+from sgquant_optuna.sampler.settled import StopWhenSettled
 
 __all__ = [
     "Answer",
@@ -12,6 +13,7 @@ __all__ = [
     "FittedCostModel",
     "SGQuantSampler",
     "Sensitivity",
+    "StopWhenSettled",
     "best_for",
     "calibration",
     "sensitivity",

@@ -42,7 +42,7 @@ def expected_improvement(prediction: Prediction, best: float | Floats) -> Floats
     return np.maximum(improvement, 0)
 
 
-def greedy_batch(improvements: Floats, size: int) -> list[int]:
+def greedy_batch(improvements: Floats, size: int, *, pending: int = 0) -> list[int]:
     """Choose candidates whose best member improves most, averaged over joint draws.
 
     Args:
@@ -50,11 +50,13 @@ def greedy_batch(improvements: Floats, size: int) -> list[int]:
             Improvement by each candidate in each joint draw, not negative, ``[draws, n]``.
         size:
             Largest number of candidates to choose.
+        pending:
+            Number of candidates, the first ones, that are being measured already.
 
     Returns:
         Positions, best first. There are fewer than ``size`` if no other candidate improves.
     """
-    reached = np.zeros(len(improvements))
+    reached = improvements[:, :pending].max(axis=1, initial=0.0)
     chosen: list[int] = []
     while len(chosen) < min(size, improvements.shape[1]):
         added = np.maximum(improvements - reached[:, None], 0).mean(axis=0)
@@ -129,8 +131,17 @@ class AcquisitionFunction(Protocol):
     def score(self, candidates: Posterior) -> Floats:
         """Expected improvement by each candidate alone, ``[n]``."""
 
-    def batch(self, candidates: Posterior, size: int, rng: np.random.Generator) -> list[int]:
-        """Positions of at most ``size`` candidates that improve together, best first."""
+    def gain(self, candidates: Posterior) -> Floats | None:
+        """Expected improvement by each as a share of the best known, ``[n]``, where it is told."""
+
+    def batch(
+        self, candidates: Posterior, size: int, rng: np.random.Generator, *, pending: int
+    ) -> list[int]:
+        """Positions of at most ``size`` candidates that improve together, best first.
+
+        The first ``pending`` candidates are being measured already: the others should improve on
+        what those may reach.
+        """
 
 
 def acquisition_function(models: CostModels, measured: Posterior) -> AcquisitionFunction:
@@ -162,6 +173,7 @@ class _KnownObjectiveImprovement:
         assert measured.known is not None
         self._models, self._measured = models, measured
         known = measured.known[measured.feasible >= _LIKELY_FEASIBLE]
+        self._has_feasible = len(known) > 0
         # Without a feasible configuration, anything below the largest value is an improvement.
         self._best = float(known.min() if len(known) else measured.known.max() * (1 + 1e-9))
 
@@ -180,9 +192,16 @@ class _KnownObjectiveImprovement:
             improvement > 0, improvement * candidates.feasible, candidates.feasible - 2
         )
 
-    def batch(self, candidates: Posterior, size: int, rng: np.random.Generator) -> list[int]:
+    def batch(
+        self, candidates: Posterior, size: int, rng: np.random.Generator, *, pending: int
+    ) -> list[int]:
         feasible = _feasible_draws(self._models, candidates, rng)
-        return greedy_batch(self._improvement(candidates) * feasible, size)
+        return greedy_batch(self._improvement(candidates) * feasible, size, pending=pending)
+
+    def gain(self, candidates: Posterior) -> Floats | None:
+        if not self._has_feasible or not self._best:
+            return None
+        return self._improvement(candidates) * candidates.feasible / abs(self._best)
 
     def _improvement(self, candidates: Posterior) -> Floats:
         assert candidates.known is not None
@@ -210,10 +229,16 @@ class _ExpectedImprovement:
         prediction = candidates.predictions[self._LEARNED]
         return expected_improvement(prediction, self._best) * candidates.feasible
 
-    def batch(self, candidates: Posterior, size: int, rng: np.random.Generator) -> list[int]:
+    def batch(
+        self, candidates: Posterior, size: int, rng: np.random.Generator, *, pending: int
+    ) -> list[int]:
         drawn = self._models.sample(self._LEARNED, candidates.indices, rng, _JOINT_DRAWS)
         improvement = np.maximum(self._best - drawn, 0)
-        return greedy_batch(improvement * _feasible_draws(self._models, candidates, rng), size)
+        feasible = _feasible_draws(self._models, candidates, rng)
+        return greedy_batch(improvement * feasible, size, pending=pending)
+
+    def gain(self, candidates: Posterior) -> Floats | None:
+        return None  # of what the study asks for, only the warped scale of the model is known
 
 
 class _HypervolumeImprovement:
@@ -249,20 +274,27 @@ class _HypervolumeImprovement:
     def score(self, candidates: Posterior) -> Floats:
         return self._score(self._front, candidates)
 
-    def batch(self, candidates: Posterior, size: int, rng: np.random.Generator) -> list[int]:
+    def batch(
+        self, candidates: Posterior, size: int, rng: np.random.Generator, *, pending: int
+    ) -> list[int]:
         del rng
         assert candidates.known is not None
         mean, front = candidates.predictions[self._learned].mean, self._front
+        for running in range(pending):
+            front = front.with_point(float(candidates.known[running]), float(mean[running]))
         chosen: list[int] = []
-        while len(chosen) < min(size, len(candidates.indices)):
+        while len(chosen) < min(size, len(candidates.indices) - pending):
             score = self._score(front, candidates)
-            score[chosen] = -np.inf
+            score[[*range(pending), *chosen]] = -np.inf
             best = int(np.argmax(score))
             if score[best] <= 0:
                 break
             chosen.append(best)
             front = front.with_point(float(candidates.known[best]), float(mean[best]))
         return chosen
+
+    def gain(self, candidates: Posterior) -> Floats | None:
+        return None
 
     def _score(self, front: ParetoFront, candidates: Posterior) -> Floats:
         assert candidates.known is not None
@@ -301,15 +333,20 @@ class _ScalarizedImprovement:
         score: Floats = self._improvements(candidates).mean(axis=0)
         return score
 
-    def batch(self, candidates: Posterior, size: int, rng: np.random.Generator) -> list[int]:
+    def batch(
+        self, candidates: Posterior, size: int, rng: np.random.Generator, *, pending: int
+    ) -> list[int]:
         del rng
         improvements = self._improvements(candidates)
         chosen: list[int] = []
-        for weight in range(min(size, len(candidates.indices))):
+        for weight in range(pending, min(pending + size, len(candidates.indices))):
             row = improvements[weight % self._WEIGHTS].copy()
-            row[chosen] = -1
+            row[[*range(pending), *chosen]] = -1
             chosen.append(int(np.argmax(row)))
         return chosen
+
+    def gain(self, candidates: Posterior) -> Floats | None:
+        return None
 
     def _improvements(self, candidates: Posterior) -> Floats:
         """Expected improvement of each scalarization, ``[weights, n]``."""

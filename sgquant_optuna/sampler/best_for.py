@@ -20,8 +20,10 @@ from sgquant_optuna.sampler.cost_model import (
     CostModelName,
     check_cost_model,
 )
+from sgquant_optuna.sampler.filling import raised
 from sgquant_optuna.sampler.gaussian_process import Prediction
-from sgquant_optuna.sampler.known_objective import KnownObjective
+from sgquant_optuna.sampler.known_constraint import KnownConstraint
+from sgquant_optuna.sampler.known_objective import KnownFunction, KnownObjective
 from sgquant_optuna.sampler.problem import Target, target_of
 from sgquant_optuna.sampler.space import FiniteSpace, Floats, Indices, is_finite, single_value
 from sgquant_optuna.sampler.surrogate import Surrogate, probability_below
@@ -35,6 +37,7 @@ The objective writes it: that of the package's own searches, or the user's in an
 _CANDIDATES = 4000
 _SEARCH_ROUNDS = 6
 _PARENTS = 20
+_NEAR = 0.01  # share of a budget that may be left unused as if it were used up
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,10 @@ def best_for(
         known_objective:
             Function that computes the memory of given parameters.
         budget_bytes:
-            Largest memory, in the unit of ``known_objective``: find the lowest expected drop.
+            Largest memory, in the unit of ``known_objective``: find the lowest expected drop. A
+            configuration that leaves more than 1 % of it unused has to be better by more than the
+            deviation of its expectation, and is raised as far as it goes: more memory rarely costs
+            accuracy.
         max_drop:
             Largest drop, in percentage points: find the least memory whose drop is at most this
             with the given confidence.
@@ -130,14 +136,23 @@ def best_for(
         raise ValueError(f"best_for: expected two complete trials with a drop, got {len(rows)}")
     memory = KnownObjective(known_objective, space, objective=0, sign=1.0, defaults=defaults)
     target = target_of(space, "drop", rows, drops)
+    constraint = None
+    if budget_bytes is not None:
+        within = _below(known_objective, budget_bytes, space, defaults)
+        try:
+            constraint = KnownConstraint(within, space, slack=_NEAR * abs(budget_bytes))
+        except ValueError:  # nothing is within it
+            return None
     surrogate = Surrogate(target, seed=seed, cost_model=cost_model)
-    budget = _Budget(surrogate, space, memory, budget_bytes, max_drop, confidence)
+    budget = _Budget(surrogate, space, memory, constraint, max_drop, confidence)
     pool = target.indices if measured_only else _search(budget, target.indices, seed)
     cost = budget.cost(pool)
     best = int(np.argmin(cost))
     if not np.isfinite(cost[best]):
         return None
     chosen = pool[best : best + 1]
+    if constraint is not None and not measured_only:
+        chosen = raised(chosen[0], budget.mean, constraint, np.arange(len(space.names)))[None]
     drop, deviation = budget.expectation(chosen)
     return Answer(
         params={**defaults, **space.params_of(tuple(chosen[0].tolist()))},
@@ -156,15 +171,18 @@ class _Budget:
     surrogate: Surrogate
     space: FiniteSpace
     memory: KnownObjective
-    budget: float | None
+    constraint: KnownConstraint | None
     max_drop: float | None
     confidence: float
 
     def cost(self, indices: Indices) -> Floats:
         memory = self.memory.values(indices)
         prediction = self._predict(indices)
-        if self.budget is not None:
-            return np.where(memory <= self.budget, prediction.mean, np.inf)
+        if self.constraint is not None:
+            # What leaves a part of the budget unused must be better for certain.
+            near = self.constraint.uses_it_up(indices)
+            cost = prediction.mean + np.where(near, 0.0, prediction.deviation)
+            return np.where(self.constraint.holds(indices), cost, np.inf)
         assert self.max_drop is not None
         margin = ndtri(self.confidence) * prediction.deviation
         limit = self.surrogate.warp(np.array(self.max_drop))
@@ -172,11 +190,15 @@ class _Budget:
 
     def limit(self, target: Target) -> float:
         """Drop that the answer shall not exceed: the given one, or the lowest in the budget."""
-        if self.budget is None:
+        if self.constraint is None:
             assert self.max_drop is not None
             return self.max_drop
-        within = self.memory.values(target.indices) <= self.budget
+        within = self.constraint.holds(target.indices)
         return float(np.min(target.values, initial=np.inf, where=within))
+
+    def mean(self, indices: Indices) -> Floats:
+        """Expected drop of configurations, on the scale of the model."""
+        return self._predict(indices).mean
 
     def expectation(self, chosen: Indices) -> tuple[float, float]:
         """Expected drop of one configuration, and its standard deviation."""
@@ -203,11 +225,25 @@ def _search(budget: _Budget, measured: Indices, seed: int) -> Indices:
     space, rng = budget.space, np.random.default_rng(seed)
     drawn = random_candidates(space, rng, _CANDIDATES, {})
     pool = np.concatenate([measured, drawn, anchors(space)])
+    if budget.constraint is not None:
+        within = budget.constraint.within(pool, rng, {})
+        filled = budget.constraint.filled(within, rng, {})
+        listed = budget.constraint.listed(rng, _CANDIDATES)
+        pool = space.distinct(np.concatenate([within, filled, listed]))
     for _ in range(_SEARCH_ROUNDS):
         parents = pool[np.argsort(budget.cost(pool), kind="stable")[:_PARENTS]]
         near = neighbours(space, rng, parents, _CANDIDATES // 4)
         pool = distinct(np.concatenate([pool, near]), rng, space, {})
     return pool
+
+
+def _below(
+    known_objective: Callable[[dict[str, Any]], float],
+    budget: float,
+    space: FiniteSpace,
+    defaults: Mapping[str, Any],
+) -> KnownFunction:
+    return KnownFunction(lambda p: known_objective(p) - budget, space, defaults=defaults)
 
 
 def _shared_space(study: Study) -> dict[str, BaseDistribution]:

@@ -49,7 +49,8 @@ class Blend:
         self._unit = _SPAN * max(float(values.std()), 1e-12)
         # Of its own targets a tree knows too much, so the process learns from the others' trees.
         guided = np.column_stack([features, self._trees.left_out / self._unit])
-        self._guided = GaussianProcess(guided, values, counts, seed=seed)
+        start = np.insert(self._plain.hyperparameters, features.shape[1], 0.0)
+        self._guided = GaussianProcess(guided, values, counts, seed=seed, start=start)
         self.guided_weight = _stacked(
             self._plain.left_out_densities(), self._guided.left_out_densities()
         )

@@ -13,8 +13,8 @@ from sgquant_optuna.sampler.boosted_forest import Forest, PairTables, Steps
 from sgquant_optuna.sampler.gaussian_process import Prediction, limited_rows
 from sgquant_optuna.sampler.space import Features, Flags, Floats
 
-_MEMBERS = 40
-_TREES = 60
+_MEMBERS = 20
+_TREES = 30
 _SCALES = (0.5, 3.0)  # limits of the factor that makes the spread of the members a deviation
 _MIN_DEVIATION = 1e-3
 _CLEAR = 0.8  # share of the change, net of what goes back, that makes a target monotone

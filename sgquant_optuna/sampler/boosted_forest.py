@@ -19,7 +19,7 @@ from sgquant_optuna.sampler.space import Features, Floats, Indices
 
 _MAX_STEPS = 256
 _MAX_STEPS_OF_FEATURE = 15
-_SHRINKAGE = 0.15
+_SHRINKAGE = 0.3
 _PENALTY = 1.0  # of the squared leaves, in measurements; lambda of Chen and Guestrin (2016)
 
 

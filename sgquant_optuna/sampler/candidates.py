@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,10 +22,28 @@ class Ranking:
             Distinct configurations.
         predictions:
             Prediction of each, to be recorded with its trial; empty if nothing was predicted.
+        admit:
+            Function that brings any other configurations within the known constraint; ``None``
+            without one.
     """
 
     configurations: list[Index]
     predictions: list[dict[str, float]] = field(default_factory=list)
+    admit: Callable[[Indices, np.random.Generator], Indices] | None = None
+
+    def after(self, first: list[Index]) -> Ranking:
+        """Return the ranking with some configurations in front, of which nothing is predicted."""
+        predictions = self.predictions or [{}] * len(self.configurations)
+        rest = [
+            (index, prediction)
+            for index, prediction in zip(self.configurations, predictions, strict=True)
+            if index not in first
+        ]
+        return replace(
+            self,
+            configurations=[*first, *(index for index, _ in rest)],
+            predictions=[*({} for _ in first), *(prediction for _, prediction in rest)],
+        )
 
 
 def random_candidates(
@@ -74,14 +92,35 @@ def neighbours(
     changes = rng.integers(1, 4, size=count)
     for change in range(3):
         columns = rng.integers(len(space.names), size=count)
-        steps = children[rows, columns] + rng.choice([-1, 1], size=count)
-        steps = np.clip(steps, 0, space.cardinalities[columns] - 1)
-        anywhere = np.floor(rng.random(count) * space.cardinalities[columns]).astype(np.int64)
-        is_step = space.is_ordered[columns] & (rng.random(count) < _STEP_PROBABILITY)
-        moved = np.where(is_step, steps, anywhere)
+        moved = moved_positions(space, rng, children[rows, columns], columns)
         active = changes > change
         children[rows[active], columns[active]] = moved[active]
     return children
+
+
+def moved_positions(
+    space: FiniteSpace, rng: np.random.Generator, positions: Indices, columns: Indices
+) -> Indices:
+    """Move positions, mostly by a single step where the values are ordered.
+
+    Args:
+        space:
+            Grid of the configurations.
+        rng:
+            Source of randomness.
+        positions:
+            Positions to move, ``[n]``.
+        columns:
+            Parameter of each position, ``[n]``.
+
+    Returns:
+        New positions, ``[n]``; some may be the old ones.
+    """
+    steps = positions + rng.choice([-1, 1], size=len(positions))
+    steps = np.clip(steps, 0, space.cardinalities[columns] - 1)
+    anywhere = np.floor(rng.random(len(positions)) * space.cardinalities[columns])
+    is_step = space.is_ordered[columns] & (rng.random(len(positions)) < _STEP_PROBABILITY)
+    return np.where(is_step, steps, anywhere.astype(np.int64))
 
 
 def anchors(space: FiniteSpace) -> Indices:
@@ -99,5 +138,5 @@ def distinct(
     for name, position in fixed.items():
         pool[:, space.names.index(name)] = position
     pool = space.distinct(pool)
-    rng.shuffle(pool)
-    return pool
+    shuffled: Indices = pool[rng.permutation(len(pool))]  # shuffling the rows in place is slow
+    return shuffled

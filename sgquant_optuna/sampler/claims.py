@@ -23,6 +23,12 @@ PREDICTED_KEY = "predicted"
 The sampler writes it, ``explain`` reads it.
 """
 
+GAIN = "gain"
+"""Entry of ``predicted``: the expected improvement by the trial, as a share of the best known.
+
+``ranking`` writes it, ``settled`` reads it.
+"""
+
 FIXED_PARAMS_KEY = "fixed_params"
 """System attribute of a trial: its enqueued parameters, which ``Study.enqueue_trial`` writes."""
 
@@ -54,7 +60,7 @@ class Claim:
 
     Args:
         round:
-            Number of the round; round 0 is random.
+            Number of the round; round 0 learns from no trial of this sampler.
         index:
             Configuration that is claimed.
         space:

@@ -21,6 +21,7 @@ from sgquant_optuna.sampler.space import Features, Floats, Indices
 _HYPER_ROWS = 120  # rows to learn the length scales from: the cost grows with the cube
 _MAX_ROWS = 400
 _MAX_ITERATIONS = 30
+_MAX_ITERATIONS_FROM_START = 10  # those of a similar process are near already
 _JITTER = 1e-8
 _SQRT5 = 5.0**0.5
 
@@ -63,12 +64,23 @@ class GaussianProcess:
             Number of measurements whose mean each target is, ``[n]``.
         seed:
             Seed of the choice of rows.
+        start:
+            Hyperparameters to begin the search with, ``[columns + 2]``, as in
+            ``hyperparameters``.
 
     Reference:
         R&W, section 2.2 for the regression, section 5.1 for a length scale for each feature.
     """
 
-    def __init__(self, features: Features, values: Floats, counts: Floats, *, seed: int) -> None:
+    def __init__(
+        self,
+        features: Features,
+        values: Floats,
+        counts: Floats,
+        *,
+        seed: int,
+        start: Floats | None = None,
+    ) -> None:
         """Fit the model."""
         rng = np.random.default_rng(seed)
         rows = limited_rows(values, rng)
@@ -79,7 +91,9 @@ class GaussianProcess:
         rows = np.arange(len(values))
         if len(values) > _HYPER_ROWS:
             rows = rng.choice(rows, _HYPER_ROWS, replace=False)
-        theta = _fit_hyperparameters(features[rows], scaled[rows], counts[rows])
+        theta = _fit_hyperparameters(features[rows], scaled[rows], counts[rows], start)
+        self.hyperparameters = theta
+        """Logarithms of the inverse squared length scales, the signal and the noise variance."""
         self._weights, self._signal, noise = (
             np.exp(theta[:-2]),
             np.exp(theta[-2]),
@@ -176,10 +190,14 @@ def _matern(squared: Floats) -> tuple[Floats, Floats]:
     )
 
 
-def _fit_hyperparameters(features: Features, values: Floats, counts: Floats) -> Floats:
+def _fit_hyperparameters(
+    features: Features, values: Floats, counts: Floats, start: Floats | None
+) -> Floats:
     """Logarithms of the weights of the columns, the signal variance and the noise variance."""
     columns = features.shape[1]
-    start = np.array([0.0] * columns + [0.0, np.log(1e-2)])
+    iterations = _MAX_ITERATIONS if start is None else _MAX_ITERATIONS_FROM_START
+    if start is None:
+        start = np.array([0.0] * columns + [0.0, np.log(1e-2)])
     bounds = [_BOUNDS["weight"]] * columns + [_BOUNDS["signal"], _BOUNDS["noise"]]
     result = minimize(
         _NegativeLogPosterior(features, values, counts),
@@ -187,7 +205,7 @@ def _fit_hyperparameters(features: Features, values: Floats, counts: Floats) -> 
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
-        options={"maxiter": _MAX_ITERATIONS},
+        options={"maxiter": iterations},
     )
     theta: Floats = result.x
     return theta

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.sampler.claims import FIXED_PARAMS_KEY, Claim, Opening
-from sgquant_optuna.sampler.space import FiniteSpace, Index
+from sgquant_optuna.sampler.space import FiniteSpace, Index, Indices
 
 _MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -47,7 +48,7 @@ class Record:
     is_fixed: bool
     values: tuple[float, ...]
     constraints: dict[str, float]
-    attrs: Mapping[str, Any]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def occupied(self) -> tuple[Index, ...]:
@@ -172,6 +173,19 @@ class History:
             and record.index is not None
         ]
         return sorted(records, key=lambda r: (r.index, r.values, sorted(r.constraints.items())))
+
+    def pending(self, round_: int, opening: Opening) -> Indices:
+        """Configurations that were being measured when a round opened, ``[k, parameters]``."""
+        records = [self._finished.get(number) for number in opening.unfinished]
+        records += [record for record in self.unfinished if record.number in opening.unfinished]
+        occupied = {
+            index
+            for record in records
+            if record is not None and (record.claim is None or record.claim.round < round_)
+            for index in record.occupied
+        }
+        rows = np.array(sorted(occupied), dtype=np.int64)
+        return rows.reshape(-1, len(self.space.names))
 
     def _is_same_study(self, trials: Sequence[FrozenTrial]) -> bool:
         """Return whether the trials still belong to the study that was read before.

@@ -42,6 +42,8 @@ def rank_as_paper(
     """
     # Step 3 comes before step 2 here; neither depends on the other.
     pool = random_candidates(problem.space, rng, n_sample, fixed)
+    if problem.known_constraint is not None:
+        pool = problem.space.distinct(problem.known_constraint.within(pool, rng, fixed))
     features = problem.space.features(pool)
     seed = int(rng.integers(2**31))
     predictions: dict[str, Floats] = {

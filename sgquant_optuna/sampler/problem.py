@@ -12,6 +12,7 @@ import numpy as np
 from optuna.study import StudyDirection
 
 from sgquant_optuna.sampler.history import Record
+from sgquant_optuna.sampler.known_constraint import KnownConstraint
 from sgquant_optuna.sampler.known_objective import KnownObjective
 from sgquant_optuna.sampler.space import Features, FiniteSpace, Flags, Floats, Indices
 
@@ -60,6 +61,9 @@ class Problem:
             Directions of the study.
         known:
             Objective that is computed, if there is one.
+        known_constraint:
+            Constraint that is computed, if there is one. Trials that break it are not learned
+            from: their values may be penalties.
     """
 
     def __init__(
@@ -68,9 +72,13 @@ class Problem:
         records: Sequence[Record],
         directions: Sequence[StudyDirection],
         known: KnownObjective | None,
+        known_constraint: KnownConstraint | None = None,
     ) -> None:
         """Collect the targets."""
         self.space = space
+        self.known_constraint = known_constraint
+        if known_constraint is not None:
+            records = [r for r in records if r.index and known_constraint.holds_for(r.index)]
         self.signs = [sign_of(d) for d in directions]
         self._known = known
         self.known_objective = known.objective if known is not None else None
@@ -78,7 +86,10 @@ class Problem:
             None if j == self.known_objective else objective_target(space, records, j, sign)
             for j, sign in enumerate(self.signs)
         ]
-        self.constraints = constraint_targets(space, records)
+        computed = None if known_constraint is None else f"constraint {known_constraint.name}"
+        self.constraints = [
+            target for target in constraint_targets(space, records) if target.name != computed
+        ]
         self.measured = space.distinct(
             np.array([r.index for r in records], dtype=np.int64).reshape(-1, len(space.names))
         )

@@ -31,8 +31,12 @@ _DRAWS_BEYOND_RANKING = 1000
 Ranker = Callable[[int, Opening, Mapping[str, int]], Ranking]
 """Ranks candidates, given the round, its opening and the positions of enqueued parameters."""
 
-RoundSize = Callable[[int, int], int]
-"""Trials in a round, given its number and the number of trials at its opening."""
+RoundSize = Callable[[int], int]
+"""Measured trials that end a round, given the number of trials at its opening.
+
+With w workers, a round of one has w trials: while its first is measured, each other worker comes
+free once and joins it. So a batch grows and shrinks with the workers that live.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ def choose(
         rank:
             Function that ranks the candidates of a round, the same on every worker.
         round_size:
-            Number of measured trials after which the next round opens, given the number of the
-            round and the number of trials at its opening.
+            Number of measured trials after which the next round opens, given the number of trials
+            at its opening.
         seed:
             Seed of the candidates of the round, if this trial opens it.
 
@@ -145,10 +149,10 @@ def _next_choice(
 
 def _current_round(history: History, round_size: RoundSize) -> int:
     top = history.top_round
-    if top < 0:  # trials of another sampler can take the place of the random round
-        return 1 if history.num_usable >= round_size(0, 0) else 0
+    if top < 0:  # trials of another sampler can take the place of the first round
+        return 1 if history.num_usable >= round_size(0) else 0
     opening = history.opening(top)
-    size = round_size(top, opening.num_trials if opening is not None else 0)
+    size = round_size(opening.num_trials if opening is not None else 0)
     return top + 1 if history.measured(top) >= size else top
 
 
@@ -189,9 +193,12 @@ def _pick(
     if last is not None:
         return last
     # Every candidate is occupied. The grid may be larger than the ranking, so draw from all of it.
-    drawn = space.random(np.random.default_rng(entropy), _DRAWS_BEYOND_RANKING)
+    rng = np.random.default_rng(entropy)
+    drawn = space.random(rng, _DRAWS_BEYOND_RANKING)
     for name, position in fixed.items():
         drawn[:, space.names.index(name)] = position
+    if ranking.admit is not None:
+        drawn = ranking.admit(drawn, rng)
     for index in map(tuple, drawn.tolist()):
         if index not in occupied:
             return Choice(index, {})

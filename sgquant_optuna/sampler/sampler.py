@@ -25,7 +25,8 @@ from sgquant_optuna.sampler.cost_model import (
     check_cost_model,
 )
 from sgquant_optuna.sampler.history import History, Record
-from sgquant_optuna.sampler.known_objective import KnownObjective
+from sgquant_optuna.sampler.known_constraint import KnownConstraint
+from sgquant_optuna.sampler.known_objective import KnownFunction, KnownObjective
 from sgquant_optuna.sampler.problem import Problem, sign_of
 from sgquant_optuna.sampler.ranking import Acquisition, rank_candidates
 from sgquant_optuna.sampler.rounds import Choice, choose
@@ -37,9 +38,8 @@ JointConstraints = Callable[[Sequence[Mapping[str, Any]]], Sequence[Sequence[flo
 _logger = logging.getLogger("sgquant_optuna")
 
 _MAX_RANKINGS = 8
-_N_MEASURE = 5
 _PAPER_N_MEASURE = 10
-_TRIALS_PER_SLOT = 50  # trials in the history for each trial in a round: 2 % of it
+_TRIALS_PER_SLOT = 30  # trials in the history for each trial in a round: 3 % of it
 _MAX_N_MEASURE = 100
 
 
@@ -61,9 +61,9 @@ class SGQuantSampler(BaseSampler):
             the first trials are sampled independently and may repeat each other.
         n_measure:
             Trials in a round (the paper's N_mea). The default for ``"paper"`` is 10. The default
-            for ``"default"`` is 10 in the first round, then 5, growing to 2 % of a long history:
-            its model is cheap enough to be fitted often. With twice the number of workers or more,
-            all workers stay in one round.
+            for ``"default"`` is 1, growing to 3 % of a long history: its model is cheap enough to
+            be fitted often. While the first of a round is measured, each other worker joins the
+            round once, so that a round has a trial for each worker that lives.
         n_sample:
             Candidates to rank in a round (the paper's N_sample).
         acquisition:
@@ -86,6 +86,18 @@ class SGQuantSampler(BaseSampler):
             of them, where a constraint depends on what other trials measured. It returns the
             constraint values of each trial (0 and below are feasible), or ``None`` for one whose
             recorded constraints stay. It must be deterministic, and must not depend on the order.
+        known_constraint:
+            Function that computes a constraint from the parameters, for instance memory divided by
+            a budget, less 1. It holds at 0 and below. No configuration that breaks it is proposed,
+            and trials that break it are not learned from. It needs ``search_space``, and is called
+            as ``known_objective`` is.
+        known_constraint_slack:
+            Distance below 0, in the unit of ``known_constraint``, within which a budget counts as
+            used up. Configurations are filled up to it; others are proposed only where the model
+            predicts them to be better. ``None`` for a constraint that is not a budget.
+        known_constraint_name:
+            Name under which the trials record ``known_constraint``, if they do, so that it is not
+            learned: ``"0"`` for the first of a list.
         seed:
             Seed of the candidates. Workers may have different seeds: a round uses the seed of the
             worker that opened it.
@@ -94,8 +106,8 @@ class SGQuantSampler(BaseSampler):
 
     Raises:
         ValueError:
-            If a number is too small, the acquisition or the cost model is unknown, or the search
-            space is empty.
+            If a number is too small, the acquisition or the cost model is unknown, the search
+            space is empty, or no configuration of it satisfies ``known_constraint``.
         TypeError:
             If the cost model is an object without the methods of :class:`CostModel`.
 
@@ -122,6 +134,9 @@ class SGQuantSampler(BaseSampler):
         known_objective: Callable[[dict[str, Any]], float] | None = None,
         known_objective_index: int = 0,
         joint_constraints: JointConstraints | None = None,
+        known_constraint: Callable[[dict[str, Any]], float] | None = None,
+        known_constraint_slack: float | None = None,
+        known_constraint_name: str | None = None,
         seed: int | None = None,
         independent_sampler: BaseSampler | None = None,
     ) -> None:
@@ -136,6 +151,12 @@ class SGQuantSampler(BaseSampler):
             raise ValueError(
                 f"known_objective_index: expected at least 0, got {known_objective_index}"
             )
+        if known_constraint is not None and search_space is None:
+            raise ValueError("known_constraint: expected search_space with it, got none")
+        if known_constraint_slack is not None and known_constraint_slack < 0:
+            raise ValueError(
+                f"known_constraint_slack: expected at least 0, got {known_constraint_slack}"
+            )
         if seed is not None and seed < 0:
             raise ValueError(f"seed: expected at least 0, got {seed}")
         self._acquisition = Acquisition(acquisition)
@@ -146,6 +167,9 @@ class SGQuantSampler(BaseSampler):
         self._known_objective = known_objective
         self._known_objective_index = known_objective_index
         self._joint_constraints = joint_constraints
+        self._known_constraint = known_constraint
+        self._known_constraint_slack = known_constraint_slack
+        self._known_constraint_name = known_constraint_name
         self._source: Source | None = None
         self._seed = _fresh_seed() if seed is None else seed
         self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
@@ -177,10 +201,11 @@ class SGQuantSampler(BaseSampler):
         """Learn from another study, of another graph or model, before anything is measured.
 
         The cost model of the other study is the prior mean of this study's model, which
-        measurements correct. The first round alternates its recommendations with uniform
-        configurations. Parameters are matched by name, or by layer position, component and degree
-        bucket. A study whose parameters or directions do not correspond is ignored, with a warning
-        in the log. Give all workers the same study, before the first trial.
+        measurements correct. The first eight trials measure its recommendations in the place of
+        uniform configurations. Parameters are matched by name, or by layer position, component
+        and degree bucket. A study whose parameters, directions or named metrics do not correspond
+        is ignored,
+        with a warning in the log. Give all workers the same study, before the first trial.
 
         Args:
             study:
@@ -283,15 +308,21 @@ class SGQuantSampler(BaseSampler):
                 self._training_records(cache, opening),
                 study.directions,
                 self._known(study, cache),
+                self._constraint(cache),
             )
             ranking = rank_candidates(
                 problem,
                 self._acquisition,
                 round_=round_,
                 rng=np.random.default_rng([opening.seed, round_]),
-                n_measure=self._round_size(round_, opening.num_trials),
+                # Each worker that lived at the opening, the opener included, joins the round once.
+                n_measure=max(
+                    self._round_size(opening.num_trials),
+                    min(len(opening.unfinished), _MAX_N_MEASURE),
+                ),
                 n_sample=self._n_sample,
                 fixed=fixed,
+                pending=cache.history.pending(round_, opening),
                 transfer=self._transfer(study, cache),
                 cost_model=self._cost_model,
             )
@@ -312,24 +343,25 @@ class SGQuantSampler(BaseSampler):
             for record, values in zip(records, anew, strict=True)
         ]
 
-    def _round_size(self, round_: int, num_trials: int) -> int:
+    def _round_size(self, num_trials: int) -> int:
         if self._n_measure is not None:
             return self._n_measure
-        if self._acquisition == Acquisition.PAPER or round_ == 0:
+        if self._acquisition == Acquisition.PAPER:
             return _PAPER_N_MEASURE
         # In a long history one more trial teaches less, and fitting takes longer.
-        return min(max(_N_MEASURE, num_trials // _TRIALS_PER_SLOT), _MAX_N_MEASURE)
+        return min(max(num_trials // _TRIALS_PER_SLOT, 1), _MAX_N_MEASURE)
 
     def _transfer(self, study: Study, cache: _Cache) -> Transfer | None:
         if self._source is not None and not cache.has_read_source:
             cache.has_read_source = True
-            cache.transfer = self._source.transfer(
-                cache.history.space, study.directions, self._known(study, cache)
-            )
+            if not self._source.has_other_metrics(study):
+                cache.transfer = self._source.transfer(
+                    cache.history.space, study.directions, self._known(study, cache)
+                )
             if cache.transfer is None:
                 _logger.warning(
-                    "Warm start: the other study's parameters or directions do not correspond to "
-                    "those of study %r; it is ignored.",
+                    "Warm start: the other study's parameters, directions or metrics "
+                    "do not correspond to those of study %r; it is ignored.",
                     study.study_name,
                 )
         return cache.transfer
@@ -343,15 +375,33 @@ class SGQuantSampler(BaseSampler):
                     f"known_objective_index: expected less than the {len(study.directions)} "
                     f"objectives of the study, got {self._known_objective_index}"
                 )
-            singles = {n: d for n, d in (self._search_space or {}).items() if d.single()}
             cache.known = KnownObjective(
                 self._known_objective,
                 cache.history.space,
                 objective=self._known_objective_index,
                 sign=sign_of(study.directions[self._known_objective_index]),
-                defaults={name: single_value(d) for name, d in singles.items()},
+                defaults=self._defaults,
             )
         return cache.known
+
+    def _constraint(self, cache: _Cache) -> KnownConstraint | None:
+        if self._known_constraint is None:
+            return None
+        if cache.constraint is None:
+            space = cache.history.space
+            cache.constraint = KnownConstraint(
+                KnownFunction(self._known_constraint, space, defaults=self._defaults),
+                space,
+                slack=self._known_constraint_slack,
+                name=self._known_constraint_name,
+            )
+        return cache.constraint
+
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        """Parameters with a single value, which are not part of the grid."""
+        singles = {n: d for n, d in (self._search_space or {}).items() if d.single()}
+        return {name: single_value(d) for name, d in singles.items()}
 
     def _record_prediction(self, study: Study, trial: FrozenTrial, choice: Choice) -> None:
         if choice.prediction:
@@ -367,6 +417,7 @@ class _Cache:
         self.transfer: Transfer | None = None
         self.has_read_source = False
         self.known: KnownObjective | None = None
+        self.constraint: KnownConstraint | None = None
 
 
 def _fresh_seed() -> int:

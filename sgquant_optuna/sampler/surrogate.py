@@ -161,6 +161,8 @@ class CostModels:
         feasible = np.ones(len(indices))
         for constraint in self.problem.constraints:
             feasible *= probability_below(predictions[constraint.name])
+        if self.problem.known_constraint is not None:
+            feasible *= self.problem.known_constraint.holds(indices)
         known = None
         if self.problem.known_objective is not None:
             known = self.problem.known_values(indices)

@@ -55,11 +55,16 @@ class Source:
     def __init__(self, study: Study) -> None:
         """Copy the trials, so that later ones do not change what workers agree on."""
         self._trials = study.get_trials(deepcopy=True, states=(TrialState.COMPLETE,))
-        self.directions = study.directions
+        self.directions, self.metric_names = study.directions, study.metric_names
         if not self._trials:
             raise ValueError(
                 f"warm start: expected complete trials in study {study.study_name!r}, got none"
             )
+
+    def has_other_metrics(self, study: Study) -> bool:
+        """Tell whether both studies name what they measure, by other names."""
+        names = (self.metric_names, study.metric_names)
+        return None not in names and names[0] != names[1]
 
     def transfer(
         self,

@@ -2,13 +2,14 @@
 
 The best of many trials is partly luck, so its own value flatters it. A fixed sequence of trials,
 from the smallest up, is measured again from seeds that the search never used, retrained if the
-caller can, until the bound of the drop is within the limit. Only then are test nodes looked at,
-with the full-precision model paired by seed.
+caller can, until the bound of the drop is within the limit; with a budget of bytes, the best trial
+is, and is taken. Only then are test nodes looked at, with the full-precision model paired by seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import optuna
@@ -74,8 +75,9 @@ def final_report(
     """
     if seeds < 2 or top < 1:
         raise ValueError(f"final report: expected seeds >= 2 and top >= 1, got {seeds}, {top}")
+    config, limit = objective.config, objective.config.limit
     rows = trial_rows(study, TrialResult)
-    ranked = rank(study, rows, objective.config.max_drop)
+    ranked = rank(study, rows, limit)
     known = FinalResult.load(study)
     if known is not None and known.knows(ranked[0].number):
         return known
@@ -84,25 +86,22 @@ def final_report(
     slope = learned_slope(row.result for row in rows)
     trainings = FreshTrainings(objective, retrain)
     measured: dict[int, FreshMeasurement] = {}
-    for trial in _sequence(ranked, objective.config.max_drop, top):
-        fresh = _measure_until_decided(trainings, trial, slope, objective.config, seeds)
+    for trial in _sequence(ranked, config, top):
+        fresh = _measure_until_decided(trainings, trial, slope, config, seeds)
         measured[trial.number] = fresh
-        if is_feasible(fresh.bound(slope, objective.config.confidence), objective.config.max_drop):
+        if is_feasible(fresh.bound(slope, config.confidence), config.max_drop):
             break
-    bounds = {
-        number: fresh.bound(slope, objective.config.confidence)
-        for number, fresh in measured.items()
-    }
+    bounds = {number: fresh.bound(slope, config.confidence) for number, fresh in measured.items()}
     number = min(bounds, key=lambda number: bounds[number])
     fresh = measured[number]
-    bits = next(trial.result.bit_widths for trial in ranked if trial.number == number)
+    chosen = next(trial.result for trial in ranked if trial.number == number)
     full, quantized = (
-        torch.stack([classes == data.y for classes in trainings.classes(widths, fresh.trainings)])
-        for widths in (objective.full_precision, bits)
+        torch.stack([classes == data.y for classes in trainings.classes(bits, fresh.trainings)])
+        for bits in (objective.full_precision, chosen.bit_widths)
     )
     result = FinalResult(
         trial=number,
-        holds=is_feasible(bounds[number], objective.config.max_drop),
+        holds=limit.is_feasible(replace(chosen, drop_bound=bounds[number])),
         seeds=fresh.trainings,
         retrained=retrain is not None,
         validation_drop=fmean(fresh.evidence.measured),
@@ -120,15 +119,17 @@ def final_report(
 
 
 def _sequence(
-    ranked: Sequence[Ranked[TrialResult]], max_drop: float, top: int
+    ranked: Sequence[Ranked[TrialResult]], config: ObjectiveConfig, top: int
 ) -> list[Ranked[TrialResult]]:
     """Return the trials to measure again, from the smallest up; the nearest if none is feasible.
 
     A trial that is neither smaller nor safer than another is left out, and of many, those at equal
     distances remain, with the smallest and the safest: where the smallest was luck, its neighbours
-    probably were lucky too.
+    probably were lucky too. With a budget it is the best alone: bytes need no training.
     """
-    feasible = [trial for trial in ranked if trial.result.is_feasible(max_drop)]
+    if config.mode == "budget":
+        return list(ranked[:1])
+    feasible = [trial for trial in ranked if config.limit.is_feasible(trial.result)]
     if not feasible:
         return list(ranked[:top])
     front = feasible[:1]
@@ -151,6 +152,8 @@ def _measure_until_decided(
 ) -> FreshMeasurement:
     """Add trainings until they tell on which side of the limit the bound is."""
     bits, count = trial.result.bit_widths, min(_LEAST_TRAININGS, seeds)
+    if config.mode == "budget":
+        return trainings.measure(bits, seeds)
     while True:
         fresh = trainings.measure(bits, count)
         low, high = (fresh.bound(slope, config.confidence, sign=sign) for sign in (-1, 1))

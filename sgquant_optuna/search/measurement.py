@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
 from sgquant_optuna.graph.training import TrainingResult
 from sgquant_optuna.graph.training_config import TrainingConfig
+from sgquant_optuna.quantization.memory import FeatureLayout, honest_memory, paper_memory
 from sgquant_optuna.quantization.sites import BitWidths
 from sgquant_optuna.search.prediction_changes import ReferencePredictions
 from sgquant_optuna.study.drop_evidence import DropEvidence
 from sgquant_optuna.study.drop_slope import DropSlope
 from sgquant_optuna.study.plan import ObjectiveConfig
+from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
 _LOOK_MARGIN = 0.3  # share by which the expected drop of a first look may still fall
 _TRAINING_MARGIN = 0.2  # share by which further trainings may move that of the first
@@ -41,8 +43,46 @@ class Measurement:
     accuracy: float
     trainings: int
 
-    def is_decided(self, slope: DropSlope, config: ObjectiveConfig, trainings: int) -> bool:
-        """Tell whether further trainings would hardly change on which side of the limit it is.
+    def result(self, layout: FeatureLayout, bits: BitWidths, seconds: float) -> TrialResult:
+        """Return it with the bytes of the assignment; bounds are for the study to learn.
+
+        Args:
+            layout:
+                Sites with their sizes.
+            bits:
+                Width of each site.
+            seconds:
+                Wall time of the trial.
+        """
+        honest, paper = honest_memory(layout, bits), paper_memory(layout, bits)
+        drop = fmean(self.evidence.measured)
+        return TrialResult(
+            accuracy=self.accuracy,
+            accuracy_drop=drop,
+            flips=self.flips,
+            evidence=self.evidence,
+            estimated_drop=drop,
+            drop_bound=drop,
+            trainings=self.trainings,
+            memory_bytes=honest.memory_bytes,
+            saving=honest.saving,
+            paper_memory_bytes=paper.memory_bytes,
+            paper_saving=paper.saving,
+            average_bits=paper.average_bits,
+            bit_widths=bits,
+            seconds=seconds,
+        )
+
+    def is_decided(
+        self,
+        slope: DropSlope,
+        config: ObjectiveConfig,
+        trainings: int,
+        best: TrialScore | None,
+    ) -> bool:
+        """Tell whether further trainings would hardly change what becomes of the trial.
+
+        That is on which side of the limit it is, or with a budget, that it is not the best.
 
         Args:
             slope:
@@ -51,7 +91,13 @@ class Measurement:
                 Limit and confidence.
             trainings:
                 Number of trainings that may follow in all.
+            best:
+                Best feasible trial of the study so far.
         """
+        if config.mode == "budget":
+            margin = _TRAINING_MARGIN if self.trainings else _LOOK_MARGIN
+            lowest = self.evidence.expected_drop * (1 - margin)
+            return best is not None and lowest > best.expected_drop
         expected = self.evidence.expected_drop
         if not self.trainings:
             # The estimate, not its bound: what is learned later may lower the bound.
@@ -59,11 +105,11 @@ class Measurement:
         left = self.trainings / trainings
         margin = _TRAINING_MARGIN / self.trainings**0.5
         # Over more trainings the luck of the nodes averages out.
-        best = slope.bound(
+        lower = slope.bound(
             expected * (1 - margin), self.evidence.deviation * left**0.5, config.confidence
         )
-        worst = slope.bound(expected * (1 + margin), self.evidence.deviation, config.confidence)
-        return worst <= config.max_drop or best > config.max_drop
+        upper = slope.bound(expected * (1 + margin), self.evidence.deviation, config.confidence)
+        return upper <= config.max_drop or lower > config.max_drop
 
 
 class Trainings:

@@ -34,7 +34,6 @@ from sgquant_optuna.quantization.memory import (
     FeatureLayout,
     exact_inputs,
     honest_memory,
-    paper_memory,
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
 from sgquant_optuna.search.measurement import Measurement, Trainings
@@ -43,17 +42,22 @@ from sgquant_optuna.search.trial_log import log_trial
 from sgquant_optuna.storage import write_together
 from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR, WORKER_ATTR
 from sgquant_optuna.storage.processes import process_name
+from sgquant_optuna.study.byte_sizes import exact_megabytes
 from sgquant_optuna.study.drop_slope import DropSlope
 from sgquant_optuna.study.plan import ObjectiveConfig
+from sgquant_optuna.study.reachable_sizes import ReachableSizes
 from sgquant_optuna.study.record import Fingerprint, StudyRecord
 from sgquant_optuna.study.rows import row_of
 from sgquant_optuna.study.search_space import BitWidthSearchSpace, parse_granularity
+from sgquant_optuna.study.selection import best_feasible
 from sgquant_optuna.study.trial_result import (
     TrialResult,
     TrialScore,
     learned_slope,
     with_learned_bounds,
 )
+
+_WORST_DROP = 100.0  # percentage points
 
 
 class QuantizationObjective:
@@ -67,9 +71,13 @@ class QuantizationObjective:
     In mode ``"constrained"`` the value is the memory in bytes, to be minimised. A trial whose drop
     may exceed ``max_drop`` with the given confidence records that as a constraint and is penalised
     to ``full_precision_bytes * (1 + violation)``, so that no infeasible trial ever looks best, not
-    even where constraints are ignored. Its trainings are Optuna's steps, so pruners work; they
-    stop as soon as the trial is decided. In mode ``"pareto"`` the values are memory in bytes and
-    expected drop in percentage points, both minimised.
+    even where constraints are ignored. In mode ``"pareto"`` the values are memory in bytes and
+    expected drop in percentage points, both minimised. In mode ``"budget"`` the value is the
+    expected drop, to be minimised; a trial that takes more than ``budget_bytes`` records that as a
+    constraint, as a share of the budget, and is penalised to ``100 * (1 + violation)``.
+
+    The trainings of a trial are Optuna's steps, so pruners work; they stop as soon as the trial is
+    decided.
 
     The export of a packed model is tried once when it is made: an :class:`ExportWarning` says what
     to change.
@@ -135,6 +143,8 @@ class QuantizationObjective:
             frozen={**exact, **config.frozen},  # what the user says comes last and counts
             encoding=config.encoding,
         )
+        if config.budget_bytes is not None:
+            self._check_budget(config.budget_bytes)
         self.fingerprint: Fingerprint = {
             "graph": graph_print,
             "model": model_fingerprint(models[0]),
@@ -147,7 +157,7 @@ class QuantizationObjective:
             "finetuning": config.finetuning.to_dict(),
             "protocol": {
                 "mode": config.mode,
-                "max_drop": config.max_drop,
+                **config.limit.to_dict(),
                 "confidence": config.confidence,
                 "models": len(models),
                 "repeats": config.repeats,
@@ -225,15 +235,37 @@ class QuantizationObjective:
                 User attributes of the trials of a study.
 
         Returns:
-            Points above ``max_drop`` for each trial; ``None`` if it is not of our objective, and
-            nothing at all in mode ``"pareto"``.
+            Points above ``max_drop`` for each trial; ``None`` if it is not of our objective.
         """
         results = [TrialScore.of(one) for one in attrs]
-        if self.config.mode == "pareto":
-            return [None] * len(results)
         bounded = with_learned_bounds(results, self.config.confidence)
-        limit = self.config.max_drop
-        return [None if one is None else (one.violation(limit),) for one in bounded]
+        limit = self.config.limit
+        return [None if one is None else (limit.violation(one),) for one in bounded]
+
+    def budget_excess(self, params: Mapping[str, Any]) -> float:
+        """Return by what share of the budget a choice of parameters is above it."""
+        assert self.config.budget_bytes is not None
+        return self.memory_bytes(params) / self.config.budget_bytes - 1
+
+    def _check_budget(self, budget_bytes: float) -> None:
+        """Refuse a budget that no assignment meets, or that all do."""
+        sizes = ReachableSizes(self.layout, self.search_space)
+        given = f"got {exact_megabytes(budget_bytes)}"
+        if budget_bytes < sizes.smallest:
+            raise ValueError(
+                f"budget_bytes: expected at least the smallest assignment, "
+                f"{exact_megabytes(sizes.smallest)}, {given}"
+            )
+        if budget_bytes >= honest_memory(self.layout, self.full_precision).memory_bytes:
+            raise ValueError(
+                f"budget_bytes: expected less than full precision takes, {given}: nothing need be "
+                f"quantized"
+            )
+        if budget_bytes >= sizes.largest:
+            raise ValueError(
+                f"budget_bytes: expected less than the largest assignment, "
+                f"{exact_megabytes(sizes.largest)}, {given}: add wider candidates, or give less"
+            )
 
     def measure(self, bits: BitWidths) -> float:
         """Finetune with these widths; return the mean validation accuracy in percent."""
@@ -257,13 +289,14 @@ class QuantizationObjective:
             max_drop=self.config.max_drop,
             confidence=self.config.confidence,
             mode=self.config.mode,
+            budget_bytes=self.config.budget_bytes,
         )
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
         """Measure one trial.
 
         Returns:
-            The memory in bytes (penalised if infeasible), or memory and expected drop.
+            The memory in bytes or the expected drop (penalised if infeasible), or both.
 
         Raises:
             StudyMismatchError:
@@ -279,30 +312,30 @@ class QuantizationObjective:
             trial.set_user_attr(WORKER_ATTR, process_name())  # a retried trial has another's
         finished = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         others = [row_of(other, TrialScore).result for other in finished]
-        measurement, is_pruned = self._measure(trial, bits, learned_slope(others))
-        result = self._result(bits, measurement, time.perf_counter() - started)
+        measurement, is_pruned = self._measure(trial, bits, others)
+        result = measurement.result(self.layout, bits, time.perf_counter() - started)
         slope = learned_slope([*others, result])
         result = result.with_slope(slope, self.config.confidence)
         self._write(trial, result)
-        log_trial(trial, result, others, self.config.max_drop)
+        log_trial(trial, result, others, self.config.limit)
         if is_pruned:
             raise TrialPruned
         if self.config.mode == "pareto":
-            assert result.evidence is not None
-            return result.memory_bytes, result.evidence.expected_drop
+            return result.memory_bytes, result.expected_drop
         return self._value(result)
 
     def _measure(
-        self, trial: Trial, bits: BitWidths, slope: DropSlope
+        self, trial: Trial, bits: BitWidths, others: Sequence[TrialScore | None]
     ) -> tuple[Measurement, bool]:
         """Measure until the trial is decided; tell whether a pruner ended it."""
         config, measurement = self.config, None
+        slope, best = learned_slope(others), best_feasible(others, config.limit)
         for step, measurement in enumerate(self._trainings.measure(bits, self.reference)):
             if config.mode == "pareto":
                 continue  # Optuna prunes with one objective only, and a front has no limit
             if self._is_pruned(trial, step, bits, measurement, slope):
                 return measurement, True
-            if measurement.is_decided(slope, config, len(self._trainings)):
+            if measurement.is_decided(slope, config, len(self._trainings), best):
                 break
         assert measurement is not None
         return measurement, False
@@ -313,38 +346,22 @@ class QuantizationObjective:
         """Report the value that the trial would have now, and ask the pruner."""
         if isinstance(trial.study.pruner, NopPruner):
             return False
-        result = self._result(bits, measurement, 0.0).with_slope(slope, self.config.confidence)
+        result = measurement.result(self.layout, bits, 0.0)
+        result = result.with_slope(slope, self.config.confidence)
         known = trial.storage.get_trial(trial._trial_id).intermediate_values
         if step not in known:  # a trial that was given back has reported
             trial.report(self._value(result), step)
         return trial.should_prune()
 
-    def _result(self, bits: BitWidths, measurement: Measurement, seconds: float) -> TrialResult:
-        honest, paper = honest_memory(self.layout, bits), paper_memory(self.layout, bits)
-        drop = fmean(measurement.evidence.measured)
-        return TrialResult(
-            accuracy=measurement.accuracy,
-            accuracy_drop=drop,
-            flips=measurement.flips,
-            evidence=measurement.evidence,
-            estimated_drop=drop,
-            drop_bound=drop,
-            trainings=measurement.trainings,
-            memory_bytes=honest.memory_bytes,
-            saving=honest.saving,
-            paper_memory_bytes=paper.memory_bytes,
-            paper_saving=paper.saving,
-            average_bits=paper.average_bits,
-            bit_widths=bits,
-            seconds=seconds,
-        )
-
     def _value(self, result: TrialResult) -> float:
-        """Return the memory in bytes, or a penalty beyond full precision."""
-        if result.is_feasible(self.config.max_drop):
+        """Return the only value of a trial, or a penalty beyond all feasible ones."""
+        violation = self.config.limit.violation(result)
+        if self.config.mode == "budget":
+            return result.expected_drop if violation <= 0 else _WORST_DROP * (1 + violation)
+        if violation <= 0:
             return result.memory_bytes
         full = honest_memory(self.layout, result.bit_widths).full_precision_bytes
-        return full * (1 + result.violation(self.config.max_drop))
+        return full * (1 + violation)
 
     def _write(self, trial: Trial, result: TrialResult) -> None:
         with write_together():
@@ -352,7 +369,7 @@ class QuantizationObjective:
                 trial.set_user_attr(name, value)
         if self.config.mode != "pareto":
             # The list form is the one that both Optuna and its dashboard read.
-            violation = result.violation(self.config.max_drop)
+            violation = self.config.limit.violation(result)
             trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS_ATTR, [violation])
 
     def sign(self, study: Study) -> None:

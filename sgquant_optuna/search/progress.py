@@ -1,4 +1,4 @@
-"""The progress bar of a search: trials, best saving, time left."""
+"""The progress bar of a search: trials, the best of them, time left."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sgquant_optuna.study.early_stop import EarlyStop
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import rows_of
-from sgquant_optuna.study.selection import best_saving
+from sgquant_optuna.study.selection import best_feasible
 from sgquant_optuna.study.trial_result import TrialScore
 
 
 class SearchProgress:
-    """A bar in the place of Optuna's lines: trials, best saving, time left.
+    """A bar in the place of Optuna's lines: trials, best saving or drop, time left.
 
     Args:
         study:
@@ -43,13 +44,13 @@ class SearchProgress:
     """
 
     def __init__(self, study: optuna.Study, *, total: int, console: Console | None = None) -> None:
-        self._max_drop = StudyRecord.of(study).max_drop
+        self._limit = StudyRecord.of(study).limit
         self._verbosity = optuna.logging.get_verbosity()
         self._progress = Progress(
             TextColumn("trials"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("best saving {task.fields[best]}"),
+            TextColumn("best {task.fields[best]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -70,6 +71,9 @@ class SearchProgress:
         """Draw a last time and stop."""
         try:
             self.update()
+            ended = EarlyStop.load(self._study)
+            if ended is not None:
+                self.print(f"the search ended early: {ended.reason}")
         finally:
             self._progress.stop()
             optuna.logging.set_verbosity(self._verbosity)
@@ -83,11 +87,11 @@ class SearchProgress:
         # Optuna has read finished trials before; rows of a database would be read anew each time.
         trials = self._study.get_trials(deepcopy=False)
         results = [row.result for row in rows_of(self._study, trials, TrialScore)]
-        best = best_saving(results, self._max_drop)
+        best = best_feasible(results, self._limit)
         self._progress.update(
             self._task,
             completed=sum(one is not None for one in results),
-            best="none yet" if best is None else f"{best:.1f}x",
+            best="none yet" if best is None else self._limit.describe_best(best),
         )
 
     def print(self, line: str) -> None:

@@ -13,6 +13,7 @@ from sgquant_optuna.sampler import SGQuantSampler
 from sgquant_optuna.sampler.cost_model import DEFAULT_COST_MODEL, CostModel, CostModelName
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.study.limit import NEAR_BUDGET
 
 
 def create_study(
@@ -67,7 +68,6 @@ def default_sampler(
     objective: QuantizationObjective,
     *,
     seed: int | None = None,
-    n_measure: int = 10,
     acquisition: str = "default",
     cost_model: CostModelName | CostModel = DEFAULT_COST_MODEL,
 ) -> SGQuantSampler:
@@ -75,11 +75,20 @@ def default_sampler(
 
     The other arguments are those of :class:`SGQuantSampler`.
     """
+    if objective.config.mode == "budget":
+        return SGQuantSampler(
+            objective.search_space.distributions,
+            known_constraint=objective.budget_excess,
+            known_constraint_slack=NEAR_BUDGET,
+            known_constraint_name="0",
+            acquisition=acquisition,
+            cost_model=cost_model,
+            seed=seed,
+        )
     return SGQuantSampler(
         objective.search_space.distributions,
         known_objective=objective.memory_bytes,
-        joint_constraints=objective.violations,
-        n_measure=n_measure,
+        joint_constraints=objective.violations if objective.config.mode == "constrained" else None,
         acquisition=acquisition,
         cost_model=cost_model,
         seed=seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,8 @@ def export_study(
     if objective is None:
         objective = _objective(plan, study, path, root, artifact_store)
     record.check(study, objective.fingerprint)
-    trainings = objective.finetuned(chosen.result.bit_widths)
+    count = max(chosen.result.trainings, 1)  # as many as the trial was measured on
+    trainings = islice(objective.finetuned(chosen.result.bit_widths), count)
     model, result = next(trainings)
     reproduced = fmean([result.accuracy, *(other.accuracy for _, other in trainings)])
     exported = export_packed(
@@ -163,7 +165,7 @@ def _origin(plan: SearchPlan) -> dict[str, Any]:
 def _choose(
     study: optuna.Study, record: StudyRecord, number: int | None
 ) -> tuple[Ranked[TrialResult], FinalResult | None]:
-    return choose(study, trial_rows(study, TrialResult), record.max_drop, number=number)
+    return choose(study, trial_rows(study, TrialResult), record.limit, number=number)
 
 
 def _objective(
@@ -198,6 +200,6 @@ def _source(
         "full_precision_accuracy": record.full_precision_accuracy,
         "trial_accuracy": trial.result.accuracy,
         "accuracy_drop": trial.result.accuracy_drop,
-        "max_drop": record.max_drop,
+        **record.limit.to_dict(),
         "final": None if final is None else asdict(final),
     }

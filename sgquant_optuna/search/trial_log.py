@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import Trial
 
-from sgquant_optuna.study.selection import best_saving
+from sgquant_optuna.study.limit import Limit
+from sgquant_optuna.study.selection import best_feasible
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
 _logger = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ _OPTUNAS = "optuna.sgquant_optuna"
 
 
 def log_trial(
-    trial: Trial, result: TrialResult, others: Sequence[TrialScore | None], max_drop: float
+    trial: Trial, result: TrialResult, others: Sequence[TrialScore | None], limit: Limit
 ) -> None:
     """Log what a trial measured, once.
 
@@ -30,8 +31,8 @@ def log_trial(
             Result of the trial.
         others:
             Results of the other finished trials of the study.
-        max_drop:
-            Largest feasible drop, in percentage points.
+        limit:
+            Limit of the study.
     """
     logger = _logger
     if not logger.isEnabledFor(logging.INFO):
@@ -44,19 +45,19 @@ def log_trial(
         result.saving,
         result.estimated_drop,
         result.drop_bound,
-        _verdict(trial, result, max_drop),
-        _best([result, *others], max_drop),
+        _verdict(trial, result, limit),
+        _best([result, *others], limit),
         result.seconds,
     )
 
 
-def _verdict(trial: Trial, result: TrialResult, max_drop: float) -> str:
-    if result.is_feasible(max_drop):
+def _verdict(trial: Trial, result: TrialResult, limit: Limit) -> str:
+    if limit.is_feasible(result):
         return "feasible"
     penalty = "" if len(trial.study.directions) > 1 else ", so its value is a penalty"
-    return f"not feasible ({result.violation(max_drop):.2f} points above the limit{penalty})"
+    return f"not feasible ({limit.describe_violation(result)}{penalty})"
 
 
-def _best(results: Sequence[TrialScore | None], max_drop: float) -> str:
-    best = best_saving(results, max_drop)
-    return "none feasible yet" if best is None else f"best saving {best:.1f}x"
+def _best(results: Sequence[TrialScore | None], limit: Limit) -> str:
+    best = best_feasible(results, limit)
+    return "none feasible yet" if best is None else f"best {limit.describe_best(best)}"

@@ -12,6 +12,7 @@ Study, user attributes:
 | sgquant:record      | facts of graph and model   | record          | record, preparation, page |
 | sgquant:final       | result on fresh seeds      | final_result    | final_result, page        |
 | sgquant:weights     | file of the trained models | trained_models  | trained_models            |
+| sgquant:early-stop  | why the search ended early | early_stop      | early_stop                |
 
 Study, system attributes:
 
@@ -43,7 +44,7 @@ Trial, user attributes (the first 14 are the fields of ``TrialResult``):
 | trainings           | finetunings that ended     | objective       | trial_result              |
 | worker              | ``HOST:PID``               | objective       | status, queries           |
 | sgquant:surplus     | true: beyond the budget    | budget          | budget, queries           |
-| predicted           | prediction of the sampler  | sampler         | explain, server,          |
+| predicted           | prediction of the sampler  | sampler         | explain, server, settled, |
 |                     |                            |                 | measurements              |
 
 Trial, system attributes:
@@ -67,6 +68,7 @@ PLAN_ATTR = "sgquant:plan"
 RECORD_ATTR = "sgquant:record"
 FINAL_ATTR = "sgquant:final"
 WEIGHTS_ATTR = "sgquant:weights"
+EARLY_STOP_ATTR = "sgquant:early-stop"
 
 LEASE_PREFIX = "sgquant:lease:"
 PAGE_ATTR = "sgquant:page"

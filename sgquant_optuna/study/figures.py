@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sgquant_optuna.graph.degree_edges import bucket_labels
 from sgquant_optuna.quantization.sites import FULL_PRECISION
 from sgquant_optuna.sampler.space import Floats
+from sgquant_optuna.study.byte_sizes import megabytes
 from sgquant_optuna.study.measurements import Measurements
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def figures(found: Measurements) -> dict[str, tuple[str, bytes]]:
     layers = len({(s.layer, s.component) for s in found.chosen_bits})
     size = (7.0, 1.6 + 0.5 * layers)
     drawn["bits"] = _draw(f"Bits of trial {found.chosen.number}", _bits, found, size)
-    if found.is_feasible.any():
+    if found.is_feasible.any() and found.record.budget_bytes is not None:
+        drawn["least_drop"] = _draw("Least drop against trials", _least_drop, found, (7.0, 3.8))
+    elif found.is_feasible.any():
         drawn["best_saving"] = _draw("Best saving against trials", _best_saving, found, (7.0, 3.8))
     if len(found.rows) > 2:
         size = (7.0, 2.0 + 0.28 * min(len(found.sensitivity()), _MAX_PARAMETERS))
@@ -85,7 +88,7 @@ def _draw(
 
 def _front(axes: Axes, found: Measurements) -> None:
     x, y, good = found.megabytes, found.drops, found.is_feasible
-    limit = found.record.max_drop
+    limit = found.record.limit
     for mask, color, label in ((~good, _BAD, "infeasible"), (good, _GOOD, "feasible")):
         if mask.any():
             axes.scatter(x[mask], y[mask], s=16, color=color, label=label)
@@ -104,10 +107,15 @@ def _front(axes: Axes, found: Measurements) -> None:
             zorder=2,
             label="feasible front",
         )
-    axes.axhline(limit, color="black", lw=0.8, ls="--", label=f"limit {limit:g}")
+    if limit.budget_bytes is not None:
+        label = f"budget {megabytes(limit.budget_bytes)}"
+        axes.axvline(limit.budget_bytes / 1e6, color="black", lw=0.8, ls="--", label=label)
+    else:
+        label = f"limit {limit.max_drop:g}"
+        axes.axhline(found.record.max_drop, color="black", lw=0.8, ls="--", label=label)
     _mark_chosen(axes, found, x, y)
     _megabyte_scale(axes)
-    _drop_scale(axes.set_yscale, axes.yaxis, y, limit)
+    _drop_scale(axes.set_yscale, axes.yaxis, y, found.record.max_drop)
     axes.set_xlabel("honest memory in MB")
     axes.set_ylabel("drop of validation accuracy in points")
     axes.grid(alpha=0.25)
@@ -160,6 +168,20 @@ def _best_saving(axes: Axes, found: Measurements) -> None:
     axes.set_xlabel("finished trials")
     axes.set_ylabel("times smaller than float32")
     axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _least_drop(axes: Axes, found: Measurements) -> None:
+    trials = np.arange(1, len(found.rows) + 1)
+    good = found.is_feasible
+    label = "trial within the budget"
+    axes.scatter(trials[good], found.drops[good], s=12, color=_GOOD, label=label)
+    axes.step(trials, found.least_drops(), where="post", color=_LINE, lw=2, label="best so far")
+    _mark_chosen(axes, found, trials, found.drops)
+    _drop_scale(axes.set_yscale, axes.yaxis, found.drops[good], found.record.max_drop)
+    axes.set_xlabel("finished trials")
+    axes.set_ylabel("drop of validation accuracy in points")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

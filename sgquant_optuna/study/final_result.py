@@ -20,7 +20,8 @@ class FinalResult:
         trial:
             Number of the chosen trial.
         holds:
-            Whether the bound of its drop is within the limit with fresh trainings, too.
+            Whether the bound of its drop is within the limit with fresh trainings, too; with a
+            budget of bytes, whether it is within the budget.
         seeds:
             Number of fresh trainings.
         retrained:

@@ -34,7 +34,7 @@ def to_json(report: StudyReport) -> str:
         "mode": report.record.mode,
         "trial": report.trial,
         "is_feasible": report.is_feasible,
-        "max_drop": report.record.max_drop,
+        **asdict(report.record.limit),
         "validation": {
             "full_precision": report.record.full_precision_accuracy,
             "quantized": report.accuracy,
@@ -83,7 +83,7 @@ def to_csv(study: optuna.Study, report: StudyReport) -> str:
             [
                 row.number,
                 int(row.number == report.trial),
-                int(result.is_feasible(report.record.max_drop)),
+                int(report.record.limit.is_feasible(result)),
                 *(getattr(result, name) for name in _COLUMNS),
                 *(widths.get(site, "") for site in sites),
             ]

@@ -31,6 +31,7 @@ _MAX_LEARNED = 400  # a Gaussian process of more takes seconds and shows the sam
 _CANDIDATES = 2000
 _LIMIT = "constraint 0"  # how the cost model names the drop less the limit
 _DROP = "objective 1"
+_ONLY_DROP = "objective 0"  # in mode "budget"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Measurements:
         chosen:
             Trial to take.
         held:
-            Whether that kept the accuracy in the final report, on fresh seeds.
+            Whether that was within the limit in the final report, on fresh seeds.
     """
 
     record: StudyRecord
@@ -70,13 +71,8 @@ class Measurements:
 
     @cached_property
     def expected_drops(self) -> Floats:
-        """Expected drop in percentage points, ``[n]``; that on validation nodes without it."""
-        return np.array(
-            [
-                one.evidence.expected_drop if one.evidence else one.accuracy_drop
-                for one in self._results
-            ]
-        )
+        """Expected drop in percentage points, ``[n]``."""
+        return np.array([result.expected_drop for result in self._results])
 
     @cached_property
     def savings(self) -> Floats:
@@ -85,9 +81,9 @@ class Measurements:
 
     @property
     def is_feasible(self) -> npt.NDArray[np.bool_]:
-        """Whether the drop is within the limit, ``[n]``."""
-        limit = self.record.max_drop
-        return np.array([result.is_feasible(limit) for result in self._results], dtype=np.bool_)
+        """Whether each trial is within the limit, ``[n]``."""
+        limit = self.record.limit
+        return np.array([limit.is_feasible(result) for result in self._results], dtype=np.bool_)
 
     @property
     def chosen_bits(self) -> BitWidths:
@@ -108,24 +104,27 @@ class Measurements:
         best = np.maximum.accumulate(saved)
         return np.where(np.isfinite(best), best, np.nan)
 
+    def least_drops(self) -> Floats:
+        """Least drop of a trial within the limit after each, ``[n]``; NaN before the first."""
+        least = np.minimum.accumulate(np.where(self.is_feasible, self.drops, np.inf))
+        return np.where(np.isfinite(least), least, np.nan)
+
     def calibration(self) -> Calibration:
         """Drops that the cost model predicted, against those measured, in percentage points."""
         rows = []
         for row, bound, expected in zip(self.rows, self.drops, self.expected_drops, strict=True):
             predicted: Mapping[str, float] = row.extras.get(PREDICTED_KEY) or {}
-            limit = self.record.max_drop
-            for key, offset, drop in ((_LIMIT, limit, bound), (_DROP, 0.0, expected)):
-                if key in predicted:
-                    deviation = predicted.get(f"{key} deviation", np.nan)
-                    rows.append((row.number, predicted[key] + offset, deviation, drop))
-                    break
+            found = predicted_drop(self.record, predicted)
+            if found is not None:
+                is_bound = self.record.mode == "constrained"
+                rows.append((row.number, *found, bound if is_bound else expected))
         table = np.array(rows, dtype=np.float64).reshape(-1, 4)
         return Calibration(table[:, 0].astype(np.int64), table[:, 1], table[:, 2], table[:, 3])
 
     def sensitivity(self) -> list[Sensitivity]:
         """Expected drop in points for each width of each parameter, by the cost model."""
         space, surrogate = self._cost_model
-        limit = self.record.max_drop
+        limit = self._origin
         return [
             Sensitivity(entry.name, entry.choices, entry.expected + limit)
             for entry in partial_dependence(space, surrogate)
@@ -164,9 +163,14 @@ class Measurements:
             space,
             _LIMIT,
             np.array([indices[i] for i in known], dtype=np.int64),
-            self.drops[picked[known]] - self.record.max_drop,
+            self.drops[picked[known]] - self._origin,
         )
         return space, Surrogate(target, seed=0)
+
+    @property
+    def _origin(self) -> float:
+        """Drop around which the cost model is finest: the limit, or full precision."""
+        return self.record.limit.max_drop or 0.0
 
     @cached_property
     def _search_space(self) -> BitWidthSearchSpace:
@@ -196,8 +200,28 @@ def measurements(study: optuna.Study) -> Measurements:
     record = StudyRecord.of(study)
     every = trial_rows(study, TrialResult, [PREDICTED_KEY])
     rows = tuple(row for row in every if row.result is not None)
-    chosen, final = choose(study, rows, record.max_drop)
+    chosen, final = choose(study, rows, record.limit)
     return Measurements(record, rows, chosen, held=final is not None and final.holds)
+
+
+def predicted_drop(
+    record: StudyRecord, predicted: Mapping[str, float]
+) -> tuple[float, float] | None:
+    """Return the drop that the sampler predicted, and its deviation, in percentage points.
+
+    Args:
+        record:
+            Record of the study.
+        predicted:
+            Prediction of the sampler's cost model, as a trial holds it.
+    """
+    offsets = {_LIMIT: record.max_drop, _DROP: 0.0}
+    if record.budget_bytes is not None:
+        offsets = {_ONLY_DROP: 0.0}
+    for key, offset in offsets.items():
+        if key in predicted:
+            return predicted[key] + offset, predicted.get(f"{key} deviation", np.nan)
+    return None
 
 
 def expected_best(values: Floats, probable: Floats, draws: int) -> Floats:

@@ -7,6 +7,7 @@ the objective takes it as its :class:`ObjectiveConfig`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
@@ -21,6 +22,7 @@ from sgquant_optuna.graph.training_config import (
 )
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.storage.attributes import PLAN_ATTR
+from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.search_space import (
     DEFAULT_CANDIDATES,
     Encoding,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from sgquant_optuna.sampler.cost_model import CostModelName
 
-Mode = Literal["constrained", "pareto"]
+Mode = Literal["constrained", "pareto", "budget"]
 
 _VERSION = 3
 _OF_TRAINED_MODELS = ("model", "dataset", "normalize_features", "seed", "models")
@@ -46,13 +48,16 @@ class ObjectiveConfig:
 
     Args:
         max_drop:
-            Largest drop of accuracy that is feasible, in percentage points.
+            Largest drop of accuracy that is feasible, in percentage points; without effect in mode
+            ``"budget"``.
         confidence:
             Probability with which the drop of a feasible trial is at most ``max_drop``, in
             [0.5, 1).
         mode:
-            ``"constrained"`` (least memory within ``max_drop``) or ``"pareto"`` (memory against
-            expected drop).
+            ``"constrained"`` (least memory within ``max_drop``), ``"pareto"`` (memory against
+            expected drop) or ``"budget"`` (least expected drop within ``budget_bytes``).
+        budget_bytes:
+            Largest honest memory that is feasible, in bytes; in mode ``"budget"`` only.
         granularity:
             Parts of a site that get a width of their own: ``"uniform"`` for none, or any of
             ``lwq`` (layer), ``cwq`` (component) and ``taq`` (degree bucket) joined by ``+``.
@@ -93,6 +98,7 @@ class ObjectiveConfig:
     max_drop: float = 0.5
     confidence: float = 0.9
     mode: Mode = "constrained"
+    budget_bytes: float | None = None
     granularity: str = "lwq+cwq+taq"
     candidates: Sequence[int] = DEFAULT_CANDIDATES
     degree_edges: Sequence[int] | int = DEFAULT_NUM_BUCKETS
@@ -115,6 +121,15 @@ class ObjectiveConfig:
             raise ValueError(f"max_drop: expected percentage points >= 0, got {self.max_drop}")
         if not 0.5 <= self.confidence < 1:
             raise ValueError(f"confidence: expected a number in [0.5, 1), got {self.confidence}")
+        if (self.budget_bytes is not None) != (self.mode == "budget"):
+            raise ValueError(
+                f"budget_bytes: expected with mode 'budget', and there only; got "
+                f"{self.budget_bytes} with mode {self.mode!r}"
+            )
+        if self.budget_bytes is not None and not 0 < self.budget_bytes < math.inf:
+            raise ValueError(
+                f"budget_bytes: expected a positive number of bytes, got {self.budget_bytes}"
+            )
         if self.repeats < 1:
             raise ValueError(f"repeats: expected at least 1, got {self.repeats}")
         if self.first_look < 0:
@@ -128,11 +143,17 @@ class ObjectiveConfig:
                 object.__setattr__(self, name, tuple(value))
 
     @property
+    def limit(self) -> Limit:
+        """What makes a trial feasible."""
+        if self.mode == "budget":
+            return Limit(budget_bytes=self.budget_bytes)
+        return Limit(max_drop=self.max_drop)
+
+    @property
     def metric_names(self) -> list[str]:
         """Names of the values of a trial, all of them minimised."""
-        if self.mode == "constrained":
-            return ["memory (bytes)"]
-        return ["memory (bytes)", "expected drop (points)"]
+        memory, drop = "memory (bytes)", "expected drop (points)"
+        return {"constrained": [memory], "pareto": [memory, drop], "budget": [drop]}[self.mode]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +171,12 @@ class SearchPlan(ObjectiveConfig):
             Whether each row of the graph's features is divided by its sum.
         n_trials:
             Trials of the study.
+        patience:
+            Number of suggestions of the models in a row that promise to save less than 1 % more
+            before the search ends early; 0 for never. It ends for one objective alone: in mode
+            ``"pareto"`` all trials are measured.
+        timeout:
+            Seconds after which a worker begins no further trial; ``None`` for no limit.
         training:
             Training of the full-precision models.
         models:
@@ -171,6 +198,8 @@ class SearchPlan(ObjectiveConfig):
     dataset: str = "digits"
     normalize_features: bool = False
     n_trials: int = 48
+    patience: int = 15
+    timeout: float | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     models: int = 3
     final_seeds: int = 5
@@ -189,6 +218,10 @@ class SearchPlan(ObjectiveConfig):
         if self.model not in PAPER_MODELS:
             known = ", ".join(PAPER_MODELS)
             raise ValueError(f"model: expected one of {known}, got {self.model!r}")
+        if self.patience < 0:
+            raise ValueError(f"patience: expected trials, or 0 for never, got {self.patience}")
+        if self.timeout is not None and self.timeout <= 0:
+            raise ValueError(f"timeout: expected seconds above 0, got {self.timeout}")
 
     @property
     def study_name(self) -> str:

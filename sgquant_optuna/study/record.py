@@ -12,6 +12,7 @@ from sgquant_optuna.exceptions import StudyMismatchError, StudyNotFoundError
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.storage.attributes import RECORD_ATTR
+from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.search_space import BitWidthSearchSpace
 from sgquant_optuna.study.stored_values import reading, stored_fields
 
@@ -49,7 +50,9 @@ class StudyRecord:
         confidence:
             Probability with which the bound of each drop holds.
         mode:
-            ``"constrained"`` or ``"pareto"``.
+            ``"constrained"``, ``"pareto"`` or ``"budget"``.
+        budget_bytes:
+            Largest honest memory that is feasible, in bytes; in mode ``"budget"`` only.
     """
 
     fingerprint: Fingerprint
@@ -59,6 +62,14 @@ class StudyRecord:
     max_drop: float
     confidence: float
     mode: str
+    budget_bytes: float | None = None
+
+    @property
+    def limit(self) -> Limit:
+        """What makes a trial feasible."""
+        if self.budget_bytes is not None:
+            return Limit(budget_bytes=self.budget_bytes)
+        return Limit(max_drop=self.max_drop)
 
     @property
     def granularity(self) -> str:
@@ -113,6 +124,7 @@ class StudyRecord:
                 "max_drop": self.max_drop,
                 "confidence": self.confidence,
                 "mode": self.mode,
+                "budget_bytes": self.budget_bytes,
             },
         )
 
@@ -166,6 +178,7 @@ class StudyRecord:
                 max_drop=record["max_drop"],
                 confidence=record["confidence"],
                 mode=record["mode"],
+                budget_bytes=record.get("budget_bytes"),
             )
 
 

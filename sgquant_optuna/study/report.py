@@ -12,20 +12,21 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from sgquant_optuna.graph.degree_edges import bucket_labels
 from sgquant_optuna.quantization.memory import (
     Memory,
     exact_input_memory,
     honest_memory,
     paper_memory,
-    site_store,
 )
-from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site
+from sgquant_optuna.quantization.sites import BitWidths
+from sgquant_optuna.study.bits_table import bits_table
+from sgquant_optuna.study.byte_sizes import megabytes
 from sgquant_optuna.study.drop_slope import certifiable_flips
 from sgquant_optuna.study.final_result import FinalResult
+from sgquant_optuna.study.limit import NEAR_BUDGET, Limit
 from sgquant_optuna.study.plain_tables import PlainTable, html_table
+from sgquant_optuna.study.reachable_sizes import ReachableSizes
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import TrialRow, trial_rows
 from sgquant_optuna.study.selection import choose, rank
@@ -125,8 +126,8 @@ class StudyReport:
 
     @property
     def is_feasible(self) -> bool:
-        """Whether the trial's drop is within the limit."""
-        return self.result.is_feasible(self.record.max_drop)
+        """Whether the trial is within the limit of the study."""
+        return self.record.limit.is_feasible(self.result)
 
     def __rich__(self) -> RenderableType:
         """Return both tables for a terminal."""
@@ -155,61 +156,14 @@ class StudyReport:
 
     def bits_table(self) -> Table:
         """Return the widths of every layer, component and degree bucket."""
-        table = Table(title=Text(self.title))  # a name may look like markup
-        if self.record.layout.notes:
-            table.caption = Text("\n".join(self.record.layout.notes))
-        labels = bucket_labels(self.record.degree_edges)
-        by_bucket = any(site.bucket is not None for site in self.bits)
-        table.add_column("layer")
-        table.add_column("component")
-        table.add_column("values", justify="right")
-        columns = [f"degree {label}" for label in labels] if by_bucket else ["bits"]
-        for column in columns:
-            table.add_column(column, justify="right")
-        parts = [
-            [s for s in self.bits if (s.layer, s.component) == part]
-            for part in dict.fromkeys((s.layer, s.component) for s in self.bits)
-        ]
-        stores = [self._store(sites) for sites in parts]
-        tells_stores = any(store != "rows" for store in stores)  # else all is as expected
-        if tells_stores:
-            table.add_column("stored as")
-        for sites, store in zip(parts, stores, strict=True):
-            count = sum(self.record.layout.sizes[site].num_elements for site in sites)
-            table.add_row(
-                Text(sites[0].layer),  # a key of a ModuleDict may look like markup, too
-                sites[0].component,
-                f"{count:,}",
-                *self._widths(sites, len(columns)),
-                *([store] if tells_stores else []),
-            )
-        return table
-
-    def _store(self, sites: list[Site]) -> str:
-        sizes = self.record.layout.sizes
-        stores = {site_store(site, sizes[site], self.bits[site])[0] for site in sites}
-        contents = [sizes[site].content for site in sites]
-        exact = all(
-            content is not None and self.bits[site] in (*content.lossless, FULL_PRECISION)
-            for site, content in zip(sites, contents, strict=True)
-        )
-        return " and ".join(sorted(stores)) + (", exact" if exact else "")
-
-    def _widths(self, sites: list[Site], columns: int) -> list[str]:
-        if sites[0].bucket is None:
-            return (
-                [str(self.bits[sites[0]])] * columns
-                if columns == 1
-                else [f"all: {self.bits[sites[0]]}", *[""] * (columns - 1)]
-            )
-        by_bucket = {site.bucket: str(self.bits[site]) for site in sites}
-        return [by_bucket.get(bucket, "-") for bucket in range(columns)]
+        return bits_table(self.record, self.bits, self.title)
 
     def summary_table(self) -> Table:
         """Return accuracy and memory before and after."""
         table = Table(show_header=True)
         for column in ("", "full precision", "quantized", ""):
             table.add_column(column, justify="right" if column else "left")
+        budget = self.record.budget_bytes
         table.add_row(
             "validation accuracy",
             f"{self.record.full_precision_accuracy:.2f} %",
@@ -229,6 +183,8 @@ class StudyReport:
                 megabytes(memory.memory_bytes),
                 f"{memory.saving:.1f}x smaller, {memory.average_bits:.2f} bits a value",
             )
+        if budget is not None:
+            table.add_row("budget", "", megabytes(budget), self._budget_used(budget) + self._miss)
         table.add_row("trials", "", f"{self.num_measured}", f"of {self.num_trials} started")
         for other in self.other_limits:
             table.add_row(
@@ -242,26 +198,38 @@ class StudyReport:
     def _add_promise(self, table: Table) -> None:
         """Tell what the trial loses on all nodes, and what the labels can promise at all."""
         result, record = self.result, self.record
-        told = (
-            f"at most {result.drop_bound:.2f} ({record.confidence:.0%}), limit {record.max_drop:g}"
-        )
+        told = f"at most {result.drop_bound:.2f} ({record.confidence:.0%})"
         if result.evidence is None:
-            told = f"limit {record.max_drop:g}, on validation nodes alone"
-        if not self.is_feasible:
-            told += ": no trial is feasible, this is the nearest"
+            told = "on validation nodes alone"
+        if record.budget_bytes is None:
+            told += f", limit {record.max_drop:g}{self._miss}"
         table.add_row("drop, all nodes", "", f"{result.estimated_drop:.2f} points", told)
-        if result.evidence is None:
-            return
-        table.add_row("predictions", "", f"{result.flips:.2f} % change", self._certainty())
+        if result.evidence is not None:
+            table.add_row("predictions", "", f"{result.flips:.2f} % change", self._certainty())
 
     def _certainty(self) -> str:
         assert self.result.evidence is not None
-        if self.certifiable_flips is None:
+        if self.certifiable_flips is None or self.record.budget_bytes is not None:
             return ""
         return (
             f"{self.result.evidence.nodes:,} labels promise {self.record.max_drop:g} points "
             f"for up to {self.certifiable_flips:.1f} %"
         )
+
+    @property
+    def _miss(self) -> str:
+        return "" if self.is_feasible else ": no trial is feasible, this is the nearest"
+
+    def _budget_used(self, budget_bytes: float) -> str:
+        """Tell how much of the budget the trial uses, and whether more was possible."""
+        used = f"{self.result.memory_bytes / budget_bytes:.1%} used"
+        if not (1 - NEAR_BUDGET) * budget_bytes > self.result.memory_bytes:
+            return used
+        sizes = ReachableSizes(self.record.layout, self.record.search_space)
+        nearest = sizes.largest_below(budget_bytes)
+        if nearest is None or nearest <= self.result.memory_bytes:
+            return f"{used}, the nearest possible"
+        return f"{used}; nearer ones, up to {megabytes(nearest)}, were not measured to be as good"
 
     def _add_final_rows(self, table: Table, final: FinalResult) -> None:
         runs = f"{final.seeds} {'trainings' if final.retrained else 'fresh seeds'}"
@@ -269,7 +237,7 @@ class StudyReport:
         table.add_row(
             f"promise, {runs}",
             "",
-            verdict,
+            "" if self.record.budget_bytes is not None else verdict,
             f"drop {final.estimated_drop:.2f}, at most {final.drop_bound:.2f} points "
             f"({self.record.confidence:.0%})",
         )
@@ -294,7 +262,7 @@ def report(study: optuna.Study) -> StudyReport:
     """
     record = StudyRecord.of(study)
     rows = trial_rows(study, TrialScore)
-    chosen, final = choose(study, rows, record.max_drop)
+    chosen, final = choose(study, rows, record.limit)
     trial_id = next(row.trial_id for row in rows if row.number == chosen.number)
     result = TrialResult.of(study._storage.get_trial(trial_id).user_attrs)
     assert result is not None  # its score was there
@@ -315,26 +283,22 @@ def report(study: optuna.Study) -> StudyReport:
             record.max_drop,
             record.confidence,
         ),
-        other_limits=_other_limits(study, rows, record.max_drop),
+        other_limits=_other_limits(study, rows, record),
     )
 
 
 def _other_limits(
-    study: optuna.Study, rows: Sequence[TrialRow[TrialScore]], max_drop: float
+    study: optuna.Study, rows: Sequence[TrialRow[TrialScore]], record: StudyRecord
 ) -> tuple[OtherLimit, ...]:
-    """Return the best trials for other limits than that of the study, where they differ."""
+    """Return the best trials for other limits than that of the study, where there are any."""
     answers = []
-    for factor in _OTHER_LIMITS:
-        limit = factor * max_drop
+    for factor in () if record.budget_bytes is not None else _OTHER_LIMITS:
+        max_drop = factor * record.max_drop
+        limit = Limit(max_drop=max_drop)
         best = rank(study, rows, limit)[0]
-        if limit and best.result.is_feasible(limit):
-            answers.append(OtherLimit(limit, best.number, best.result.saving))
+        if max_drop and limit.is_feasible(best.result):
+            answers.append(OtherLimit(max_drop, best.number, best.result.saving))
     return tuple(answers)
-
-
-def megabytes(count: float) -> str:
-    """Return a number of bytes as reports show it."""
-    return f"{count / 1e6:,.3f} MB"
 
 
 def _spread(values: tuple[float, ...]) -> str:

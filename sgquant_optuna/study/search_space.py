@@ -68,6 +68,10 @@ class BitWidthSearchSpace:
         ValueError:
             If a width, the granularity or the encoding is not valid, a frozen name fits no site,
             or nothing is left to search.
+
+    Attributes:
+        name_of:
+            Parameter of each site that is searched.
     """
 
     def __init__(
@@ -87,10 +91,8 @@ class BitWidthSearchSpace:
         self.encoding = encoding
         self.frozen = self._freeze(frozen or {})
         parts = parse_granularity(granularity)
-        self._name_of = {
-            site: _name(site, parts) for site in self.sites if site not in self.frozen
-        }
-        self.names = tuple(dict.fromkeys(self._name_of.values()))
+        self.name_of = {site: _name(site, parts) for site in self.sites if site not in self.frozen}
+        self.names = tuple(dict.fromkeys(self.name_of.values()))
         if not self.names:
             raise ValueError("search space: every site is frozen; leave at least one to search")
 
@@ -131,7 +133,7 @@ class BitWidthSearchSpace:
         widths = {name: self._width(name, params) for name in self.names}
         return BitWidths(
             {
-                site: self.frozen[site] if site in self.frozen else widths[self._name_of[site]]
+                site: self.frozen[site] if site in self.frozen else widths[self.name_of[site]]
                 for site in self.sites
             }
         )
@@ -146,7 +148,7 @@ class BitWidthSearchSpace:
                 If a site is missing.
         """
         widths: dict[str, int] = {}
-        for site, name in self._name_of.items():
+        for site, name in self.name_of.items():
             widths.setdefault(name, bits[site])
         if self.encoding == "ordinal":
             return {name: self.candidates.index(width) for name, width in widths.items()}

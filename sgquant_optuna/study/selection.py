@@ -1,4 +1,4 @@
-"""Which trial of a study to take: the smallest that keeps the accuracy, or the nearest miss."""
+"""Which trial of a study to take: the best within its limit, or the nearest miss."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import optuna
 
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.study.final_result import FinalResult
+from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.rows import TrialRow
 from sgquant_optuna.study.trial_result import Score, TrialScore
 
@@ -30,56 +31,50 @@ class Ranked(Generic[Score]):
 
 
 def rank(
-    study: optuna.Study, rows: Iterable[TrialRow[Score]], max_drop: float
+    study: optuna.Study, rows: Iterable[TrialRow[Score]], limit: Limit
 ) -> list[Ranked[Score]]:
     """Order the finished trials of our objective from best to worst.
 
-    Feasible ones come first, by memory and then by drop; the others follow by how far the bound of
-    their drop is off, so that there is always an answer.
+    Feasible ones come first, by memory and then by drop, or with a budget by drop and then by
+    memory; the others follow by how far they are off, so that there is always an answer.
 
     Args:
         study:
-            Study of our objective, of either mode.
+            Study of our objective, of any mode.
         rows:
             Trials of the study.
-        max_drop:
-            Largest feasible drop, in percentage points.
+        limit:
+            Limit of the study.
 
     Raises:
         StudyNotFoundError:
             If no trial is finished.
     """
-
-    def badness(trial: Ranked[Score]) -> tuple[float, float, float]:
-        result = trial.result
-        off = max(result.violation(max_drop), 0.0)
-        return off, result.memory_bytes, result.estimated_drop
-
     measured = [Ranked(row.number, row.result) for row in rows if row.result is not None]
     if not measured:
         raise StudyNotFoundError(
             f"study {study.study_name!r}: expected at least one finished trial, got none"
         )
-    return sorted(measured, key=badness)
+    return sorted(measured, key=lambda trial: limit.badness(trial.result))
 
 
-def best_saving(results: Iterable[TrialScore | None], max_drop: float) -> float | None:
-    """Return the largest saving of a feasible trial; ``None`` if none is feasible.
+def best_feasible(results: Iterable[TrialScore | None], limit: Limit) -> TrialScore | None:
+    """Return the result of the best feasible trial; ``None`` if none is feasible.
 
     Args:
         results:
             Results of the trials; ``None`` for one that our objective has not finished.
-        max_drop:
-            Largest feasible drop, in percentage points.
+        limit:
+            Limit of the study.
     """
-    feasible = (one for one in results if one is not None and one.is_feasible(max_drop))
-    return max((one.saving for one in feasible), default=None)
+    feasible = (one for one in results if one is not None and limit.is_feasible(one))
+    return min(feasible, key=limit.badness, default=None)
 
 
 def choose(
     study: optuna.Study,
     rows: Iterable[TrialRow[Score]],
-    max_drop: float,
+    limit: Limit,
     *,
     number: int | None = None,
 ) -> tuple[Ranked[Score], FinalResult | None]:
@@ -93,8 +88,8 @@ def choose(
             Study of our objective; its final report is read.
         rows:
             Trials of the study.
-        max_drop:
-            Largest feasible drop, in percentage points.
+        limit:
+            Limit of the study.
         number:
             Number of the trial that is asked for.
 
@@ -102,7 +97,7 @@ def choose(
         StudyNotFoundError:
             If no trial is finished, or not the one that is asked for.
     """
-    ranked = rank(study, rows, max_drop)
+    ranked = rank(study, rows, limit)
     by_number = {trial.number: trial for trial in ranked}
     final = FinalResult.load(study)
     if number is None:

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.storage.attributes import WORKER_ATTR
+from sgquant_optuna.study.early_stop import EarlyStop
 from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import TrialRow, grace_seconds, silent_seconds, trial_rows
@@ -83,6 +84,10 @@ class StudyStatus:
             runs or nothing is planned.
         best_saving:
             Saving of the trial to take, against dense float32; ``None`` if none is feasible.
+        best_drop:
+            Most probable drop of its accuracy, in percentage points.
+        ended_early:
+            Why it ended before all planned trials; ``None`` if it did not.
         workers:
             Workers that signed trials, most finished trials first.
     """
@@ -98,12 +103,16 @@ class StudyStatus:
     per_hour: float
     seconds_left: float | None
     best_saving: float | None
+    best_drop: float | None
+    ended_early: EarlyStop | None
     workers: tuple[WorkerStatus, ...]
 
     @property
     def state(self) -> StudyState:
         """What the study is doing."""
         if self.planned is not None and self.finished >= self.planned:
+            return StudyState.DONE
+        if self.ended_early is not None and self.ended_early.why == "settled":
             return StudyState.DONE
         if self.running:
             return StudyState.RUNNING
@@ -132,9 +141,11 @@ def study_status(study: optuna.Study, *, now: datetime | None = None) -> StudySt
     running = counts[TrialState.RUNNING] - stale
     lately, overall = _speeds(rows, now, is_running=running > 0)
     planned = SearchPlan.planned_trials(study)
+    is_over = not running and planned is not None and finished < planned
     left = None
     if planned is not None and running and lately:
         left = max(planned - finished, 0) / lately * 3600
+    best = _best(study, rows)
     return StudyStatus(
         study_name=study.study_name,
         planned=planned,
@@ -146,7 +157,9 @@ def study_status(study: optuna.Study, *, now: datetime | None = None) -> StudySt
         per_hour_lately=lately,
         per_hour=overall,
         seconds_left=left,
-        best_saving=_best_saving(study, rows),
+        best_saving=None if best is None else best.saving,
+        best_drop=None if best is None else best.estimated_drop,
+        ended_early=EarlyStop.load(study) if is_over else None,
         workers=_workers(rows),
     )
 
@@ -169,15 +182,15 @@ def _speeds(rows: Sequence[_Row], now: datetime, *, is_running: bool) -> tuple[f
     return lately * (_HOUR / recent), len(ends) * (_HOUR / max(last - first, timedelta(seconds=1)))
 
 
-def _best_saving(study: optuna.Study, rows: Sequence[_Row]) -> float | None:
+def _best(study: optuna.Study, rows: Sequence[_Row]) -> TrialScore | None:
     record = StudyRecord.load(study)
     if record is None:
         return None
     try:
-        chosen, _ = choose(study, rows, record.max_drop)
+        chosen, _ = choose(study, rows, record.limit)
     except StudyNotFoundError:
         return None
-    return chosen.result.saving if chosen.result.is_feasible(record.max_drop) else None
+    return chosen.result if record.limit.is_feasible(chosen.result) else None
 
 
 def _workers(rows: Sequence[_Row]) -> tuple[WorkerStatus, ...]:

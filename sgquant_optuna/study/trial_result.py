@@ -62,6 +62,11 @@ class TrialScore:
         """Tell whether the bound of the drop is within a limit, in percentage points."""
         return is_feasible(self.drop_bound, max_drop)
 
+    @property
+    def expected_drop(self) -> float:
+        """Mean expected drop of the trainings, in points; without evidence the measured one."""
+        return self.accuracy_drop if self.evidence is None else self.evidence.expected_drop
+
     def with_slope(self, slope: DropSlope, confidence: float) -> Self:
         """Return the same measurements with another estimate and bound of the drop.
 

@@ -20,13 +20,21 @@ def contents(x, bucket=None, config=None, num_buckets=2):
 
 @pytest.mark.parametrize("make", [lambda x: x, SparseFeatures.from_dense])
 def test_binary_features_are_lossless_at_every_width(make):
-    assert contents(make(BINARY)) == {0: InputContent(4, 2, 1, True, (1, 2, 8))}
+    assert contents(make(BINARY)) == {0: InputContent(4, 2, 1, True, (1, 2, 8), "own")}
+
+
+@pytest.mark.parametrize("make", [lambda x: x, SparseFeatures.from_dense])
+@pytest.mark.parametrize(("axis", "lossless"), [("tensor", ()), ("row", (1, 2, 8))])
+def test_binary_rows_divided_by_their_sums_have_values_of_their_counts(make, axis, lossless):
+    x = BINARY / BINARY.sum(dim=1, keepdim=True)
+    found = contents(make(x), config=QuantizerConfig(axis=axis, range_estimator="minmax"))
+    assert found == {0: InputContent(4, 2, 2, True, lossless, "1/count")}
 
 
 def test_each_bucket_is_looked_at_by_itself():
     x = torch.tensor([[0.0, 1.0], [0.3, 0.5], [0.0, 0.0]])
     found = contents(x, torch.tensor([0, 1, 0]), QuantizerConfig(range_estimator="minmax"))
-    assert found[0] == InputContent(1, 1, 1, True, (1, 2, 8))
+    assert found[0] == InputContent(1, 1, 1, True, (1, 2, 8), "1/count")
     assert found[1] == InputContent(2, 2, 2, True, ())
 
 
@@ -45,3 +53,9 @@ def test_zero_inside_a_range_is_not_kept():
 def test_many_values_have_no_codebook():
     assert contents(torch.arange(600.0).view(20, 30))[0].num_values is None
     assert contents((torch.arange(600.0) % 257).view(20, 30))[0].num_values == 256
+
+
+def test_widths_can_be_lossless_where_the_values_are_few_in_each_row_alone():
+    x = torch.eye(300) * torch.arange(1.0, 301)[:, None]
+    found = contents(x, config=QuantizerConfig(axis="row", range_estimator="minmax"))
+    assert found == {0: InputContent(300, 1, None, True, (1, 2, 8), "own")}

@@ -168,6 +168,7 @@ def test_every_option_reaches_the_study(capsys):
         *("--rounding", "floor", "--range-estimator", "minmax", "--range-axis", "column"),
         *("--max-drop", "3", "--models", "2", "--seed", "5", "--study", "mine"),
         *("--cost-model", "boosted", "--acquisition", "paper"),
+        *("--patience", "9", "--timeout", "600"),
     )
     assert code == 0, err
     assert "mine: bits of trial" in out
@@ -179,6 +180,7 @@ def test_every_option_reaches_the_study(capsys):
     assert len(study.directions) == 2
     plan = SearchPlan.load(study)
     assert (plan.cost_model, plan.acquisition) == ("boosted", "paper")
+    assert (plan.patience, plan.timeout) == (9, 600.0)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +196,7 @@ def test_every_option_reaches_the_study(capsys):
         (["search", "--freeze", "conv1"], "--freeze: expected NAME=BITS"),
         (["search", "--freeze", "conv9=8"], "frozen site: expected one of conv1/embedding"),
         (["search", "--max-drop", "-1"], "max_drop: expected percentage points >= 0"),
+        (["search", "--timeout", "0"], "timeout: expected seconds above 0"),
         (["search", "--rounding", "up"], "rounding: expected one of"),
         (["search", "--range-axis", "node"], "axis: expected one of"),
         (["search", "--cost-model", "forest"], "cost_model: expected one of 'blend'"),

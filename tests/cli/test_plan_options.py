@@ -24,7 +24,8 @@ def test_each_setting_of_the_training_has_a_flag():
         "weight_decay": 0.25,
         "decayed_layers": "first",
     }
-    plan = plan_of_options(dataset="Cora", normalize_features=False, finetune_epochs=3, **chosen)
+    flags = {("training_" * (name == "patience")) + name: value for name, value in chosen.items()}
+    plan = plan_of_options(dataset="Cora", normalize_features=False, finetune_epochs=3, **flags)
     assert not plan.normalize_features
     assert plan.training == TrainingConfig(**chosen)
     assert plan.finetuning == replace(

@@ -10,6 +10,9 @@ from typer.testing import CliRunner
 from sgquant_optuna.cli import main
 from sgquant_optuna.cli.app import app
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.study.early_stop import record_timeout
+from sgquant_optuna.study.loading import load_study
+from sgquant_optuna.study.plan import SearchPlan
 from tests.hand_made import measured, new_study
 
 NASTY = """it's "x" [/red] <b>'; DROP TABLE trials; --"""
@@ -75,6 +78,13 @@ def test_status_shows_counts_and_workers(file, capsys):
     words = " ".join(out.split())
     assert NASTY in words and "state stopped" in words and "finished 2 of 5" in words
     assert "best saving 8.0x" in words and "host:1" in words and "host:2" in words
+
+
+def test_status_tells_why_a_search_ended_early(file, capsys):
+    study = load_study(NASTY, storage=file)
+    record_timeout(study, SearchPlan(n_trials=5))
+    _, out, _ = run(capsys, "status", NASTY, "--storage", file)
+    assert "ended early its time was over" in " ".join(out.split())
 
 
 def test_status_as_json(file, capsys):

@@ -31,7 +31,7 @@ from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.sites import BitWidths
 from sgquant_optuna.search.objective import QuantizationObjective
 from tests.conftest import make_graph
-from tests.packed.test_packed_model import graph_of
+from tests.packed.test_packed_model import DIVIDED, divided_graph, graph_of
 
 
 class Model(nn.Module):
@@ -278,6 +278,18 @@ def test_exact_features_are_not_stored_twice(tmp_path):
     assert torch.equal(packed(graph), expected)
     _, tensors = read_container(tmp_path / "m", "packed_model")
     assert not any(name.startswith("exact.") for name in tensors)
+
+
+@pytest.mark.parametrize("store", DIVIDED)
+def test_exact_features_of_one_value_a_row_are_stored_so(store, tmp_path):
+    graph = divided_graph(store)
+    packed, expected, exported, _ = packed_and_expected(
+        EXACT["concatenated"], graph, tmp_path, widths=(2, 4)
+    )
+    fields, _ = read_container(tmp_path / "m", "packed_model")
+    assert fields["features"]["exact"]["store"] == store
+    assert exported.exact_nbytes == packed.exact_nbytes > 0
+    assert torch.equal(packed(graph), expected)
 
 
 def test_what_is_made_of_x_alone_is_stored_at_its_bit_width(tmp_path):

@@ -17,7 +17,14 @@ from sgquant_optuna.packed.integers import read_integers
 from sgquant_optuna.packed.packed_features import PackedFeatures
 from tests.packed.test_any_model import KINDS, packed_and_expected
 from tests.packed.test_packed_features import make
-from tests.packed.test_packed_model import BUILT_IN, graph_of, quantized
+from tests.packed.test_packed_model import (
+    BUILT_IN,
+    DIVIDED,
+    WIDTHS,
+    divided_graph,
+    graph_of,
+    quantized,
+)
 
 ONE = torch.ones(1, 1)
 DTYPES = (torch.float64, torch.float16, torch.int32, torch.uint8, torch.bool)
@@ -83,8 +90,8 @@ def leads_inside(part):
         column = read_integers(part.tensors["columns"], part._nnz, part._column_bits)
         if not bool((column < part.shape[1]).all()):
             return False
-    if part.store == "sparse codebook":
-        code = read_integers(part.tensors["codes"], part._nnz, part._code_bits)
+    if part.store in ("sparse codebook", "sparse row codebook"):
+        code = read_integers(part.tensors["codes"], part._num_codes, part._code_bits)
         return bool((code < len(part.tensors["values"])).all())
     return True
 
@@ -110,9 +117,17 @@ def test_altered_packed_features_are_refused_or_hold_numbers(axis, tmp_path):
     alter()
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_altered_packed_models_are_refused_or_give_scores(name, sparse, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "graph", "widths"),
+    [
+        *((name, graph_of(sparse), WIDTHS) for name in BUILT_IN for sparse in (False, True)),
+        *(("gcn", divided_graph(store), (32, 2)) for store in DIVIDED),
+    ],
+    ids=[*(f"{name}-{x}" for name in BUILT_IN for x in ("dense", "sparse")), *DIVIDED],
+)
+def test_altered_packed_models_are_refused_or_give_scores(
+    name, graph, widths, tmp_path, monkeypatch
+):
     parts = []
 
     class SeenPart(InputPart):
@@ -121,7 +136,7 @@ def test_altered_packed_models_are_refused_or_give_scores(name, sparse, tmp_path
             parts.append(self)
 
     monkeypatch.setattr(model_file, "InputPart", SeenPart)
-    model, data, layout, scores, _ = quantized(name, graph_of(sparse))
+    model, data, layout, scores, _ = quantized(name, graph, widths=widths)
     export_packed(model, data, tmp_path / "m", layout=layout)
     fields, tensors = read_container(tmp_path / "m", "packed_model")
 
@@ -183,13 +198,27 @@ def test_columns_outside_the_matrix_are_refused():
             InputPart("sparse", 4, (3, 12), {**part.tensors, "columns": columns}, part.count_bits)
 
 
-@pytest.mark.parametrize("store", ["codebook", "sparse codebook"])
-def test_codes_without_a_value_are_refused(store):
-    x = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
+@pytest.mark.parametrize(
+    ("store", "rows"),
+    [
+        ("codebook", [[0, 1, 2], [3, 4, 5]]),
+        ("sparse codebook", [[0, 1, 2], [3, 4, 5]]),
+        ("sparse row codebook", [[0, 1, 1], [2, 0, 2], [3, 3, 0]]),
+    ],
+)
+def test_codes_without_a_value_are_refused(store, rows):
+    x = torch.tensor(rows, dtype=torch.float32)
     part = InputPart.from_dense(x, store, 32, ONE, 0 * ONE, "nearest")
     codes = torch.full_like(part.tensors["codes"], 0xFF)
     with pytest.raises(PackingError, match="codes of the input: expected some below"):
-        InputPart(store, 32, (2, 3), {**part.tensors, "codes": codes}, part.count_bits)
+        InputPart(store, 32, part.shape, {**part.tensors, "codes": codes}, part.count_bits)
+
+
+def test_a_value_of_a_row_that_is_no_number_is_refused():
+    part = InputPart.from_dense(torch.eye(3) * 2, "sparse row values", 32, ONE, ONE, "nearest")
+    values = torch.tensor([2.0, torch.nan, 2.0])
+    with pytest.raises(PackingError, match="values of the input: expected finite numbers"):
+        InputPart(part.store, 32, part.shape, {**part.tensors, "values": values}, part.count_bits)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +326,9 @@ def test_a_layout_that_contradicts_itself_is_refused(packed_gcn):
             "bit_widths": {name: widths.get(name, 4) for name in kept},
         }
 
+    def of_counts(size):
+        return {**size["content"], "row_value": "1/count", "lossless": [1, 3, 4]}
+
     inputs = [name for name in sizes if name.startswith("conv1")]
     for change, message in (
         (layout(**{inputs[0]: {**first, "num_columns": 5}}), "one number of columns"),
@@ -319,6 +351,14 @@ def test_a_layout_that_contradicts_itself_is_refused(packed_gcn):
         (layout(**{"conv2/attention/bucket0": hidden}), "expected one site or one for each"),
         (layout(**{"conv2/attention": first}), "expected a content for all"),
         (layout(**{inputs[0]: {**first, "num_rows": 10**10}}), "expected a whole number"),
+        (
+            layout(**{inputs[0]: {**first, "content": {**first["content"], "row_value": "2"}}}),
+            "row_value of .*: expected null or one of",
+        ),
+        (
+            layout(**{n: {**sizes[n], "content": of_counts(sizes[n])} for n in inputs}),
+            "expected .* for sparse 1/count, got",
+        ),
     ):
         with pytest.raises(PackingError, match=f"/y: .*({message})"):
             load_packed(write(**change))

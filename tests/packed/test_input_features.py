@@ -1,10 +1,13 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgquant_optuna.exceptions import PackingError
-from sgquant_optuna.packed.input_features import InputPart, PackedInput
+from sgquant_optuna.exceptions import GraphError, PackingError
+from sgquant_optuna.packed.input_features import InputPart
+from sgquant_optuna.packed.packed_input import PackedInput
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
 from sgquant_optuna.quantization.input_stores import InputContent, input_stores
 
@@ -16,17 +19,38 @@ def values_of(kind, num_rows, num_columns, generator):
     keep = torch.rand(num_rows, num_columns, generator=generator) < 0.3
     if kind == "binary":
         return keep.float()
+    if kind == "divided":
+        return keep / keep.sum(dim=1, keepdim=True).clamp(min=1)
+    if kind == "scaled":  # 2/7 is not one divided by a count
+        keep[0, 0] = True
+        return keep * ((x[:, :1] * 3).ceil() / 7).index_fill(0, torch.tensor(0), 2 / 7)
     return keep * ((x * 5).ceil() / 5 if kind == "few" else x)
 
 
-def content_of(x, *, keeps_zero=True):
+def content_of(x, row_value=None):
     counts = torch.count_nonzero(x, dim=1)
     values = x[x != 0].unique()
-    return InputContent(int(counts.sum()), int(counts.max()), len(values), keeps_zero)
+    return InputContent(
+        int(counts.sum()), int(counts.max()), len(values), keeps_zero=True, row_value=row_value
+    )
 
 
-@pytest.mark.parametrize("store", ["rows", "codebook", "sparse", "sparse codebook"])
-@pytest.mark.parametrize("kind", ["binary", "few", "many"])
+ROW_VALUE = {
+    "sparse 1/count": ("divided", "1/count"),
+    "sparse row codebook": ("scaled", "own"),
+    "sparse row values": ("scaled", "own"),
+}
+
+
+@pytest.mark.parametrize(
+    ("store", "kind"),
+    [
+        *itertools.product(
+            ["rows", "codebook", "sparse", "sparse codebook"], ["binary", "few", "many"]
+        ),
+        *((store, kind) for store, (kind, _) in ROW_VALUE.items()),
+    ],
+)
 @settings(deadline=None, max_examples=12)
 @given(
     shape=st.tuples(st.integers(1, 12), st.integers(1, 20)),
@@ -37,12 +61,14 @@ def test_every_store_gives_the_fake_quantized_rows_in_the_bytes_that_were_counte
     store, kind, shape, bit_width, seed
 ):
     x = values_of(kind, *shape, torch.Generator().manual_seed(seed))
+    row_value = ROW_VALUE.get(store, ("", None))[1]
+    bit_width = bit_width if row_value is None else 32  # they hold what no width changed
     scale, zero_point = affine_parameters(
         0 * ONE, x.max().clamp(min=0.1) * ONE, min(bit_width, 16)
     )
     expected = x if bit_width == 32 else fake_quantize(x, scale, zero_point, bit_width)
     part = InputPart.from_dense(x, store, bit_width, scale, zero_point, "nearest")
-    assert part.nbytes == input_stores(*shape, bit_width, 1, content_of(x))[store]
+    assert part.nbytes == input_stores(*shape, bit_width, 1, content_of(x, row_value))[store]
     index = torch.arange(len(x)).flip(0).repeat(2)
     assert torch.equal(part.rows(index), expected[index])
     middle = len(x) // 2
@@ -75,6 +101,29 @@ def test_binary_rows_take_only_the_places_of_their_non_zeros():
     assert sizes == {"counts": 1, "columns": 2, "codes": 0, "values": 4}
 
 
+def test_binary_rows_divided_by_their_sums_take_no_byte_for_their_values():
+    x = torch.zeros(3, 9)
+    x[0, 8], x[1, [0, 4, 5]] = 1, 1 / 3
+    part = InputPart.from_dense(x, "sparse 1/count", 32, ONE, ONE, "nearest")
+    assert {name: tensor.nbytes for name, tensor in part.tensors.items()} == {
+        "counts": 1,
+        "columns": 2,
+    }
+    assert torch.equal(part.rows(torch.tensor([1, 2, 0])), x[[1, 2, 0]])
+
+
+@pytest.mark.parametrize("store", ROW_VALUE)
+def test_rows_of_several_values_are_not_packed_as_rows_of_one(store):
+    with pytest.raises(GraphError, match=f"expected rows of equal non-zeros for {store}"):
+        InputPart.from_dense(torch.tensor([[1.0, 0.5]]), store, 32, ONE, ONE, "nearest")
+
+
+def test_a_value_that_is_not_of_its_count_has_to_be_stored():
+    x = torch.tensor([[0.5, 0.0, 0.0]])
+    with pytest.raises(GraphError, match="expected rows of equal non-zeros for sparse 1/count"):
+        InputPart.from_dense(x, "sparse 1/count", 32, ONE, ONE, "nearest")
+
+
 def test_tensors_that_do_not_fit_are_refused():
     x = torch.eye(6)
     part = InputPart.from_dense(x, "sparse", 4, ONE, 0 * ONE, "nearest")
@@ -87,6 +136,9 @@ def test_tensors_that_do_not_fit_are_refused():
     }.items():
         with pytest.raises(PackingError):
             InputPart(*arguments, {**part.tensors, name: value}, part.count_bits)
+    rows = {name: part.tensors[name] for name in ("counts", "columns")}
+    with pytest.raises(PackingError, match="of the input: expected torch.float32"):
+        InputPart("sparse row values", 32, (6, 6), {**rows, "values": torch.ones(5)}, 1)
     with pytest.raises(PackingError, match="input part"):
         InputPart("rows", 4, (6, 6), part.tensors)
     with pytest.raises(PackingError, match="expected one of"):

@@ -14,6 +14,8 @@ from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN
 from sgquant_optuna.packed import message_passing, packed_tensor
 from sgquant_optuna.packed.export import export_packed, load_packed
+from sgquant_optuna.packed.model_file import ModelContents
+from sgquant_optuna.packed.packed_tensor import PackedTensor
 from sgquant_optuna.quantization.memory import honest_memory
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.study.search_space import BitWidthSearchSpace
@@ -52,6 +54,20 @@ def graph_of(sparse):
     return graph
 
 
+# Multiple of 1 / count and share of non-zeros at which a store is the smallest one. Products run
+# on the non-zeros alone in the first.
+DIVIDED = {"sparse 1/count": (1, 0.1), "sparse row codebook": (3, 0.3)}
+
+
+def divided_graph(store):
+    """Binary features whose rows are divided by their sums, and multiplied."""
+    graph, (numerator, density) = make_graph(), DIVIDED[store]
+    generator = torch.Generator().manual_seed(1)
+    rows = (torch.rand(graph.x.shape, generator=generator) < density).float()
+    graph.x = numerator * (rows / rows.sum(dim=1, keepdim=True).clamp(min=1))
+    return graph
+
+
 def quantized(name, graph, *, granularity="lwq+cwq+taq", axis="tensor", widths=WIDTHS):
     """A fake-quantized model of mixed widths, its graph, its layout and its scores."""
     edges = (2, 4) if "taq" in granularity or axis == "bucket" else ()
@@ -71,8 +87,8 @@ def quantized(name, graph, *, granularity="lwq+cwq+taq", axis="tensor", widths=W
     return model, fixed.data, layout, scores, bits
 
 
-def check_same(name, tmp_path, **options):
-    graph = graph_of(options.pop("sparse", False))
+def check_same(name, tmp_path, graph=None, **options):
+    graph = graph_of(options.pop("sparse", False)) if graph is None else graph
     model, data, layout, scores, bits = quantized(name, graph, **options)
     export_packed(model, data, tmp_path / "m", layout=layout)
     packed = load_packed(tmp_path / "m", None if name in BUILT_IN else MODELS[name]())
@@ -81,6 +97,7 @@ def check_same(name, tmp_path, **options):
     assert torch.equal(found.argmax(1), scores.argmax(1))
     assert packed.bit_widths == bits
     assert sum(packed.stored_nbytes.values()) == honest_memory(layout, bits).memory_bytes
+    return packed, ModelContents.read(tmp_path / "m")
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
@@ -100,6 +117,36 @@ def test_every_granularity_packs(granularity, tmp_path):
 @pytest.mark.parametrize("name", ["gcn", "agnn"])
 def test_every_axis_of_ranges_packs(name, axis, tmp_path):
     check_same(name, tmp_path, axis=axis, sparse=name == "gcn", widths=(4, 16, 32))
+
+
+@pytest.mark.parametrize("store", DIVIDED)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("agnn", {"widths": (32, 2), "granularity": "lwq+cwq"}),
+        ("sage", {"widths": (32, 2), "granularity": "lwq+cwq"}),
+        ("gcn", {"widths": (1, 4), "axis": "row"}),  # each width is lossless; degree buckets
+    ],
+)
+def test_binary_rows_divided_by_their_sums_are_held_exactly(name, options, store, tmp_path):
+    graph = divided_graph(store)
+    packed, contents = check_same(name, tmp_path, graph, **options)
+    site = contents.header.sites[0]
+    stores = {site.store(number)[0] for number in site.sizes}
+    assert stores - {"sparse row values"} == {store}  # of a bucket of few rows
+    assert site.sparse == (store == "sparse 1/count")
+    features = contents.input_of(site)
+    assert torch.equal(PackedTensor(features).dense(), graph.x)
+    index = torch.tensor([59, 0, 7, 7])
+    assert torch.equal(features.rows(index), graph.x[index])
+    assert torch.equal(packed(graph), packed(graph.edge_index))
+
+
+def test_features_of_other_values_at_the_same_places_are_not_exported(tmp_path):
+    model, data, layout, *_ = quantized("gcn", divided_graph("sparse 1/count"), widths=(32, 2))
+    data.x = data.x * 3
+    with pytest.raises(GraphError, match="expected rows of equal non-zeros for sparse 1/count"):
+        export_packed(model, data, tmp_path / "m", layout=layout)
 
 
 @pytest.mark.parametrize("name", ["gat", "agnn", "sage", "gatv2"])

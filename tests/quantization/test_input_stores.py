@@ -1,11 +1,13 @@
+import pytest
+
 from sgquant_optuna.quantization.input_stores import InputContent, input_stores
 
 # 10 rows of 9 columns: 20 non-zeros, 3 at most in a row. A count takes 2 bits, a column 4.
 PLACES = 3 + 10
 
 
-def content(num_values, *, keeps_zero=True, lossless=()):
-    return InputContent(20, 3, num_values, keeps_zero, lossless)
+def content(num_values, *, keeps_zero=True, lossless=(), row_value=None):
+    return InputContent(20, 3, num_values, keeps_zero, lossless, row_value)
 
 
 def test_binary_features_need_only_the_places_of_their_non_zeros():
@@ -43,3 +45,25 @@ def test_zeros_that_decode_to_something_else_have_to_be_stored():
 def test_a_value_that_decodes_differently_by_row_needs_its_row_s_codes():
     assert "codebook" not in input_stores(10, 9, 2, 10, content(3))
     assert "codebook" in input_stores(10, 9, 2, 10, content(3, lossless=(2,)))
+
+
+@pytest.mark.parametrize(
+    ("row_value", "num_values", "expected"),
+    [
+        ("1/count", 3, {"sparse 1/count": PLACES}),
+        ("1/count", None, {"sparse 1/count": PLACES}),
+        # An index of 2 bits for each row, and the values.
+        ("own", 4, {"sparse row codebook": PLACES + 3 + 16, "sparse row values": PLACES + 40}),
+        ("own", None, {"sparse row values": PLACES + 40}),
+        (None, 4, {}),
+    ],
+)
+def test_rows_of_one_value_need_no_code_for_each_non_zero(row_value, num_values, expected):
+    def of_rows(bit_width, **more):
+        stores = input_stores(
+            10, 9, bit_width, 1, content(num_values, row_value=row_value, **more)
+        )
+        return {name: size for name, size in stores.items() if "row " in name or "/" in name}
+
+    assert of_rows(32) == of_rows(32, keeps_zero=False) == of_rows(2, lossless=(2,)) == expected
+    assert of_rows(2) == {}  # the width changes values

@@ -80,6 +80,7 @@ def test_every_range_of_an_axis_counts():
 
 BINARY = InputContent(20, 3, 1, keeps_zero=True, lossless=(1, 2))
 REAL = InputContent(20, 3, None, keeps_zero=True)
+DIVIDED = InputContent(20, 3, 3, keeps_zero=True, row_value="1/count")
 
 
 def test_the_input_counts_in_its_smallest_store():
@@ -102,8 +103,25 @@ def test_an_input_that_a_lossless_store_holds_in_as_few_bytes_need_not_be_search
     assert exact_inputs(FeatureLayout({ATTENTION: SiteSize(25, 3)}, 10), (1, 2)) == {}
 
 
-def test_a_layout_survives_json(layout):
-    layout = replace(layout, sizes={**layout.sizes, HIGH: SiteSize(4, 9, 1, BINARY)})
+def test_binary_rows_divided_by_their_sums_need_not_be_searched():
+    layout = FeatureLayout({LOW: SiteSize(10, 9, 1, DIVIDED)}, 20)
+    assert exact_inputs(layout, (1, 2, 4)) == {LOW: 32}
+    exact = BitWidths({LOW: 32})
+    assert honest_memory(layout, exact).memory_bytes == 3 + 10
+    assert exact_input_memory(layout, exact).full_precision_bytes == 3 + 10
+
+
+def test_a_float32_value_for_each_row_may_be_more_than_a_bit_for_each_non_zero():
+    own = replace(DIVIDED, num_values=None, row_value="own")
+    layout = FeatureLayout({LOW: SiteSize(10, 9, 1, own)}, 20)
+    assert site_store(LOW, layout.sizes[LOW], 32) == ("sparse row values", 3 + 10 + 40)
+    assert site_store(LOW, layout.sizes[LOW], 1) == ("sparse", 3 + 10 + 3 + 8)
+    assert exact_inputs(layout, (1, 2, 4)) == {}
+
+
+@pytest.mark.parametrize("content", [BINARY, DIVIDED])
+def test_a_layout_survives_json(layout, content):
+    layout = replace(layout, sizes={**layout.sizes, HIGH: SiteSize(4, 9, 1, content)})
     assert FeatureLayout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
 
 

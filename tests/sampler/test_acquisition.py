@@ -35,3 +35,9 @@ def test_an_empty_front_improves_up_to_the_reference():
     front = ParetoFront.of_points(np.array([]), np.array([]), end=4.0, top=3.0)
     improvement = front.expected_improvement(np.array([1.0]), prediction_of([1], [1e-9]))
     np.testing.assert_allclose(improvement, [6], atol=1e-6)
+
+
+def test_a_batch_improves_on_what_is_being_measured():
+    # The first candidate is pending: the second adds nothing to it, the third wins elsewhere.
+    improvements = np.array([[5.0, 4.0, 0.0], [5.0, 4.0, 0.0], [0.0, 0.0, 3.0]])
+    assert greedy_batch(improvements, 3, pending=1) == [2]

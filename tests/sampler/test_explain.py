@@ -9,16 +9,16 @@ from tests.sampler.toy_study import SCALES, WIDTHS
 
 
 def test_predictions_are_stored_when_a_trial_is_suggested(study):
-    assert "predicted" not in study.trials[9].user_attrs
+    assert "predicted" not in study.trials[1].user_attrs  # of the ladder
     predicted = study.trials[10].user_attrs["predicted"]
-    assert set(predicted) == {"constraint 0", "constraint 0 deviation", "feasible"}
+    assert set(predicted) == {"constraint 0", "constraint 0 deviation", "feasible", "gain"}
     assert 0 <= predicted["feasible"] <= 1
 
 
 def test_calibration_pairs_predictions_with_measurements(study):
     pairs = calibration(study, "constraint 0")
-    assert pairs.numbers.tolist() == list(range(10, 60))
-    np.testing.assert_allclose(pairs.measured[0], study.trials[10].constraints["0"])
+    assert pairs.numbers.tolist() == list(range(2, 60))
+    np.testing.assert_allclose(pairs.measured[0], study.trials[2].constraints["0"])
     error = np.abs(pairs.predicted - pairs.measured)
     assert np.median(error) < 0.5 * np.median(np.abs(pairs.measured - pairs.measured.mean()))
     assert pairs.coverage > 0.6

@@ -23,7 +23,7 @@ def test_trials_added_by_hand_are_learned_from_and_not_repeated():
             )
         )
     study.optimize(objective, n_trials=10)
-    assert claims(study)[15].round == 1  # they stand in for the random round
+    assert claims(study)[15].round == 1  # they stand in for the first round
     assert len(set(configurations(study))) == 25
 
 

@@ -61,6 +61,13 @@ def test_measured_configurations_are_not_ranked_again(measured):
 def test_the_first_round_begins_with_uniform_configurations(measured):
     problem = Problem(grid(4), [], DIRECTIONS, None)
     ranking = rank(problem, Acquisition.DEFAULT, round_=0)
-    # Two of five are uniform, every second one; here the lowest and the highest of five levels.
-    uniform = [c for c in ranking.configurations[:4:2] if len(set(c)) == 1]
-    assert sorted(uniform) == [(0, 0, 0, 0), (4, 4, 4, 4)]
+    uniform = [(level,) * 4 for level in (2, 0, 3, 1, 4)]  # the middle first, then its halves
+    assert ranking.configurations[:5] == uniform
+    assert not set(ranking.configurations[5:]) & set(uniform)
+
+
+def test_what_other_workers_measure_is_not_ranked_again(measured):
+    problem = Problem(grid(4), records_of(measured), DIRECTIONS, None)
+    first = rank(problem, Acquisition.DEFAULT).configurations[0]
+    again = rank(problem, Acquisition.DEFAULT, pending=np.array([first]))
+    assert first not in again.configurations

@@ -12,6 +12,7 @@ from tests.sampler.toy_study import (
     claims,
     configuration,
     configurations,
+    drop_of,
     new_sampler,
     objective,
     run,
@@ -28,10 +29,21 @@ def test_the_paper_measures_ten_in_each_round_by_default():
     assert [c.round for c in claims(study)] == [number // 10 for number in range(21)]
 
 
-def test_the_default_fits_every_five_trials_after_the_first_ten():
-    study = run(21)
-    expected = [0] * 10 + [1] * 5 + [2] * 5 + [3]
-    assert [c.round for c in claims(study)] == expected
+def test_a_lone_worker_learns_from_every_trial_at_first_and_later_from_every_second():
+    study = run(64)
+    assert [c.round for c in claims(study)] == [*range(59), 59, 59, 60, 60, 61]
+
+
+def test_each_of_three_workers_joins_a_round_once():
+    study = optuna.create_study(sampler=new_sampler())
+    running = [study.ask(SPACE) for _ in range(3)]
+    for _ in range(9):
+        trial = running.pop(0)
+        study.tell(trial, drop_of(trial.params))
+        running.append(study.ask(SPACE))
+    assert [c.round for c in claims(study)] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    # The opener of the last round saw two trials of the round before.
+    assert claims(study)[-3].opening.unfinished == (7, 8, 9)
 
 
 def test_the_same_seed_gives_the_same_trials(acquisition):
@@ -61,10 +73,10 @@ def test_threads_share_one_sampler_without_repeating(tmp_path):
     assert len(set(configurations(study))) == 60
 
 
-def test_asking_ten_before_telling_equals_the_first_round():
+def test_asking_ten_before_telling_equals_a_first_round_of_ten():
     study = optuna.create_study(sampler=new_sampler())
     asked = [study.ask(SPACE) for _ in range(10)]
-    expected = configurations(run(10))
+    expected = configurations(run(10, n_measure=10))
     assert [configuration(t) for t in asked] == expected
 
 

@@ -50,6 +50,19 @@ def test_a_study_that_does_not_correspond_is_ignored_with_a_warning(caplog):
     assert caplog.text.count("do not correspond") == 1
 
 
+def test_a_study_of_another_metric_is_ignored_with_a_warning(study, caplog):
+    memory = optuna.create_study()
+    memory.add_trials(study.trials)
+    memory.set_metric_names(["memory"])
+    for name, warnings in (("memory", 0), ("drop", 1)):
+        sampler = new_sampler()
+        sampler.warm_start(memory)
+        run = optuna.create_study(sampler=sampler)
+        run.set_metric_names([name])
+        run.optimize(objective, n_trials=1)
+        assert caplog.text.count("do not correspond") == warnings
+
+
 def test_a_study_without_trials_teaches_nothing():
     with pytest.raises(ValueError, match="expected complete trials in study"):
         SGQuantSampler(SPACE).warm_start(optuna.create_study())

@@ -15,6 +15,7 @@ from sgquant_optuna.search.objective import QuantizationObjective, without_test_
 from sgquant_optuna.search.study_creation import create_study
 from sgquant_optuna.study.record import StudyRecord
 from tests.conftest import FAST
+from tests.packed.test_packed_model import divided_graph
 from tests.pretended_trainings import pretend
 
 
@@ -24,6 +25,15 @@ def enqueue_and_run(objective, *choices):
         study.enqueue_trial(params)
     study.optimize(objective, n_trials=len(choices))
     return study
+
+
+def test_binary_rows_divided_by_their_sums_are_not_searched():
+    objective = QuantizationObjective(GCN(12, 3), divided_graph("sparse 1/count"))
+    space = objective.search_space
+    assert not any("conv1" in name for name in space.names)
+    bits = space.from_params(space.uniform_params(1))
+    inputs = [site for site, size in objective.layout.sizes.items() if size.content is not None]
+    assert {bits[site] for site in inputs} == {32}
 
 
 def test_a_trial_tells_what_it_saved_and_what_it_cost(objective):
@@ -110,6 +120,43 @@ def test_pareto_mode_returns_memory_and_drop(trained_gcn, graph):
     attrs = trial.user_attrs
     assert trial.values == [attrs["memory_bytes"], *attrs["evidence"]["expected"]]
     assert trial.constraints == {}
+
+
+def test_with_a_budget_the_value_is_the_drop_or_a_penalty(trained_gcn, graph, monkeypatch):
+    options = {"mode": "budget", "degree_edges": (2,), "finetuning": FAST}
+    objective = QuantizationObjective(trained_gcn, graph, budget_bytes=600, **options)
+    pretend(objective, monkeypatch, {1: 1.0, 8: 0.1})
+    small, large = (objective.search_space.uniform_params(width) for width in (1, 8))
+    study = enqueue_and_run(objective, small, large)
+    excess = objective.memory_bytes(large) / 600 - 1
+    assert excess > 0 and objective.budget_excess(large) == excess
+    assert study.trials[0].value == 1.0
+    assert study.trials[1].value == 100 * (1 + excess)
+    assert study.trials[1].constraints == {"0": excess}
+    assert study.best_trial.number == 0
+    assert StudyRecord.load(study) == objective.record()
+    assert objective.fingerprint["protocol"]["budget_bytes"] == 600
+    other = QuantizationObjective(trained_gcn, graph, budget_bytes=700, **options)
+    with pytest.raises(StudyMismatchError, match=r"protocol \(budget_bytes: was 600, is 700\)"):
+        other(study.ask())
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (
+            100,
+            r"expected at least the smallest assignment, 0.000 MB \(\d+ bytes\), got .*100 bytes",
+        ),
+        (1_000_000, r"less than full precision takes, got 1.000 MB .*: nothing need be quantized"),
+        (2_000, r"less than the largest assignment, .*: add wider candidates, or give less"),
+    ],
+)
+def test_a_budget_that_decides_nothing_is_refused(budget, message, trained_gcn, graph):
+    with pytest.raises(ValueError, match=message):
+        QuantizationObjective(
+            trained_gcn, graph, mode="budget", budget_bytes=budget, finetuning=FAST
+        )
 
 
 def test_the_same_choice_measures_the_same(objective):
@@ -258,6 +305,12 @@ def test_a_model_with_other_arguments_comes_with_its_forward(graph):
     [
         ({"mode": "best"}, "mode: expected one of"),
         ({"max_drop": -1}, "max_drop: expected percentage points >= 0"),
+        (
+            {"mode": "budget"},
+            "budget_bytes: expected with mode 'budget', and there only; got None",
+        ),
+        ({"budget_bytes": 5}, "there only; got 5 with mode 'constrained'"),
+        ({"mode": "budget", "budget_bytes": 0}, "expected a positive number of bytes, got 0"),
         ({"repeats": 0}, "repeats: expected at least 1"),
         ({"confidence": 1.0}, r"confidence: expected a number in \[0.5, 1\), got 1.0"),
         ({"first_look": -1}, "first_look: expected epochs >= 0, got -1"),

@@ -7,6 +7,8 @@ from rich.console import Console
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.search.progress import SearchProgress
 from sgquant_optuna.search.study_creation import create_study
+from sgquant_optuna.study.early_stop import record_timeout
+from sgquant_optuna.study.plan import SearchPlan
 from tests.pretended_trainings import pretend
 
 
@@ -26,6 +28,16 @@ def test_the_bar_counts_trials_and_shows_the_best_saving(study, objective):
         study.optimize(objective, n_trials=3, callbacks=[progress])
     best = study.trials[1].user_attrs["saving"]
     assert "3/3" in file.getvalue() and f"best saving {best:.1f}x" in file.getvalue()
+
+
+def test_the_bar_says_why_the_search_ended_early(study, objective):
+    file = io.StringIO()
+    plan = SearchPlan(n_trials=9)
+    plan.save(study)
+    with SearchProgress(study, total=9, console=Console(file=file, width=100)) as progress:
+        study.optimize(objective, n_trials=3, callbacks=[progress])
+        record_timeout(study, plan)
+    assert "the search ended early: its time was over" in file.getvalue()
 
 
 def test_the_bar_takes_the_place_of_optunas_lines(study, objective, capsys):

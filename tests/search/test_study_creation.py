@@ -6,6 +6,7 @@ from sgquant_optuna.sampler import SGQuantSampler
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.study_creation import create_study
 from sgquant_optuna.study.loading import load_study
+from sgquant_optuna.study.reachable_sizes import ReachableSizes
 from tests.conftest import FAST
 
 
@@ -31,6 +32,19 @@ def test_a_pareto_study_has_two_values(trained_gcn, graph, tmp_path):
     study.optimize(objective, n_trials=3)
     assert study.metric_names == ["memory (bytes)", "expected drop (points)"]
     assert study.best_trials
+
+
+def test_a_study_with_a_budget_spends_no_training_above_it(trained_gcn, graph, tmp_path):
+    objective = QuantizationObjective(
+        trained_gcn, graph, mode="budget", budget_bytes=700, degree_edges=(2,), finetuning=FAST
+    )
+    study = create_study(objective, storage=tmp_path / "s.db", seed=0)
+    study.optimize(objective, n_trials=15)
+    assert study.metric_names == ["expected drop (points)"]
+    used = [trial.user_attrs["memory_bytes"] for trial in study.trials]
+    assert max(used) <= 700
+    nearest = ReachableSizes(objective.layout, objective.search_space).largest_below(700)
+    assert max(used) == nearest
 
 
 def test_the_same_call_resumes(objective, tmp_path):

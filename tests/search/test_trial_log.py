@@ -6,6 +6,10 @@ import optuna
 import pytest
 
 from sgquant_optuna.search.study_creation import create_study
+from sgquant_optuna.search.trial_log import log_trial
+from sgquant_optuna.study.limit import Limit
+from sgquant_optuna.study.trial_result import TrialResult
+from tests.hand_made import measured, new_study
 from tests.pretended_trainings import pretend
 
 
@@ -73,6 +77,19 @@ def test_optunas_verbosity_silences_it(study, objective, capsys, caplog):
     assert "Trial" not in capsys.readouterr().err and not caplog.records
 
 
+def test_with_a_budget_the_least_drop_is_told(caplog):
+    study, limit = new_study(budget=70_000.0), Limit(budget_bytes=70_000.0)
+    with caplog.at_level(logging.INFO, logger="sgquant_optuna"):
+        for width in (8, 4):
+            result = TrialResult.of(measured((width,) * 4, 0.25).user_attrs)
+            log_trial(study.ask(), result, [result], limit)
+    assert [record.getMessage().rpartition(",")[0] for record in caplog.records] == [
+        "Trial 0: saving 4.0x, drop 0.25 and at most 0.25 points, not feasible (0.058 MB above "
+        "the budget, so its value is a penalty); none feasible yet",
+        "Trial 1: saving 8.0x, drop 0.25 and at most 0.25 points, feasible; best drop 0.25 points",
+    ]
+
+
 @pytest.mark.parametrize("configured", ["", "logging.basicConfig(level=logging.INFO)"])
 def test_no_line_comes_twice(configured):
     code = f"""
@@ -81,10 +98,12 @@ import logging, types
 import optuna
 from sgquant_optuna.search.trial_log import log_trial
 from tests.hand_made import measured, new_study
+from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.trial_result import TrialResult
 study = new_study()
 trial = study.ask()
-log_trial(trial, TrialResult.of(measured((4, 4, 4, 4), 0.25).user_attrs), [], 0.5)
+limit = Limit(max_drop=0.5)
+log_trial(trial, TrialResult.of(measured((4, 4, 4, 4), 0.25).user_attrs), [], limit)
 """
     err = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

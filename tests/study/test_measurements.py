@@ -53,6 +53,22 @@ def test_predictions_of_both_modes_are_drops_in_points():
     assert measurements(study).calibration().predicted.tolist() == [0.3]
 
 
+def test_with_a_budget_the_least_drop_within_it_counts():
+    study = new_study(budget=70_000.0)
+    predicted = {"objective 0": 0.3, "objective 0 deviation": 0.1}
+    for widths, drop in (((8,) * 4, 0.0), ((4,) * 4, 0.4), ((2,) * 4, 0.6)):
+        study.add_trial(measured(widths, drop, budget=70_000.0, predicted=predicted))
+    found = measurements(study)
+    assert found.is_feasible.tolist() == [False, True, True]
+    assert found.chosen.number == 1
+    assert np.isnan(found.least_drops()[0]) and found.least_drops()[1:].tolist() == [0.4, 0.4]
+    assert found.calibration().predicted.tolist() == [0.3] * 3
+    assert sum(entry.span for entry in found.sensitivity()) > 0
+    drawn = figures(found)
+    assert set(drawn) == {"front", "bits", "least_drop", "sensitivity", "cost_model"}
+    assert all(png.startswith(PNG) for _, png in drawn.values())
+
+
 def additive_study(mode="constrained"):
     """Only the first site matters: 3 points at one bit."""
     rng = np.random.default_rng(0)

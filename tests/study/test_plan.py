@@ -40,7 +40,7 @@ def a_plan(**changes):
 
 def test_a_study_gives_back_the_plan_that_was_saved_in_it():
     study = optuna.create_study()
-    plan = a_plan()
+    plan = a_plan(patience=7, timeout=60.0)
     plan.save(study)
     assert SearchPlan.load(study) == plan
 
@@ -116,6 +116,8 @@ def test_a_plan_of_the_same_number_with_other_fields_is_of_another_version(chang
         ({"max_drop": -1.0}, "max_drop"),
         ({"candidates": (9,)}, "bit width"),
         ({"granularity": "node"}, "granularity"),
+        ({"patience": -1}, "patience: expected trials, or 0 for never, got -1"),
+        ({"timeout": 0}, "timeout: expected seconds above 0, got 0"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(change, message):

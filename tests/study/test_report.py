@@ -17,10 +17,13 @@ from sgquant_optuna.search.fresh_trainings import (
     FreshTrainings,
     drop_interval,
 )
+from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.study_creation import create_study
 from sgquant_optuna.study.drop_evidence import DropEvidence
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.formats import to_json, to_markdown
+from sgquant_optuna.study.limit import Limit
+from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.report import report
 from sgquant_optuna.study.rows import trial_rows
@@ -41,6 +44,28 @@ def study(objective):
     return set_attrs(study, list(zip(memories, (0.8, 1.0, 0.9), strict=True)))
 
 
+def test_a_budget_is_reported_with_the_share_that_is_used():
+    study = new_study(budget=70_000.0)
+    study.add_trial(measured((8, 8, 8, 8), 0.0, budget=70_000.0))
+    assert "0.070 MB" in str(report(study)) and "no trial is feasible" in str(report(study))
+    study.add_trial(measured((4, 4, 4, 4), 0.25, budget=70_000.0))
+    found = report(study)
+    assert found.trial == 1 and found.is_feasible
+    # Four sites of 4,000 bytes a bit reach 17 bits: 8 + 4 + 4 + 1.
+    text = " ".join(str(found).replace("│", " ").split())
+    assert "0.070 MB 91.7% used; nearer ones, up to 0.068 MB, were not measured to be" in text
+    assert "drop 0.25 points " in text and "limit" not in text
+    described = json.loads(to_json(found))
+    assert (described["mode"], described["budget_bytes"]) == ("budget", 70_000.0)
+    assert described["max_drop"] is None
+    tight = new_study(budget=65_000.0)
+    tight.add_trial(measured((4, 4, 4, 4), 0.25, budget=65_000.0))
+    assert "98.7% used, the nearest possible" in str(report(tight))
+    tight = new_study(budget=64_500.0)
+    tight.add_trial(measured((4, 4, 4, 4), 0.25, budget=64_500.0))
+    assert "99.5% used " in str(report(tight))
+
+
 def set_attrs(study, rows):
     """Give the finished trials other drops and memories."""
     for trial, (memory, drop) in zip(study.trials, rows, strict=True):
@@ -51,7 +76,7 @@ def set_attrs(study, rows):
 
 
 def ranked(study, max_drop):
-    return rank(study, trial_rows(study, TrialScore), max_drop)
+    return rank(study, trial_rows(study, TrialScore), Limit(max_drop=max_drop))
 
 
 def test_the_smallest_feasible_trial_wins_and_the_nearest_miss_follows(study):
@@ -61,22 +86,38 @@ def test_the_smallest_feasible_trial_wins_and_the_nearest_miss_follows(study):
     assert [trial.number for trial in ranked(study, 0.0)] == [0, 2, 1]
 
 
+def sequence(trials, max_drop, top):
+    found = _sequence(trials, ObjectiveConfig(max_drop=max_drop), top)
+    return [trial.number for trial in found]
+
+
 def test_trials_neither_smaller_nor_safer_are_not_measured_again(study):
     rows = [(100.0, 0.1), (50.0, 0.9), (70.0, 0.9)]
-    trials = rank(study, trial_rows(set_attrs(study, rows), TrialResult), 1.0)
-    assert [trial.number for trial in _sequence(trials, 1.0, 6)] == [1, 0]
-    assert [trial.number for trial in _sequence(trials, 1.0, 1)] == [1]
-    nearest = rank(study, trial_rows(study, TrialResult), 0.05)  # none is feasible
-    assert [trial.number for trial in _sequence(nearest, 0.05, 2)] == [0, 1]
+    trials = rank(study, trial_rows(set_attrs(study, rows), TrialResult), Limit(max_drop=1.0))
+    assert sequence(trials, 1.0, 6) == [
+        1,
+        0,
+    ]
+    assert sequence(trials, 1.0, 1) == [1]
+    # None is feasible.
+    nearest = rank(study, trial_rows(study, TrialResult), Limit(max_drop=0.05))
+    assert sequence(nearest, 0.05, 2) == [
+        0,
+        1,
+    ]
 
 
 def test_of_many_trials_the_smallest_the_safest_and_some_between_are_measured_again(study):
-    (one, *_) = rank(study, trial_rows(study, TrialResult), 5.0)
+    (one, *_) = rank(study, trial_rows(study, TrialResult), Limit(max_drop=5.0))
     trials = [
         replace(one, number=place, result=replace(one.result, drop_bound=1.0 - place / 20))
         for place in range(11)
     ]
-    assert [trial.number for trial in _sequence(trials, 1.0, 3)] == [0, 5, 10]
+    assert sequence(trials, 1.0, 3) == [
+        0,
+        5,
+        10,
+    ]
 
 
 def test_of_equal_memories_the_more_accurate_wins(study):
@@ -144,6 +185,21 @@ def test_a_new_best_trial_opens_the_test_nodes_again_and_says_so(study, objectiv
     assert again.times_opened == 2
 
 
+def test_with_a_budget_the_best_trial_is_measured_again_and_taken(trained_gcn, graph):
+    objective = QuantizationObjective(
+        trained_gcn, graph, mode="budget", budget_bytes=700, degree_edges=(2,), finetuning=FAST
+    )
+    study = create_study(objective, storage=optuna.storages.InMemoryStorage(), seed=0)
+    for width in (8, 4, 2):
+        study.enqueue_trial(objective.search_space.uniform_params(width))
+    study.optimize(objective, n_trials=3)
+    final = final_report(study, objective, graph, seeds=2)
+    # 8 bits are above the budget.
+    assert (final.trial, final.others, final.holds) == (report(study).trial, (), True)
+    assert study.trials[0].value > 100 and final.trial != 0
+    assert "holds" not in str(report(study))
+
+
 def pretend(monkeypatch, expected):
     """Let fresh trainings expect a drop, in points, that depends on the widest site alone."""
 
@@ -192,18 +248,22 @@ def test_the_interval_counts_trainings_and_nodes():
     assert drop_interval(lost)[1] > high + 5
 
 
-def test_a_store_other_than_packed_rows_is_told(study):
+@pytest.mark.parametrize(
+    ("row_value", "store"),
+    [(None, "sparse codebook"), ("1/count", "sparse 1/count"), ("own", "sparse codebook")],
+)
+def test_a_store_other_than_packed_rows_is_told(study, row_value, store):
     assert "stored as" not in str(report(study))
     record = StudyRecord.load(study)
     sizes = {
-        site: replace(size, content=InputContent(1, 1, 1, True, (1, 2, 4, 8)))
+        site: replace(size, content=InputContent(1, 1, 1, True, (1, 2, 4, 8), row_value))
         for site, size in record.layout.sizes.items()
         if site.layer == "conv1"
     }
     layout = replace(record.layout, sizes={**record.layout.sizes, **sizes})
     replace(record, layout=layout).save(study)
     text = str(report(study))
-    assert "sparse codebook, exact" in text and "rows" in text
+    assert f"{store}, exact" in text and "rows" in text
     assert "memory, exact input" in text
 
 

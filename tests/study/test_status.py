@@ -92,6 +92,7 @@ def test_the_best_saving_is_of_a_feasible_trial():
     study.add_trial(measured((8, 8, 8, 8), 0.5))
     expected = study.trials[1].user_attrs["saving"]
     assert study_status(study).best_saving == pytest.approx(expected)
+    assert study_status(study).best_drop == 0.5
 
 
 def test_any_study_has_a_status():

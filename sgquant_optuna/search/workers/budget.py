@@ -46,6 +46,7 @@ def optimize_within_budget(
     *,
     stopper: Stopper | None = None,
     is_done: Callable[[], bool] = lambda: False,
+    is_settled: Callable[[], bool] = lambda: False,
     callbacks: Iterable[Callback] = (),
 ) -> None:
     """Run trials until the study has its budget of complete ones, whoever ran them.
@@ -66,6 +67,9 @@ def optimize_within_budget(
             Signals that end the worker; none by default. A trial that they interrupt is released.
         is_done:
             Function that returns whether this worker has measured enough.
+        is_settled:
+            Function that returns whether the study needs no further trial, the same for all its
+            workers. Trials that wait are measured before.
         callbacks:
             Functions that are called with study and trial after each trial of this worker.
 
@@ -98,6 +102,9 @@ def optimize_within_budget(
             counts[trial.state] += 1
         budget = n_trials()
         if counts[TrialState.COMPLETE] >= budget:
+            clear_leftovers(study)
+            return
+        if not counts[TrialState.WAITING] and is_settled():
             clear_leftovers(study)
             return
         if not counts[TrialState.WAITING] and sum(counts.values()) >= budget:

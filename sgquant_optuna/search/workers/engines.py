@@ -32,6 +32,7 @@ def run_here(
     root: Path | None,
     device: str,
     n_trials: int | None,
+    timeout: float | None,
     grace: float,
     parent: int | None,
 ) -> int:
@@ -43,7 +44,9 @@ def run_here(
         try:
             prepared = join_search(study, storage, artifacts, root=root, device=device)
             with stopper.protected():
-                finished = run_worker(prepared, n_trials=n_trials, stopper=stopper)
+                finished = run_worker(
+                    prepared, n_trials=n_trials, timeout=timeout, stopper=stopper
+                )
         except Stopped:
             _logger.warning("stopped")
         else:
@@ -60,6 +63,7 @@ def run_processes(
     artifacts: str | None,
     device: str,
     n_trials: int | None = None,
+    timeout: float | None = None,
     grace: float = 5.0,
     log_level: str = "info",
     scheduler: str | None = None,
@@ -83,6 +87,8 @@ def run_processes(
             Device of all tensors.
         n_trials:
             Trials of each process at most.
+        timeout:
+            Seconds after which a process begins no further trial; those of the plan by default.
         grace:
             Seconds that a running trial gets to finish after a signal.
         log_level:
@@ -97,6 +103,8 @@ def run_processes(
     arguments = ["--device", device, "--grace", str(grace), "--log-level", log_level]
     if n_trials is not None:
         arguments += ["--n-trials", str(n_trials)]
+    if timeout is not None:
+        arguments += ["--timeout", str(timeout)]
     arguments += ["--", study]
     environment = {
         name: str(value)

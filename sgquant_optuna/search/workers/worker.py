@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sgquant_optuna.search.workers.budget import (
 )
 from sgquant_optuna.search.workers.stopping import Stopper
 from sgquant_optuna.storage import outage
+from sgquant_optuna.study.early_stop import end_if_settled, record_timeout
 from sgquant_optuna.study.plan import SearchPlan
 
 _MAX_FAILURES = 3
@@ -33,10 +35,11 @@ def run_worker(
     prepared: PreparedSearch,
     *,
     n_trials: int | None = None,
+    timeout: float | None = None,
     stopper: Stopper | None = None,
     callbacks: Iterable[Callback] = (),
 ) -> int:
-    """Measure trials until the study has the number that its plan asks for.
+    """Measure trials until the study has the number that its plan asks for, or has settled.
 
     A trial that a signal interrupts goes back to the study as waiting, with the configuration
     that it claimed, and any worker runs it again. A trial that fails is recorded as such and
@@ -47,6 +50,8 @@ def run_worker(
             Study and its objective.
         n_trials:
             Largest number of trials of this worker.
+        timeout:
+            Seconds after which this worker begins no further trial; those of the plan by default.
         stopper:
             Signals that end the worker; the caller installs it.
         callbacks:
@@ -66,6 +71,12 @@ def run_worker(
     """
     study, stopper = prepared.study, stopper or Stopper(0.0)
     tally = _Tally(n_trials)
+    seconds = prepared.plan.timeout if timeout is None else timeout
+    deadline = time.monotonic() + (math.inf if seconds is None else seconds)
+
+    def is_late() -> bool:
+        return time.monotonic() >= deadline
+
     while True:
         try:
             optimize_within_budget(
@@ -73,7 +84,8 @@ def run_worker(
                 prepared.objective,
                 lambda: SearchPlan.load(study).n_trials,
                 stopper=stopper,
-                is_done=lambda: tally.is_full,
+                is_done=lambda: tally.is_full or is_late(),
+                is_settled=lambda: end_if_settled(study, SearchPlan.load(study)),
                 callbacks=[tally, *callbacks],
             )
         except SgquantError:
@@ -92,6 +104,8 @@ def run_worker(
             _logger.warning("a trial failed (%s); going on with another", said)
             time.sleep(_PAUSE * tally.failures)
         else:
+            if is_late():
+                record_timeout(study, SearchPlan.load(study))
             return tally.finished
 
 

@@ -7,12 +7,12 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sgquant_optuna.study.byte_sizes import megabytes
+from sgquant_optuna.study.measurements import predicted_drop
 from sgquant_optuna.study.plain_tables import markdown_table, markdown_text
 from sgquant_optuna.study.record import StudyRecord
-from sgquant_optuna.study.report import StudyReport, megabytes
+from sgquant_optuna.study.report import StudyReport
 from sgquant_optuna.study.trial_result import TrialResult
-
-PREDICTED_DROP = ("constraint 0", "objective 1")
 
 
 @dataclass(frozen=True)
@@ -77,28 +77,10 @@ def study_note(
         has_plan:
             Whether the study has a plan, from which its models can be rebuilt.
     """
-    held = ""
-    if report.final is not None:
-        held = " It **held** on fresh trainings." if report.final.holds else ""
-        held = held or " It did **not** hold on fresh trainings."
-    full = report.record.full_precision_accuracy
-    if report.is_feasible:
-        headline = (
-            f"**{report.honest.saving:.1f} times smaller** than float32 with a drop of at most "
-            f"{report.result.drop_bound:.2f} points ({report.record.confidence:.0%} sure): trial "
-            f"{report.trial}.{held} Its validation accuracy is {report.accuracy:.2f} % (full "
-            f"precision {full:.2f} %)."
-        )
-    else:
-        headline = (
-            f"**No trial is feasible yet.** The nearest is trial {report.trial}, "
-            f"up to {report.result.drop_bound:.2f} points below full precision where "
-            f"{report.record.max_drop:g} are allowed."
-        )
     bits, summary = report.plain_tables()
     parts = [
         f"# {markdown_text(report.study_name)}",
-        headline,
+        _headline(report),
         "## Bits",
         markdown_table(bits),
         "## Accuracy and memory",
@@ -110,6 +92,36 @@ def study_note(
         parts.append("## Plots")
     parts += [f"![{markdown_text(title)}]({address})" for title, address in images.items()]
     return "\n\n".join([*parts, *([hint] if hint else [])]) + "\n"
+
+
+def _headline(report: StudyReport) -> str:
+    full, budget = report.record.full_precision_accuracy, report.record.budget_bytes
+    final = report.final
+    if budget is not None and report.is_feasible:
+        again = "" if final is None else f" On fresh trainings it is {final.estimated_drop:.2f}."
+        return (
+            f"**{report.result.estimated_drop:.2f} points** below full precision ({full:.2f} % of "
+            f"the validation nodes) in {megabytes(report.result.memory_bytes)}, of a budget of "
+            f"{megabytes(budget)}: trial {report.trial}.{again}"
+        )
+    if report.is_feasible:
+        held = ""
+        if final is not None:
+            held = f" It {'**held**' if final.holds else 'did **not** hold'} on fresh trainings."
+        return (
+            f"**{report.honest.saving:.1f} times smaller** than float32 with a drop of at most "
+            f"{report.result.drop_bound:.2f} points ({report.record.confidence:.0%} sure): trial "
+            f"{report.trial}.{held} Its validation accuracy is {report.accuracy:.2f} % (full "
+            f"precision {full:.2f} %)."
+        )
+    if budget is not None:
+        missed = report.record.limit.describe_violation(report.result)
+    else:
+        missed = (
+            f"up to {report.result.drop_bound:.2f} points below full precision where "
+            f"{report.record.max_drop:g} are allowed"
+        )
+    return f"**No trial is feasible yet.** The nearest is trial {report.trial}, {missed}."
 
 
 def _how_to_export(study_name: str, place: Place | None, has_plan: bool) -> list[str]:
@@ -140,13 +152,12 @@ def trial_note(
         predicted:
             Prediction of the sampler's cost model, if it made one.
     """
-    limit = record.max_drop
-    verdict = "feasible" if result.is_feasible(limit) else "**not feasible**"
+    verdict = "feasible" if record.limit.is_feasible(result) else "**not feasible**"
+    of_drop, of_memory = f", limit {record.max_drop:g}: {verdict}", ""
+    if record.budget_bytes is not None:
+        of_drop, of_memory = "", f", budget {megabytes(record.budget_bytes)}: {verdict}"
     rows = [
-        (
-            f"drop, at most ({record.confidence:.0%})",
-            f"{result.drop_bound:.2f} points, limit {limit:g}: {verdict}",
-        ),
+        (f"drop, at most ({record.confidence:.0%})", f"{result.drop_bound:.2f} points{of_drop}"),
         ("drop, most probable", f"{result.estimated_drop:.2f} points"),
         ("predictions that change", f"{result.flips:.2f} %"),
         (
@@ -155,22 +166,16 @@ def trial_note(
         ),
         (
             "memory, honest",
-            f"{megabytes(result.memory_bytes)}, {result.saving:.1f}x smaller",
+            f"{megabytes(result.memory_bytes)}, {result.saving:.1f}x smaller{of_memory}",
         ),
         (
             "memory, paper",
             f"{megabytes(result.paper_memory_bytes)}, {result.paper_saving:.1f}x smaller",
         ),
     ]
-    for key, offset in zip(PREDICTED_DROP, (limit, 0.0), strict=True):
-        if predicted and key in predicted:
-            rows.append(
-                (
-                    "predicted bound of the drop" if offset else "predicted drop",
-                    f"{predicted[key] + offset:.2f} points",
-                )
-            )
-            break
+    expected = predicted_drop(record, predicted or {})
+    if expected is not None:
+        rows.append(("predicted drop", f"{expected[0]:.2f} points"))
     # Built by hand: the table of rich is too slow for thousands of trials.
     lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"| measured | |\n| --- | --- |\n{lines}\n"

@@ -127,7 +127,7 @@ def _violations(
 ) -> list[float]:
     """Return what is not above 0 where a trial is feasible."""
     if record is not None and result is not None:
-        return [result.violation(record.max_drop)]
+        return [record.limit.violation(result)]
     return list(trial.constraints.values())
 
 
@@ -153,7 +153,7 @@ def _best(
     if record is not None:
         try:
             mine = [rows[trial.number] for trial in feasible]
-            number = choose(study, mine, record.max_drop)[0].number
+            number = choose(study, mine, record.limit)[0].number
             return [next(trial for trial in feasible if trial.number == number)]
         except StudyNotFoundError:  # trials of another objective only
             pass

@@ -14,6 +14,7 @@ from sgquant_optuna.search.workers.stopping import Stopped, Stopper
 from sgquant_optuna.search.workers.worker import run_worker
 from sgquant_optuna.storage.attributes import PROCESS_ATTR, SURPLUS_ATTR
 from sgquant_optuna.storage.processes import process_mark, process_name
+from sgquant_optuna.study.early_stop import EarlyStop
 from tests.databases import Proxy
 from tests.small_search import join
 
@@ -40,6 +41,35 @@ def test_it_measures_what_the_plan_asks_for_and_signs_each_trial(joined):
 def test_its_own_limit_ends_it_earlier(joined):
     assert run_worker(joined, n_trials=3) == 3
     assert run_worker(joined, n_trials=3) == 1
+
+
+def test_a_search_that_has_settled_ends_for_all_its_workers(joined, monkeypatch):
+    replace(joined.plan, patience=2).save(joined.study)
+    promises = iter([0.5, 0.001, 0.001, 0.001])
+
+    def promise(study, trial):
+        trial_id = study.trials[trial.number]._trial_id
+        study._storage.set_trial_user_attr(trial_id, "predicted", {"gain": next(promises)})
+
+    monkeypatch.setattr(
+        type(joined.study.sampler),
+        "_record_prediction",
+        lambda self, study, trial, choice: promise(study, trial),
+    )
+    assert run_worker(joined) == 3
+    assert run_worker(joined) == 0
+    assert EarlyStop.load(joined.study).why == "settled"
+    replace(joined.plan, patience=0).save(joined.study)
+    assert run_worker(joined) == 1
+
+
+def test_no_trial_begins_after_the_timeout(joined):
+    assert run_worker(joined, timeout=1e-9) == 0
+    assert EarlyStop.load(joined.study).why == "timeout"
+    timed = replace(joined, plan=replace(joined.plan, timeout=1e-9))
+    assert run_worker(timed) == 0
+    assert run_worker(timed, timeout=1e9) == 4
+    assert EarlyStop.load(joined.study) is None
 
 
 def test_a_failing_trial_is_replaced_and_three_in_a_row_end_it(joined, monkeypatch):

@@ -9,10 +9,12 @@ from optuna_dashboard import get_note, save_note
 from sgquant_optuna.storage import open_storage
 from sgquant_optuna.storage.artifacts import open_artifacts
 from sgquant_optuna.study.dashboard import page
-from sgquant_optuna.study.dashboard.notes import Place
+from sgquant_optuna.study.dashboard.notes import Place, trial_note
 from sgquant_optuna.study.dashboard.page import write_page
 from sgquant_optuna.study.dashboard.study_files import attach_best_model
-from tests.hand_made import measured, new_study
+from sgquant_optuna.study.record import StudyRecord
+from sgquant_optuna.study.trial_result import TrialResult
+from tests.hand_made import final_result, measured, new_study
 
 NASTY = "it's `x` | <b>\"; rm -rf $HOME"
 
@@ -52,6 +54,27 @@ def test_the_note_tells_the_result_and_how_to_export_it(store):
         assert f"/artifacts/{study._study_id}/{meta.artifact_id}" in note
         with store.open_reader(meta.artifact_id) as file:
             assert file.read(4) == b"\x89PNG"
+
+
+def test_with_a_budget_the_note_tells_the_drop_within_it(store, drawn_at_once):
+    study = new_study(budget=70_000.0)
+    study.add_trial(measured((8, 8, 8, 8), 0.0, budget=70_000.0))
+    assert write_page(study, store)
+    assert "nearest is trial 0, 0.058 MB above the budget" in get_note(study)
+    study.add_trial(measured((4, 4, 4, 4), 0.25, budget=70_000.0))
+    assert write_page(study, store)
+    assert (
+        "**0.25 points** below full precision (90.00 % of the validation nodes) in 0.064 MB, of a "
+        "budget of 0.070 MB: trial 1." in get_note(study)
+    )
+    final_result((80.0, 81.0), (79.0, 80.0)).save(study)
+    assert write_page(study, store)
+    assert "trial 1. On fresh trainings it is 0.20." in get_note(study)
+    record = StudyRecord.of(study)
+    for trial, text in zip(study.trials, ("**not feasible**", "feasible"), strict=True):
+        note = trial_note(record, TrialResult.of(trial.user_attrs), {"objective 0": 0.3})
+        assert f"smaller, budget 0.070 MB: {text} |" in note
+        assert "| predicted drop | 0.30 points |" in note
 
 
 def test_without_a_feasible_trial_the_note_says_so(store, drawn_at_once):

@@ -173,12 +173,33 @@ def flips_bound(one: Draw) -> Floats:
         return _bounds(trials, CONFIDENCE, luck=False)
 
 
-def product(confidence: float = CONFIDENCE, *, prior: bool = True, luck: bool = True) -> Rule:
-    """Return the rule of the product, or the same without its prior or the luck of the nodes."""
+def product(
+    confidence: float = CONFIDENCE,
+    *,
+    prior: float = drop_slope._PRIOR_ERROR,
+    luck: bool = True,
+    doubt: float = 0.0,
+) -> Rule:
+    """Return the rule of the product, or a variant of it.
+
+    Args:
+        confidence:
+            Probability of the bounds.
+        prior:
+            Error of the prior of the slope.
+        luck:
+            Whether the luck of the nodes is added.
+        doubt:
+            Deviation of the probabilities themselves, for each flip.
+    """
 
     def rule(one: Draw) -> Floats:
-        with contextlib.nullcontext() if prior else _prior_error(_NO_PRIOR):
-            return _bounds(one.trials, confidence, luck=luck)
+        trials = [
+            (flips, replace(evidence, deviation=math.hypot(evidence.deviation, doubt * flips)))
+            for flips, evidence in one.trials
+        ]
+        with _prior_error(prior):
+            return _bounds(trials, confidence, luck=luck)
 
     return rule
 
@@ -218,8 +239,10 @@ RULES: dict[str, Rule] = {
     "validation drop + 1.645 standard errors": validation_bound,
     "flips x (slope + z errors), 90 %": flips_bound,
     "expected drop f alone": expected_drop,
-    "f x (slope + z errors), 90 %": product(prior=False, luck=False),
-    "ours without prior, 90 %": product(prior=False),
+    "f x (slope + z errors), 90 %": product(prior=_NO_PRIOR, luck=False),
+    "ours without prior, 90 %": product(prior=_NO_PRIOR),
+    "ours with a prior of 1 ± 1, 90 %": product(prior=1.0),
+    "ours with a doubt of 0.04 a flip, 90 %": product(doubt=0.04),
     "ours without luck of the nodes, 90 %": product(luck=False),
     "ours, 80 %": product(0.8),
     "**ours, 90 %**": product(0.9),

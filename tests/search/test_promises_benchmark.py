@@ -88,6 +88,7 @@ def test_rules_bound_what_they_say():
     error = (96 / 99 + 0.64) ** 0.5  # of the slope 2, as in the tests of DropSlope
     precision = 1 / error**2 + 1 / 0.49
     slope = (2 / error**2 + 1 / 0.49) / precision
+    weak = 1 / error**2 + 1  # precision with a prior of 1 ± 1
     assert found == pytest.approx(
         {
             "validation drop": 4.0,
@@ -96,6 +97,10 @@ def test_rules_bound_what_they_say():
             "expected drop f alone": 2.0,
             "f x (slope + z errors), 90 %": 2 * (2 + z * error),
             "ours without prior, 90 %": 4 + z * np.hypot(2 * error, 0.5),
+            "ours with a prior of 1 ± 1, 90 %": (4 / error**2 + 2) / weak
+            + z * np.hypot(2 * weak**-0.5, 0.5),
+            "ours with a doubt of 0.04 a flip, 90 %": 2 * slope
+            + z * np.sqrt(4 / precision + 0.5**2 + 0.12**2),
             "ours without luck of the nodes, 90 %": 2 * (slope + z * precision**-0.5),
             "ours, 80 %": 2 * slope + 0.84162 * np.hypot(2 * precision**-0.5, 0.5),
             "**ours, 90 %**": 2 * slope + z * np.hypot(2 * precision**-0.5, 0.5),

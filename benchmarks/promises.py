@@ -77,12 +77,12 @@ def main() -> None:
         quick(options)
     elif options.collect:
         model, dataset = options.collect
-        plan, graph = plan_and_graph(model, dataset, options.root)
+        plan, graph = chosen(model, dataset, options)
         path = FOLDER / f"predictions_{model}_{dataset.lower()}.npz"
         measured(plan, graph, options).save(path)
         print(f"{path.name}: {path.stat().st_size:,} bytes")
     elif options.searches or options.stopping:
-        plan, graph = plan_and_graph(*options.of, options.root)
+        plan, graph = chosen(*options.of, options)
         if options.searches:
             searches(plan, graph, options)
         else:
@@ -106,6 +106,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--collect", nargs=2, metavar=("MODEL", "DATASET"))
     parser.add_argument("--configurations", type=int, default=40)
     parser.add_argument("--trainings", type=int, default=8)
+    parser.add_argument(
+        "--no-exact-inputs",
+        action="store_true",
+        help="search the widths of the graph's own features, too, where they could be exact",
+    )
     parser.add_argument("--searches", type=int, help="number of whole searches")
     parser.add_argument("--stopping", type=int, help="number of draws of validation nodes")
     parser.add_argument("--of", nargs=2, default=["gcn", "digits"], metavar=("MODEL", "DATASET"))
@@ -115,10 +120,16 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def chosen(model: str, dataset: str, options: argparse.Namespace) -> tuple[SearchPlan, Data]:
+    plan, graph = plan_and_graph(model, dataset, options.root)
+    return replace(plan, exact_inputs=not options.no_exact_inputs), graph
+
+
 def measured(plan: SearchPlan, graph: Data, options: argparse.Namespace) -> PredictionTable:
     sizes = {"configurations": options.configurations, "trainings": options.trainings}
     flags = " ".join(f"--{name} {value}" for name, value in sizes.items())
     command = f"python benchmarks/promises.py --collect {plan.model} {plan.dataset} {flags}"
+    command += " --no-exact-inputs" if options.no_exact_inputs else ""
     return collect(plan, graph, command=command, log=note, **sizes)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from sgquant_optuna.quantization.memory import Memory
-from sgquant_optuna.study.plain_tables import html_table, markdown_table, markdown_text
+from sgquant_optuna.study.plain_tables import markdown_table, markdown_text
 from sgquant_optuna.study.report import StudyReport
 from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.trial_result import TrialResult
@@ -95,6 +95,7 @@ def to_markdown(report: StudyReport) -> str:
     """Return both tables in the Markdown of GitHub."""
     parts = [f"# {markdown_text(report.study_name)}", f"Bits of trial {report.trial}:"]
     parts += [markdown_table(table) for table in report.plain_tables()]
+    parts += [report.certainty] if report.certainty else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -120,7 +121,7 @@ def to_html(
     return _PAGE.format(
         name=name,
         trial=report.trial,
-        tables="\n".join(html_table(table) for table in report.plain_tables()),
+        tables=report.html_tables(),
         images=images,
         note=f"<p>{html.escape(note)}</p>" if note else "",
     )

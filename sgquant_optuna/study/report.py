@@ -129,6 +129,18 @@ class StudyReport:
         """Whether the trial is within the limit of the study."""
         return self.record.limit.is_feasible(self.result)
 
+    @property
+    def certainty(self) -> str:
+        """What the labels can promise at all, as a sentence; empty where nothing is known."""
+        evidence, record = self.result.evidence, self.record
+        if evidence is None or self.certifiable_flips is None or record.budget_bytes is not None:
+            return ""
+        return (
+            f"With {evidence.nodes:,} labelled nodes, a drop of at most {record.max_drop:g} "
+            f"points can be promised where up to about {self.certifiable_flips:.1f} % of the "
+            f"predictions change."
+        )
+
     def __rich__(self) -> RenderableType:
         """Return both tables for a terminal."""
         return Group(self.bits_table(), self.summary_table())
@@ -139,8 +151,12 @@ class StudyReport:
 
     def _repr_html_(self) -> str:
         """Return both tables for a notebook."""
-        title = f"<p><b>{html.escape(self.title)}</b></p>"
-        return "\n".join([title, *(html_table(table) for table in self.plain_tables())])
+        return f"<p><b>{html.escape(self.title)}</b></p>\n{self.html_tables()}"
+
+    def html_tables(self) -> str:
+        """Return both tables, and what the labels can promise, in HTML."""
+        tables = [html_table(table) for table in self.plain_tables()]
+        return "\n".join([*tables, f"<p>{html.escape(self.certainty)}</p>"])
 
     def __str__(self) -> str:
         """Return both tables as plain text."""
@@ -160,7 +176,7 @@ class StudyReport:
 
     def summary_table(self) -> Table:
         """Return accuracy and memory before and after."""
-        table = Table(show_header=True)
+        table = Table(show_header=True, caption=self.certainty or None)
         for column in ("", "full precision", "quantized", ""):
             table.add_column(column, justify="right" if column else "left")
         budget = self.record.budget_bytes
@@ -205,16 +221,7 @@ class StudyReport:
             told += f", limit {record.max_drop:g}{self._miss}"
         table.add_row("drop, all nodes", "", f"{result.estimated_drop:.2f} points", told)
         if result.evidence is not None:
-            table.add_row("predictions", "", f"{result.flips:.2f} % change", self._certainty())
-
-    def _certainty(self) -> str:
-        assert self.result.evidence is not None
-        if self.certifiable_flips is None or self.record.budget_bytes is not None:
-            return ""
-        return (
-            f"{self.result.evidence.nodes:,} labels promise {self.record.max_drop:g} points "
-            f"for up to {self.certifiable_flips:.1f} %"
-        )
+            table.add_row("predictions that change", "", f"{result.flips:.2f} %", "")
 
     @property
     def _miss(self) -> str:
@@ -241,9 +248,8 @@ class StudyReport:
             f"drop {final.estimated_drop:.2f}, at most {final.drop_bound:.2f} points "
             f"({self.record.confidence:.0%})",
         )
-        table.add_row(
-            "predictions", "", "", f"at most {final.flips:.2f} % change, so the drop is not larger"
-        )
+        changed = f"at most {final.flips:.2f} %"
+        table.add_row("predictions that change", "", changed, "the drop is not larger")
         low, high = final.test_drop_interval
         table.add_row(
             f"test, {runs}",

@@ -66,6 +66,34 @@ def test_a_budget_is_reported_with_the_share_that_is_used():
     assert "99.5% used " in str(report(tight))
 
 
+def test_a_report_tells_the_promise_other_limits_and_what_labels_can_promise():
+    study = new_study()
+    # Of 100 labelled nodes none is lost, so the slope stays 1 +- 0.7: f is at most 1.897 f.
+    for width, expected in ((8, 0.1), (4, 0.25), (2, 0.5), (1, 4.0)):
+        evidence = DropEvidence((expected,), (0.0,), 0.0, 100, {}).to_dict()
+        told = {"evidence": evidence, "flips": 4 * expected}
+        study.add_trial(measured((width,) * 4, 0.0, **told))
+    found = report(study)
+    assert found.trial == 1
+    assert found.result.drop_bound == pytest.approx(0.25 * 1.8971, abs=1e-3)
+    # 0.5 points are 0.2636 expected ones, with 4 % of flips each; the last trial is too far.
+    assert found.certifiable_flips == pytest.approx(4 * 0.5 / 1.8971, abs=1e-3)
+    sentence = (
+        "With 100 labelled nodes, a drop of at most 0.5 points can be promised where up to about "
+        "1.1 % of the predictions change."
+    )
+    assert found.certainty == sentence
+    for shown in (str(found), to_markdown(found), found._repr_html_()):
+        assert sentence in " ".join(shown.replace("│", " ").split())
+    text = " ".join(str(found).replace("│", " ").split())
+    assert "drop, all nodes 0.25 points at most 0.47 (90%), limit 0.5" in text
+    assert "predictions that change 1.00 %" in text
+    assert [(one.max_drop, one.trial) for one in found.other_limits] == [(0.25, 0), (1, 2), (2, 2)]
+    described = json.loads(to_json(found))
+    assert described["promise"]["drop_bound"] == found.result.drop_bound
+    assert described["other_limits"][1]["trial"] == 2
+
+
 def set_attrs(study, rows):
     """Give the finished trials other drops and memories."""
     for trial, (memory, drop) in zip(study.trials, rows, strict=True):

@@ -85,6 +85,7 @@ def study_note(
         markdown_table(bits),
         "## Accuracy and memory",
         markdown_table(summary),
+        *([report.certainty] if report.certainty else []),
         "## The packed model",
         *_how_to_export(report.study_name, place, has_plan),
     ]

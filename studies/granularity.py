@@ -28,7 +28,9 @@ def main() -> None:
     )
     model = sgq.make_model(options.model, data.num_features, int(data.y.max()) + 1, seed=0)
     sgq.fit(model, data, usual.training, seed=0)
-    table = Table("granularity", "parameters", "trials", "drop", "saving, honest", "saving, paper")
+    table = Table(
+        "granularity", "parameters", "trials", "drop at most", "saving, honest", "saving, paper"
+    )
     for granularity in GRANULARITIES:
         objective = sgq.QuantizationObjective(model, data, granularity=granularity)
         name = f"granularity-{options.model}-{options.dataset}-{granularity}"
@@ -42,7 +44,7 @@ def main() -> None:
             granularity,
             str(len(objective.search_space.names)),
             str(found.num_measured),
-            f"{found.accuracy_drop:.2f}",
+            f"{found.result.drop_bound:.2f}",
             f"{found.honest.saving:.1f}x",
             f"{found.paper.saving:.1f}x",
         )

@@ -89,5 +89,5 @@ def trained_gcn(graph: Data) -> nn.Module:
 def objective(trained_gcn: nn.Module, graph: Data) -> QuantizationObjective:
     """A GCN with two layers and two degree buckets: four parameters."""
     return QuantizationObjective(
-        trained_gcn, graph, max_drop=5.0, degree_edges=(2,), finetuning=FAST
+        trained_gcn, graph, max_drop=5.0, confidence=0.9, degree_edges=(2,), finetuning=FAST
     )

@@ -8,7 +8,8 @@ Study, user attributes:
 
 | key                 | holds                      | written by      | read by                   |
 |---------------------|----------------------------|-----------------|---------------------------|
-| sgquant:plan        | all settings of the search | plan            | plan, preparation         |
+| sgquant:plan        | all settings of the search | plan            | plan, preparation,        |
+|                     |                            |                 | early_stop                |
 | sgquant:record      | facts of graph and model   | record          | record, preparation, page |
 | sgquant:final       | result on fresh seeds      | final_result    | final_result, page        |
 | sgquant:weights     | file of the trained models | trained_models  | trained_models            |

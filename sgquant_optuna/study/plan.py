@@ -96,7 +96,7 @@ class ObjectiveConfig:
     """
 
     max_drop: float = 0.5
-    confidence: float = 0.9
+    confidence: float = 0.95
     mode: Mode = "constrained"
     budget_bytes: float | None = None
     granularity: str = "lwq+cwq+taq"

@@ -228,9 +228,7 @@ def test_ask_and_tell_work_too(objective):
 
 def test_a_study_of_another_space_is_refused(objective, trained_gcn, graph):
     study = enqueue_and_run(objective, objective.search_space.uniform_params(8))
-    other = QuantizationObjective(
-        trained_gcn, graph, max_drop=5.0, degree_edges=(2,), finetuning=FAST, candidates=(2, 8)
-    )
+    other = QuantizationObjective(trained_gcn, graph, objective.config, candidates=(2, 8))
     with pytest.raises(StudyMismatchError, match=r"search space \(candidates: was \[1, 2, 4, 8\]"):
         other(study.ask())
 

@@ -13,7 +13,10 @@ STUDIES = Path(__file__).parents[2] / "studies"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["own_model.py", "--n-trials", "3"], ["own-model: bits of trial", "test, 5 fresh seeds"]),
+        (
+            ["own_model.py", "--n-trials", "3"],
+            ["own-model: bits of trial", " fresh seeds", "promise"],
+        ),
         (
             ["paper.py", "--n-trials", "2", "--only", "gcn/digits"],
             ["paper-gcn-digits", "memory, paper"],

@@ -1,4 +1,6 @@
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,14 @@ from sgquant_optuna.graph.datasets import GRAPH_NAMES
 from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN, MODELS, make_model
 from sgquant_optuna.graph.training import accuracy, fit
-from sgquant_optuna.graph.training_config import PAPER_MODELS, TrainingConfig, paper_training
+from sgquant_optuna.graph.training_config import (
+    PAPER_MODELS,
+    PaperTraining,
+    TrainingConfig,
+    paper_training,
+)
+
+PAGE = Path(__file__).parents[2] / "docs/full-precision.md"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -137,6 +146,32 @@ def test_the_table_of_trainings_names_models_and_graphs_there_are():
     assert paper_training("gcn", "CORA") == paper_training("gcn", "Cora")
     with pytest.raises(ValueError, match="model: expected one of gcn, agnn, gat, got 'gin'"):
         paper_training("gin", "Cora")
+
+
+def settings_of(cell: str) -> PaperTraining:
+    """Read the last cell of a row of the page, as in ``rows normalised, 500 epochs``."""
+    words = {
+        "epochs": r"(\d+) epochs",
+        "learning_rate": r"rate (\S+)",
+        "weight_decay": r"decay (\S+)",
+    }
+    found = {name: re.search(pattern, cell) for name, pattern in words.items()}
+    values = {name: float(match[1].rstrip(",")) for name, match in found.items() if match}
+    return PaperTraining(
+        normalize_features="rows normalised" in cell, training=TrainingConfig(**values)
+    )
+
+
+def test_the_page_of_full_precision_tells_the_settings_of_each_row():
+    assert settings_of("rows normalised, 300 epochs, rate 0.005, decay 0.001") == PaperTraining(
+        normalize_features=True,
+        training=TrainingConfig(epochs=300, learning_rate=0.005, weight_decay=0.001),
+    )
+    row = r"^\| (\w+), (\w+)[^|]* \|(?:[^|]*\|){4} ([^|]*) \|$"  # of six cells, settings last
+    rows = re.findall(row, PAGE.read_text(), flags=re.MULTILINE)
+    assert {(model.lower(), graph) for model, graph, _ in rows} >= {*training_config._CHOSEN}
+    for model, graph, cell in rows:
+        assert settings_of(cell) == paper_training(model.lower(), graph), (model, graph)
 
 
 class TestForward:

@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 Trials = list[tuple[float, DropEvidence]]
 """Flips in percent and evidence of each configuration, as the trials of a study have them."""
 
-CONFIDENCE = 0.9
+CONFIDENCE = 0.9  # at which rules are compared
 _NO_PRIOR = 1e6  # error of a prior that says nothing
 
 

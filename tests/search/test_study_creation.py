@@ -73,7 +73,7 @@ def test_the_default_sampler_repeats_no_choice(objective, tmp_path):
 def test_a_study_of_another_protocol_is_refused_by_name(objective, trained_gcn, graph, tmp_path):
     create_study(objective, storage=tmp_path / "s.db", study_name="mine")
     other = QuantizationObjective(
-        trained_gcn, graph, max_drop=1.0, degree_edges=(2,), finetuning=FAST
+        trained_gcn, graph, max_drop=1.0, confidence=0.9, degree_edges=(2,), finetuning=FAST
     )
     with pytest.raises(StudyMismatchError, match=r"'mine' .*protocol \(max_drop: was 5.0, is 1"):
         create_study(other, storage=tmp_path / "s.db", study_name="mine")

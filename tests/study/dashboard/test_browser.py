@@ -126,7 +126,7 @@ def test_the_study_page_of_two_values_shows_the_feasible_front(browser, address)
         browser,
         f"{address}/dashboard/studies/2",
         "Pareto Front",
-        "accuracy drop (points)",
+        "expected drop (points)",
         "Best Trials",
         "Trial 8",
     )
@@ -138,7 +138,7 @@ def test_the_note_shows_the_result_and_every_plot_loads(browser, address):
         browser,
         f"{address}/dashboard/studies/1/note",
         "times smaller than float32",
-        "It held on fresh seeds.",
+        "It held on fresh trainings.",
         "89.70 %",
         "sgquant export least-memory --attach --out model.sgq",
     )

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
+from scipy.linalg.blas import dsymv
+from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
 
 from sgquant_optuna.sampler.space import Features, Floats, Indices
@@ -212,34 +214,46 @@ def _fit_hyperparameters(
 
 
 class _NegativeLogPosterior:
-    """Negative logarithm of the posterior density of the hyperparameters, and its gradient."""
+    """Negative logarithm of the posterior density of the hyperparameters, and its gradient.
+
+    All that is symmetric is computed and kept as its lower triangle, ``[rows * (rows + 1) / 2]``:
+    that halves the time of a call, and a fit makes about thirty.
+    """
 
     def __init__(self, features: Features, values: Floats, counts: Floats) -> None:
         rows, columns = features.shape
-        squared = (features[:, None, :] - features[None, :, :]) ** 2
-        self._squared = np.ascontiguousarray(squared.reshape(-1, columns).T)
+        self._row, self._column = np.tril_indices(rows)
+        difference = features[self._row] - features[self._column]
+        self._squared = np.ascontiguousarray((difference**2).T)
+        self._diagonal = np.flatnonzero(self._row == self._column)
+        # In a sum over the whole matrix, what is off the diagonal counts twice.
+        self._times = np.where(self._row == self._column, 1.0, 2.0)
         self._values, self._counts = values, counts
-        self._identity = np.eye(rows)
+        # LAPACK wants columns one after the other; the upper triangle is never read.
+        self._covariance: Floats = np.zeros((rows, rows), order="F")
         priors = [_WEIGHT_PRIOR] * columns + [_SIGNAL_PRIOR, _NOISE_PRIOR]
         self._prior_mean, self._prior_deviation = np.array(priors).T.copy()
 
     def __call__(self, theta: Floats) -> tuple[float, Floats]:
-        rows, columns = len(self._values), len(theta) - 2
-        weights, signal, noise = np.exp(theta[:columns]), np.exp(theta[-2]), np.exp(theta[-1])
-        kernel, slope = _matern((weights @ self._squared).reshape(rows, rows))
-        covariance = signal * kernel + np.diag(noise / self._counts + _JITTER)
-        try:
-            root = np.linalg.cholesky(covariance)
-        except np.linalg.LinAlgError:  # the line search then shortens its step
+        exponentials = np.exp(theta)
+        weights, signal, noise = exponentials[:-2], exponentials[-2], exponentials[-1]
+        kernel, slope = _matern(weights @ self._squared)
+        covariance = signal * kernel
+        covariance[self._diagonal] += noise / self._counts + _JITTER
+        self._covariance[self._row, self._column] = covariance
+        root, failed = dpotrf(self._covariance, lower=1, clean=0)
+        if failed:  # the line search then shortens its step
             return 1e10, np.zeros_like(theta)
-        inverse = cho_solve((root, True), self._identity)
-        alpha = inverse @ self._values
+        log_determinant = 2 * np.log(root.diagonal()).sum()
+        inverse, _ = dpotri(root, lower=1, overwrite_c=1)
+        alpha = dsymv(1.0, inverse, self._values, lower=1)
         prior = (theta - self._prior_mean) / self._prior_deviation
         # R&W, equation 5.8 without its constant, plus the priors of the hyperparameters.
-        value = 0.5 * self._values @ alpha + np.log(np.diag(root)).sum() + 0.5 * prior @ prior
-        outer = 0.5 * (inverse - np.outer(alpha, alpha))  # R&W, equation 5.9
-        gradient = np.empty_like(theta)
-        gradient[:columns] = weights * (self._squared @ (outer * (signal * slope)).ravel())
-        gradient[-2] = signal * np.sum(outer * kernel)
-        gradient[-1] = noise * np.sum(np.diag(outer) / self._counts)
-        return float(value), gradient + prior / self._prior_deviation
+        value = 0.5 * (self._values @ alpha + log_determinant + prior @ prior)
+        outer = inverse[self._row, self._column] - alpha[self._row] * alpha[self._column]
+        outer *= 0.5 * self._times  # R&W, equation 5.9
+        gradient = prior / self._prior_deviation
+        gradient[:-2] += weights * (self._squared @ (outer * slope)) * signal
+        gradient[-2] += signal * (outer @ kernel)
+        gradient[-1] += noise * np.sum(outer[self._diagonal] / self._counts)
+        return float(value), gradient

@@ -16,6 +16,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from sgquant_optuna.sampler.blas_threads import one_blas_thread
 from sgquant_optuna.sampler.candidates import Ranking
 from sgquant_optuna.sampler.claims import PREDICTED_KEY, Opening
 from sgquant_optuna.sampler.cost_model import (
@@ -310,22 +311,23 @@ class SGQuantSampler(BaseSampler):
                 self._known(study, cache),
                 self._constraint(cache),
             )
-            ranking = rank_candidates(
-                problem,
-                self._acquisition,
-                round_=round_,
-                rng=np.random.default_rng([opening.seed, round_]),
-                # Each worker that lived at the opening, the opener included, joins the round once.
-                n_measure=max(
-                    self._round_size(opening.num_trials),
-                    min(len(opening.unfinished), _MAX_N_MEASURE),
-                ),
-                n_sample=self._n_sample,
-                fixed=fixed,
-                pending=cache.history.pending(round_, opening),
-                transfer=self._transfer(study, cache),
-                cost_model=self._cost_model,
-            )
+            with one_blas_thread():
+                ranking = rank_candidates(
+                    problem,
+                    self._acquisition,
+                    round_=round_,
+                    rng=np.random.default_rng([opening.seed, round_]),
+                    # Each worker that lived at the opening, with the opener, joins the round once.
+                    n_measure=max(
+                        self._round_size(opening.num_trials),
+                        min(len(opening.unfinished), _MAX_N_MEASURE),
+                    ),
+                    n_sample=self._n_sample,
+                    fixed=fixed,
+                    pending=cache.history.pending(round_, opening),
+                    transfer=self._transfer(study, cache),
+                    cost_model=self._cost_model,
+                )
             while len(cache.rankings) >= _MAX_RANKINGS:
                 del cache.rankings[next(iter(cache.rankings))]
             cache.rankings[key] = ranking

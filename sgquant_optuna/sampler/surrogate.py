@@ -21,7 +21,10 @@ from sgquant_optuna.sampler.space import Features, Floats, Indices
 Prior = Callable[[Features], Floats]
 """Expected target of configurations by the model of another study, in the unit of the target."""
 
-_FINE_SHARE = 0.25  # share of the measurements that stays on the linear part of the scale
+# What stays on the linear part of the scale: the measurements nearest to the origin.
+_FINE_COUNT = 6
+_FINE_SHARE = 0.25  # a share of all where that is more
+_MOST_FINE = 0.6  # no more than this share, so that few measurements still leave a far end
 _MAX_SINH = 300.0  # sinh overflows above 710
 
 
@@ -55,7 +58,7 @@ class Surrogate:
         """Fit the model."""
         self._origin = 0.0 if target.name.startswith("constraint") else float(target.values.min())
         distance = np.abs(target.values - self._origin)
-        unit = float(np.quantile(distance, _FINE_SHARE))
+        unit = float(np.quantile(distance, _fine_share(len(distance))))
         self._unit = max(unit, 1e-3 * float(distance.mean()), 1e-12)
         self._prior = prior
         self._offset, self._slope = 0.0, 0.0
@@ -104,6 +107,14 @@ class Surrogate:
             return np.zeros(len(features))
         mean: Floats = self._offset + self._slope * self.warp(self._prior(features))
         return mean
+
+
+def _fine_share(measurements: int) -> float:
+    """Share of the measurements that stays on the linear part of the scale.
+
+    A quarter of a handful would be one measurement, the luckiest, and would stretch the rest.
+    """
+    return min(_MOST_FINE, max(_FINE_SHARE, _FINE_COUNT / measurements))
 
 
 def probability_below(prediction: Prediction, threshold: float | Floats = 0.0) -> Floats:

@@ -40,3 +40,19 @@ def test_one_fit_of_a_thousand_rows_takes_a_tenth_of_a_second():
         Surrogate(target, seed=0)
         seconds.append(time.process_time() - started)
     assert min(seconds) < 0.15  # 0.1 on an idle machine
+
+
+@pytest.mark.parametrize(
+    ("distances", "unit"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], 2.8),  # 60 % of four: at position 0.6 * 3
+        (list(range(1, 13)), 6.5),  # six of twelve: at position 0.5 * 11
+        (list(range(1, 102)), 26.0),  # a quarter of many
+    ],
+)
+def test_the_six_measurements_nearest_to_the_limit_stay_on_the_linear_part(distances, unit):
+    values = np.array(distances, dtype=float)
+    space = grid(4)
+    target = target_of(space, "constraint 0", space.all()[: len(values)], values)
+    model = Surrogate(target, seed=0)
+    assert model.unwarp(np.arcsinh(np.ones(1))) == pytest.approx(unit)

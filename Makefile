@@ -26,6 +26,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks studies
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix

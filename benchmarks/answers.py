@@ -69,7 +69,7 @@ def answers_of(
     for limit in LIMITS:
         optimum = float(problem.memory[problem.drop <= limit].min())
         cost = np.where(np.array(measured) <= limit, problem.memory[rows], np.inf)
-        answers = {"best trial as measured": rows[int(np.argmin(cost))]}
+        answers: dict[str, int | None] = {"best trial as measured": rows[int(np.argmin(cost))]}
         for cost_model, confidence in product(cost_models, CONFIDENCES):
             answer = best_for(
                 study,
@@ -80,10 +80,10 @@ def answers_of(
             )
             found = None if answer is None else problem.row_of(answer.params, ordinal=False)
             answers[f"{cost_model}, {confidence:.0%}"] = found
-        for method, row in answers.items():
-            gap = np.inf if row is None else 100 * (problem.memory[row] / optimum - 1)
-            holds = row is not None and bool(problem.drop[row] <= limit)
-            results.append(Row(name, limit, method, row is not None, holds, float(gap)))
+        for method, at in answers.items():
+            gap = np.inf if at is None else 100 * (problem.memory[at] / optimum - 1)
+            holds = at is not None and bool(problem.drop[at] <= limit)
+            results.append(Row(name, limit, method, at is not None, holds, float(gap)))
     return results
 
 

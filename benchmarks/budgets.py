@@ -23,7 +23,7 @@ import optuna
 from torch_geometric.data import Data
 
 from sgquant_optuna import BitWidths, QuantizationObjective, answer, create_study, report
-from sgquant_optuna.graph.training_config import PAPER_TRAINING
+from sgquant_optuna.cli.plan_options import plan_of_options
 from sgquant_optuna.search.trained_models import load_plan_graph, train_model, train_models
 from sgquant_optuna.study.plan import SearchPlan
 
@@ -103,12 +103,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    training = PAPER_TRAINING[options.model]
-    plan = SearchPlan(
-        model=options.model,
-        dataset=options.dataset,
+    plan = plan_of_options(model=options.model, dataset=options.dataset)
+    plan = replace(
+        plan,
         n_trials=options.n_trials or (12 if options.quick else 48),
-        training=training.with_epochs(20) if options.quick else training,
+        training=plan.training.with_epochs(20) if options.quick else plan.training,
         models=1 if options.quick else 3,
         exact_inputs=not options.search_inputs,
     )

@@ -18,6 +18,7 @@ from torch_geometric.data import Data
 from sgquant_optuna.cli.plan_options import plan_of_options
 from sgquant_optuna.graph.paper_models import make_model
 from sgquant_optuna.graph.training import fit
+from sgquant_optuna.graph.training_config import PaperModel
 from sgquant_optuna.quantization.sites import BitWidths
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.trained_models import load_plan_graph
@@ -159,7 +160,7 @@ def collect(
     )
 
 
-def plan_and_graph(model: str, dataset: str, root: str | None) -> tuple[SearchPlan, Data]:
+def plan_and_graph(model: PaperModel, dataset: str, root: str | None) -> tuple[SearchPlan, Data]:
     """Return the settings of ``sgquant search`` for model and data set, and the graph."""
     plan = plan_of_options(model=model, dataset=dataset)
     return plan, load_plan_graph(plan, root)

@@ -71,7 +71,7 @@ def search(
     )
     study = create_study(objective, storage=optuna.storages.InMemoryStorage(), seed=plan.seed)
     study.optimize(objective, n_trials=plan.n_trials)
-    ranked = [one.result for one in rank(study, trial_rows(study, TrialResult), plan.max_drop)]
+    ranked = [one.result for one in rank(study, trial_rows(study, TrialResult), plan.limit)]
     final = final_report(
         study,
         objective,

@@ -46,6 +46,7 @@ from scipy.stats import binomtest
 from torch_geometric.data import Data
 
 from sgquant_optuna.graph.datasets import load_graph, random_split
+from sgquant_optuna.graph.training_config import PaperModel
 from sgquant_optuna.study.plan import SearchPlan
 
 SEEN_TRAININGS = 3  # as many as a search measures
@@ -82,7 +83,8 @@ def main() -> None:
         measured(plan, graph, options).save(path)
         print(f"{path.name}: {path.stat().st_size:,} bytes")
     elif options.searches or options.stopping:
-        plan, graph = chosen(*options.of, options)
+        model, dataset = options.of
+        plan, graph = chosen(model, dataset, options)
         if options.searches:
             searches(plan, graph, options)
         else:
@@ -120,7 +122,9 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(model: str, dataset: str, options: argparse.Namespace) -> tuple[SearchPlan, Data]:
+def chosen(
+    model: PaperModel, dataset: str, options: argparse.Namespace
+) -> tuple[SearchPlan, Data]:
     plan, graph = plan_and_graph(model, dataset, options.root)
     return replace(plan, exact_inputs=not options.no_exact_inputs), graph
 

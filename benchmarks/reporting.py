@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -55,7 +56,7 @@ def make_study(path: Path, trials: int) -> None:
         widths = [rng.choice(WIDTHS) for _ in made.sizes]
         drop = rng.expovariate(sum(widths) / len(widths))
         predicted = {"constraint 0": drop - 0.5 + rng.gauss(0, 0.1), "constraint 0 deviation": 0.1}
-        notes = {"worker": f"host:{number % 8}", "predicted": predicted}
+        notes: dict[str, Any] = {"worker": f"host:{number % 8}", "predicted": predicted}
         study.add_trial(measured(widths, drop, made=made, **notes))
     with sqlite3.connect(path) as database:
         for copy in range(_FIRST, trials, _FIRST):

@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import optuna
@@ -45,7 +45,7 @@ class Contender:
     ordinal: bool
 
 
-def _ours(**options: object) -> Contender:
+def _ours(**options: Any) -> Contender:
     def make(seed: int, space: Space, known: Known) -> BaseSampler:
         return SGQuantSampler(space, known_objective=known, seed=seed, **options)
 
@@ -113,10 +113,8 @@ def run(task: Task) -> Outcome:
     """Run one study."""
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if task.table is not None:
-        problem, repeats = load_table(task.table)
-    else:
-        problem, repeats = _synthetic(task.problem, task.seed), None
+    table = None if task.table is None else load_table(task.table)
+    problem = _synthetic(task.problem, task.seed) if table is None else table[0]
     contender = CONTENDERS[task.sampler]
     space = problem.space(ordinal=contender.ordinal)
 
@@ -127,8 +125,9 @@ def run(task: Task) -> Outcome:
         return problem.drop_of(params, ordinal=contender.ordinal)
 
     def measured_drop(params: dict[str, object]) -> float:
-        if repeats is not None:
-            return float(noise.choice(repeats[problem.row_of(params, ordinal=contender.ordinal)]))
+        if table is not None:
+            measured, repeats = table
+            return float(noise.choice(repeats[measured.row_of(params, ordinal=contender.ordinal)]))
         return drop_of(params) + (task.noise or 0.0) * noise.standard_normal()
 
     noise = np.random.default_rng([task.seed, 1])

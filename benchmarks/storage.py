@@ -22,7 +22,7 @@ import warnings
 from pathlib import Path
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +33,9 @@ from sgquant_optuna.storage import open_storage, write_together
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.databases import BACKENDS, fresh_database  # noqa: E402
 
-SPACE = {f"layer{i}/embedding": CategoricalDistribution((1, 2, 4, 8)) for i in range(12)}
+SPACE: dict[str, BaseDistribution] = {
+    f"layer{i}/embedding": CategoricalDistribution((1, 2, 4, 8)) for i in range(12)
+}
 LIMIT = 0.05  # of a trial of one second
 
 

@@ -115,7 +115,7 @@ _CHOSEN: dict[tuple[str, str], PaperTraining] = {
     ),
     ("gat", "CiteSeer"): PaperTraining(
         normalize_features=True,
-        training=TrainingConfig(epochs=300, learning_rate=0.005, weight_decay=1e-3),
+        training=TrainingConfig(epochs=500, learning_rate=0.005, weight_decay=2e-3),
     ),
     ("gat", "PubMed"): PaperTraining(
         normalize_features=True, training=TrainingConfig(learning_rate=0.005)

@@ -79,10 +79,13 @@ class Measurement:
         config: ObjectiveConfig,
         trainings: int,
         best: TrialScore | None,
+        memory_bytes: float,
     ) -> bool:
         """Tell whether further trainings would hardly change what becomes of the trial.
 
-        That is on which side of the limit it is, or with a budget, that it is not the best.
+        That is on which side of the limit it is, or with a budget, that it is not the best. What
+        becomes the best gets all trainings: of many trials, the best after one is often one to
+        whose model the widths did little.
 
         Args:
             slope:
@@ -93,6 +96,8 @@ class Measurement:
                 Number of trainings that may follow in all.
             best:
                 Best feasible trial of the study so far.
+            memory_bytes:
+                Bytes of the assignment.
         """
         if config.mode == "budget":
             margin = _TRAINING_MARGIN if self.trainings else _LOOK_MARGIN
@@ -109,7 +114,8 @@ class Measurement:
             expected * (1 - margin), self.evidence.deviation * left**0.5, config.confidence
         )
         upper = slope.bound(expected * (1 + margin), self.evidence.deviation, config.confidence)
-        return upper <= config.max_drop or lower > config.max_drop
+        is_best = best is None or memory_bytes < best.memory_bytes
+        return lower > config.max_drop or (upper <= config.max_drop and not is_best)
 
 
 class Trainings:

@@ -330,12 +330,13 @@ class QuantizationObjective:
         """Measure until the trial is decided; tell whether a pruner ended it."""
         config, measurement = self.config, None
         slope, best = learned_slope(others), best_feasible(others, config.limit)
+        memory = honest_memory(self.layout, bits).memory_bytes
         for step, measurement in enumerate(self._trainings.measure(bits, self.reference)):
             if config.mode == "pareto":
                 continue  # Optuna prunes with one objective only, and a front has no limit
             if self._is_pruned(trial, step, bits, measurement, slope):
                 return measurement, True
-            if measurement.is_decided(slope, config, len(self._trainings), best):
+            if measurement.is_decided(slope, config, len(self._trainings), best, memory):
                 break
         assert measurement is not None
         return measurement, False

@@ -83,14 +83,20 @@ def test_the_best_trial_of_optuna_is_never_infeasible(objective, monkeypatch):
 
 def test_a_trial_ends_when_it_is_decided(trained_gcn, graph, monkeypatch):
     objective = QuantizationObjective(
-        [trained_gcn] * 3, graph, max_drop=1.0, confidence=0.5, finetuning=FAST
+        [trained_gcn] * 3,
+        graph,
+        max_drop=1.0,
+        confidence=0.5,
+        candidates=(1, 2, 4, 8, 16),
+        finetuning=FAST,
     )
     # At confidence 0.5 the bound is the drop itself. A first look may be wrong by 30 %, the first
-    # training by 20 %, the third by 12 %.
-    looks = pretend(objective, monkeypatch, {1: 1.5, 2: 1.3, 4: 1.1, 8: 0.5})
-    study = enqueue_and_run(objective, *uniform(objective, 1, 2, 4, 8))
-    assert looks == [(1, 0), (2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3), (8, 0), (8, 1)]
-    assert [trial.user_attrs["trainings"] for trial in study.trials] == [0, 1, 3, 1]
+    # training by 20 %, the third by 12 %. What becomes the best gets all three.
+    looks = pretend(objective, monkeypatch, {1: 1.5, 2: 1.3, 4: 1.1, 8: 0.5, 16: 0.5})
+    study = enqueue_and_run(objective, *uniform(objective, 1, 2, 4, 8, 16))
+    steps = {width: [step for w, step in looks if w == width] for width in (1, 2, 4, 8, 16)}
+    assert steps == {1: [0], 2: [0, 1], 4: [0, 1, 2, 3], 8: [0, 1, 2, 3], 16: [0, 1]}
+    assert [trial.user_attrs["trainings"] for trial in study.trials] == [0, 1, 3, 3, 1]
 
 
 def test_the_trainings_are_steps_for_a_pruner(trained_gcn, graph, monkeypatch):
@@ -106,7 +112,7 @@ def test_the_trainings_are_steps_for_a_pruner(trained_gcn, graph, monkeypatch):
     study.optimize(objective, n_trials=2)
     complete, pruned = study.trials
     assert complete.state == TrialState.COMPLETE
-    assert list(complete.intermediate_values) == [0, 1]
+    assert list(complete.intermediate_values) == [0, 1, 2]
     assert pruned.state == TrialState.PRUNED
     # What it measured until then is there to learn from.
     assert pruned.user_attrs["trainings"] == 0

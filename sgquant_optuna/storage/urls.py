@@ -26,6 +26,15 @@ _DRIVERS = {
 _EXTRAS = {"psycopg": "postgresql", "pymysql": "mysql", PROXY: "grpc"}
 _KINDS = (SQLITE, "postgresql", "mysql", "mariadb", PROXY, JOURNAL)
 _STARS = "***"
+# What is meant as a URL and has no "://". A path that has a slash before its colon is none.
+_MISTYPED = re.compile(
+    r"""\s*(?:
+        \w[\w+.-]+:                                   # a scheme; a drive has one letter
+        | /*[^/]*:[^/]*@ | [^/]*//.*@                  # a login
+        | (?:sqlite|postgres|mysql|mariadb|grpc|journal)[\w+]*/+[^/]*[:@]
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 def resolve_url(where: str | Path | None = None) -> URL:
@@ -42,7 +51,7 @@ def resolve_url(where: str | Path | None = None) -> URL:
     """
     where = _given(where)
     if not _is_url(where):
-        return URL.create(SQLITE, database=str(where))
+        return URL.create(SQLITE, database=_path(where))
     try:
         url = sa.make_url(where)
     except (sa.exc.ArgumentError, ValueError):
@@ -58,6 +67,9 @@ def resolve_url(where: str | Path | None = None) -> URL:
             f"storage: expected a URL such as sqlite:///FILE of one of {', '.join(_KINDS)}, got "
             f"{url.drivername}://"
         )
+    if file_of(url) is not None:
+        assert url.database is not None
+        url = url.set(database=os.path.expanduser(url.database))
     return url
 
 
@@ -101,7 +113,7 @@ def shown_storage(where: str | Path | None = None) -> str:
     """
     where = _given(where)
     if not _is_url(where):
-        return str(Path(where).absolute())
+        return str(Path(_path(where)).absolute())
     return shown_url(absolute_url(resolve_url(where)))
 
 
@@ -117,6 +129,19 @@ def missing_driver(url: URL) -> StorageError:
 
 def _given(where: str | Path | None) -> str | Path:
     return os.environ.get(STORAGE_VARIABLE, DEFAULT_FILE) if where is None else where
+
+
+def _path(where: str | Path) -> str:
+    """Return a path with the user's folder in the place of ``~``, or raise for a mistyped URL.
+
+    A mistyped URL may hold a password, so neither a message nor a new file may show it.
+    """
+    if isinstance(where, str) and _MISTYPED.match(where):
+        raise StorageError(
+            "storage: expected a URL such as postgresql://USER@HOST/DATABASE or the path of a "
+            "file, got what looks like a URL without its ://; a file with a colon is ./NAME"
+        )
+    return os.path.expanduser(where)
 
 
 def _is_url(where: str | Path) -> TypeGuard[str]:

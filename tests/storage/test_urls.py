@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.storage.urls import (
@@ -96,6 +98,48 @@ def test_what_is_no_url_of_a_storage_is_refused_without_its_password(url):
     with pytest.raises(StorageError, match="expected a URL such as sqlite:///") as error:
         resolve_url(url)
     assert SECRET not in str(error.value)
+
+
+LOGINS = st.sampled_from([f"me:{SECRET}@host", f"me:{SECRET}@host:5432", f":{SECRET}@[::1]"])
+SCHEMES = st.sampled_from(["postgresql", "postgres", "mysql", "mariadb+pymysql", "grpc", "pg", ""])
+MARKS = st.sampled_from([":", ":/", "//", "/", ";//", " ://", ":\\\\", "", ": //"])
+
+
+@given(scheme=SCHEMES, mark=MARKS, login=LOGINS, rest=st.sampled_from(["/db", "", "/db?a=b"]))
+def test_a_mistyped_url_is_refused_without_its_password(scheme, mark, login, rest):
+    assume((scheme, mark) not in {("", "/"), ("pg", "/"), ("pg", "")})  # paths
+    for read in (resolve_url, shown_storage):
+        with pytest.raises(StorageError, match="expected a URL such as") as error:
+            read(f"{scheme}{mark}{login}{rest}")
+        assert SECRET not in str(error.value) and error.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s.db",
+        "a b/c.db",
+        "./a:b.db",
+        "/tmp/me:x@y.db",
+        "C:\\s.db",
+        ":memory:",
+        "mysql/s.db",
+        "..",
+        "é.db",
+    ],
+)
+def test_a_path_is_no_mistyped_url(path):
+    assert resolve_url(path).database == path
+    assert resolve_url(Path(path)).database == str(Path(path))
+
+
+def test_a_tilde_is_the_folder_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = f"{tmp_path}/s.db"
+    for given_ in ("~/s.db", Path("~/s.db"), "sqlite:///~/s.db", "journal:///~/s.db"):
+        assert file_of(resolve_url(given_)) == Path(expected)
+    assert shown_storage("~/s.db") == expected
+    assert shown_storage("sqlite:///~/s.db") == f"sqlite:///{expected}"
 
 
 def test_other_databases_are_refused_by_name():

@@ -1,0 +1,128 @@
+"""Who may ask the dashboard for what: it has no login, and browsers open pages of strangers."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+_HOST = re.compile(
+    r"(\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?"
+)  # RFC 9110, section 7.2: a port may follow
+_NAME = re.compile(r"\w([\w-]*\w)?(\.\w([\w-]*\w)?)*", re.ASCII)
+
+
+class Doors:
+    """A WSGI application that answers to its own names only, in front of another.
+
+    A page of a stranger can point its own name at this machine (DNS rebinding). A browser then
+    takes the dashboard for a part of that page, but still sends the name as ``Host``.
+
+    Args:
+        app:
+            Application behind the doors.
+        host:
+            Address or name that the server listens on.
+        allow_hosts:
+            Further names or addresses of this machine.
+
+    Raises:
+        ValueError:
+            If a name of ``allow_hosts`` is no name.
+    """
+
+    def __init__(
+        self, app: WSGIApplication, *, host: str, allow_hosts: Sequence[str] = ()
+    ) -> None:
+        self._app = app
+        own = _normal(host)
+        self._takes_addresses = not host or _is_address(own, "is_unspecified")
+        self._names = {"localhost", own, *map(_checked, allow_hosts)} - {None}
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request, or refuse it in one line."""
+        refusal = self._refusal(environ)
+        if refusal is not None:
+            return _refuse(environ, start_response, refusal)
+        return self._app(environ, start_response)
+
+    def _refusal(self, environ: WSGIEnvironment) -> str | None:
+        host = _asked_host(environ)
+        if not self._is_own(host):
+            named = "without a valid Host" if host is None else f"for the host {host}"
+            return (
+                f"The dashboard takes no requests {named}: open it as localhost, or start it with "
+                f"--allow-host {host or 'NAME'} if that is a name of its machine."
+            )
+        return None
+
+    def _is_own(self, host: str | None) -> bool:
+        if host in self._names or _is_address(host, "is_loopback"):
+            return host is not None
+        # A name can be pointed at another machine, an address cannot.
+        return self._takes_addresses and _is_address(host)
+
+
+def _checked(name: str) -> str:
+    normal = _normal(name)
+    if normal is None:
+        raise ValueError(
+            f"--allow-host: expected a name such as gpu7.example.org, got {name!r}; leave out "
+            "http://, port and path"
+        )
+    return normal
+
+
+def _asked_host(environ: WSGIEnvironment) -> str | None:
+    match = _HOST.fullmatch(environ.get("HTTP_HOST", ""))
+    return None if match is None else _normal(match[1])
+
+
+def _normal(host: str) -> str | None:
+    """Return a name or an address in the one spelling that is compared, if it is one."""
+    try:
+        return str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        pass
+    try:
+        name = host.removesuffix(".").lower().encode("idna").decode()
+    except UnicodeError:  # an empty or a long part
+        return None
+    return name if _NAME.fullmatch(name) else None
+
+
+def _is_address(host: str | None, kind: str | None = None) -> bool:
+    try:
+        address = ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return kind is None or bool(getattr(address, kind))
+
+
+def _refuse(environ: WSGIEnvironment, start_response: StartResponse, line: str) -> Iterable[bytes]:
+    _drain(environ)
+    body = f"{line}\n".encode()
+    start_response(
+        "403 Forbidden",
+        [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            ("X-Content-Type-Options", "nosniff"),
+        ],
+    )
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+def _drain(environ: WSGIEnvironment) -> None:
+    """Read what a client sends: closed before, its connection breaks and hides the answer."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    left = int(length) if length.isdecimal() else 0
+    while left > 0:
+        chunk = environ["wsgi.input"].read(min(left, 1 << 16))
+        if not chunk:
+            break
+        left -= len(chunk)

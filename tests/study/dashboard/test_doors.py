@@ -1,0 +1,154 @@
+import http.client
+import io
+import json
+import threading
+import urllib.parse
+from wsgiref.simple_server import make_server
+
+import optuna
+import pytest
+
+from sgquant_optuna.storage.artifacts import open_artifacts
+from sgquant_optuna.study.dashboard.doors import Doors
+from sgquant_optuna.study.dashboard.server import _Handler, _Server, dashboard_app
+from tests.hand_made import new_study
+
+HOST = "127.0.0.1:8080"
+
+
+@pytest.fixture
+def study():
+    return new_study(optuna.storages.InMemoryStorage())
+
+
+@pytest.fixture
+def inner(study, tmp_path):
+    store = open_artifacts(tmp_path / "files", storage_url=None)
+    return dashboard_app(study._storage, store)
+
+
+def ask(app, path="/api/studies", method="GET", body=b"", **headers):
+    """Return status, headers and body of an answer."""
+    told = {}
+    environ = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": urllib.parse.unquote(path, "latin-1"),
+        "QUERY_STRING": "",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "8080",
+        "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": io.StringIO(),
+        **{f"HTTP_{name.upper()}": value for name, value in {"host": HOST, **headers}.items()},
+    }
+
+    def start_response(status, headers, exc_info=None):
+        told.update(status=int(status.split()[0]), headers={k.lower(): v for k, v in headers})
+
+    answer = b"".join(app(environ, start_response))
+    return told["status"], told["headers"], answer
+
+
+def is_answered(host, bound="127.0.0.1", allow=()):
+    app = Doors(
+        lambda environ, start: start("200 OK", []) or [b"in"], host=bound, allow_hosts=allow
+    )
+    status, _, body = ask(app, host=host)
+    assert (status, body == b"in") in ((200, True), (403, False))
+    return status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "LocalHost:8080", "localhost.", "127.0.0.1", "127.0.0.1:9000"),
+        *("127.9.8.7:1", "[::1]", "[::1]:8080", "[0:0:0:0:0:0:0:1]:8080"),
+    ],
+)
+@pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::", "gpu7"])
+def test_the_names_of_this_machine_are_answered(host, bound):
+    assert is_answered(host, bound)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example"),
+        *("localhost@evil.example", "evil.example,localhost", "", ":8080", "[evil.example]"),
+        *("localhost:80:80", "localhost/x", "[::1", "localhost:evil", "127.0.0.256", "evil\xe9"),
+        *("0x7f.evil", "..", "localhost\n", "a" * 300),
+    ],
+)
+@pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::", "", "gpu7"])
+def test_a_name_of_a_stranger_is_refused(host, bound):
+    assert not is_answered(host, bound)
+
+
+@pytest.mark.parametrize("host", ["192.168.1.5", "192.168.1.5:8080", "[fd00::7]:8080", "8.8.8.8"])
+def test_addresses_are_answered_where_all_of_them_are_listened_on(host):
+    assert all(is_answered(host, bound) for bound in ("0.0.0.0", "::", "[::]", "", "0:0::0"))
+    assert not is_answered(host) and not is_answered(host, "gpu7")
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("gpu7.example.org", "GPU7.example.org.:8080"),
+        ("my_box", "my_box"),
+        ("Bücher.example", "xn--bcher-kva.example"),
+        ("192.168.1.5", "192.168.1.5:8080"),
+        ("fd00::0:7", "[FD00::7]:8080"),
+        ("[fd00::7]", "[fd00::7]"),
+    ],
+)
+def test_the_bound_name_and_each_allowed_one_are_answered(name, host):
+    assert not is_answered(host)
+    assert is_answered(host, bound=name)
+    assert is_answered(host, allow=("other", name))
+    assert not is_answered(f"sub.{host}", allow=(name,))
+
+
+@pytest.mark.parametrize(
+    "name", ["http://gpu7", "gpu7:8080", "gpu7/", "*", "*.example", "", "a..b"]
+)
+def test_an_allowed_name_that_is_none_is_an_error_that_says_what_to_write(name):
+    with pytest.raises(ValueError, match=r"--allow-host: expected a name .*leave out http://"):
+        Doors(lambda environ, start: [], host="127.0.0.1", allow_hosts=[name])
+
+
+def test_a_refusal_is_one_plain_line_that_says_what_to_do(inner):
+    app = Doors(inner, host="127.0.0.1")
+    status, headers, body = ask(app, host="evil.example:8080")
+    assert status == 403 and headers["content-type"] == "text/plain; charset=utf-8"
+    assert body.decode() == (
+        "The dashboard takes no requests for the host evil.example: open it as localhost, or "
+        "start it with --allow-host evil.example if that is a name of its machine.\n"
+    )
+    assert ask(app, method="HEAD", host="evil.example")[::2] == (403, b"")
+    assert b"without a valid Host" in ask(app, host="<b>")[2]
+
+
+def test_behind_the_doors_is_the_dashboard(inner, study):
+    status, _, body = ask(Doors(inner, host="127.0.0.1"))
+    (told,) = json.loads(body)["study_summaries"]
+    assert status == 200 and told["study_name"] == study.study_name
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.1", "localhost", "::1", "::"])
+def test_the_server_listens_on_addresses_of_both_kinds(inner, bound):
+    app = Doors(inner, host=bound)
+    try:
+        server = make_server(bound, 0, app, server_class=_Server, handler_class=_Handler)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        to = {"::": "::1"}.get(bound, bound)
+        connection = http.client.HTTPConnection(to, server.server_port, timeout=20)
+        connection.request("GET", "/api/studies")
+        assert connection.getresponse().status == 200
+        connection.close()
+        thread.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -13,14 +14,18 @@ if TYPE_CHECKING:
 _HOST = re.compile(
     r"(\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?"
 )  # RFC 9110, section 7.2: a port may follow
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}  # RFC 9110, section 9.2.1, without TRACE
 _NAME = re.compile(r"\w([\w-]*\w)?(\.\w([\w-]*\w)?)*", re.ASCII)
 
 
 class Doors:
-    """A WSGI application that answers to its own names only, in front of another.
+    """A WSGI application that keeps pages of strangers away from another one.
 
     A page of a stranger can point its own name at this machine (DNS rebinding). A browser then
-    takes the dashboard for a part of that page, but still sends the name as ``Host``.
+    takes the dashboard for a part of that page, but still sends the name as ``Host``; so only own
+    names are answered. Without that, the page cannot read an answer, but it can send a write;
+    a browser then tells where it comes from (``Origin``, ``Sec-Fetch-Site``). A program that is no
+    browser sends neither and may write.
 
     Args:
         app:
@@ -45,18 +50,27 @@ class Doors:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request, or refuse it in one line."""
-        refusal = self._refusal(environ)
-        if refusal is not None:
-            return _refuse(environ, start_response, refusal)
-        return self._app(environ, start_response)
-
-    def _refusal(self, environ: WSGIEnvironment) -> str | None:
         host = _asked_host(environ)
         if not self._is_own(host):
             named = "without a valid Host" if host is None else f"for the host {host}"
-            return (
+            line = (
                 f"The dashboard takes no requests {named}: open it as localhost, or start it with "
                 f"--allow-host {host or 'NAME'} if that is a name of its machine."
+            )
+            return _refuse(environ, start_response, line)
+        if environ["REQUEST_METHOD"] not in _SAFE_METHODS:
+            refusal = self._why_no_write(environ)
+            if refusal is not None:
+                # The page of the dashboard shows the reason that its API tells.
+                is_api = environ["PATH_INFO"].startswith("/api/")
+                return _refuse(environ, start_response, refusal, as_json=is_api)
+        return self._app(environ, start_response)
+
+    def _why_no_write(self, environ: WSGIEnvironment) -> str | None:
+        if _is_of_another_site(environ):
+            return (
+                "The dashboard takes no writes from pages of other sites: make the change on its "
+                "own page. A proxy in front has to pass Host and Origin on as they come."
             )
         return None
 
@@ -82,6 +96,16 @@ def _asked_host(environ: WSGIEnvironment) -> str | None:
     return None if match is None else _normal(match[1])
 
 
+def _is_of_another_site(environ: WSGIEnvironment) -> bool:
+    # "none" is a request that no page made.
+    if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
+        return True
+    origin = environ.get("HTTP_ORIGIN")
+    # Behind a proxy that encrypts, the page is of https and the request is not.
+    own = (f"{scheme}://{environ['HTTP_HOST'].lower()}" for scheme in ("http", "https"))
+    return origin is not None and origin.lower() not in own
+
+
 def _normal(host: str) -> str | None:
     """Return a name or an address in the one spelling that is compared, if it is one."""
     try:
@@ -103,13 +127,16 @@ def _is_address(host: str | None, kind: str | None = None) -> bool:
     return kind is None or bool(getattr(address, kind))
 
 
-def _refuse(environ: WSGIEnvironment, start_response: StartResponse, line: str) -> Iterable[bytes]:
+def _refuse(
+    environ: WSGIEnvironment, start_response: StartResponse, line: str, *, as_json: bool = False
+) -> Iterable[bytes]:
     _drain(environ)
-    body = f"{line}\n".encode()
+    kind = "application/json" if as_json else "text/plain; charset=utf-8"
+    body = (json.dumps({"reason": line}) if as_json else line).encode() + b"\n"
     start_response(
         "403 Forbidden",
         [
-            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Type", kind),
             ("Content-Length", str(len(body))),
             ("X-Content-Type-Options", "nosniff"),
         ],

@@ -27,9 +27,9 @@ def inner(study, tmp_path):
     return dashboard_app(study._storage, store)
 
 
-def ask(app, path="/api/studies", method="GET", body=b"", **headers):
+def ask(app, path="/api/studies", method="GET", body=b"", sent=None, **headers):
     """Return status, headers and body of an answer."""
-    told = {}
+    told, sent = {}, io.BytesIO(body) if sent is None else sent
     environ = {
         "REQUEST_METHOD": method,
         "PATH_INFO": urllib.parse.unquote(path, "latin-1"),
@@ -39,7 +39,7 @@ def ask(app, path="/api/studies", method="GET", body=b"", **headers):
         "CONTENT_TYPE": "application/json",
         "CONTENT_LENGTH": str(len(body)),
         "wsgi.url_scheme": "http",
-        "wsgi.input": io.BytesIO(body),
+        "wsgi.input": sent,
         "wsgi.errors": io.StringIO(),
         **{f"HTTP_{name.upper()}": value for name, value in {"host": HOST, **headers}.items()},
     }
@@ -128,6 +128,68 @@ def test_a_refusal_is_one_plain_line_that_says_what_to_do(inner):
     )
     assert ask(app, method="HEAD", host="evil.example")[::2] == (403, b"")
     assert b"without a valid Host" in ask(app, host="<b>")[2]
+
+
+@pytest.fixture
+def app(inner):
+    return Doors(inner, host="127.0.0.1", allow_hosts=["gpu7"])
+
+
+def names(study):
+    return optuna.get_all_study_names(study._storage)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *({}, {"sec_fetch_site": "none"}, {"sec_fetch_site": "same-origin"}),
+        {"origin": f"http://{HOST}", "sec_fetch_site": "same-origin"},
+        {"origin": "http://localhost:9000", "host": "LOCALHOST:9000"},
+        {"origin": "https://gpu7", "host": "gpu7", "sec_fetch_site": "same-origin"},
+    ],
+)
+def test_the_own_page_and_programs_may_write(app, study, headers):
+    path = f"/api/studies/{study._study_id}"
+    assert ask(app, path, "DELETE", **headers)[0] == 204
+    assert names(study) == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"},
+        {"origin": "http://evil.example:8080", "sec_fetch_site": "same-origin"},
+        {"origin": "null"},
+        {"origin": ""},
+        {"origin": "http://127.0.0.1:3000"},
+        {"origin": "http://localhost:8080"},
+        {"origin": f"http://{HOST}.evil.example"},
+        {"origin": f"http://{HOST}", "sec_fetch_site": "same-site"},
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+        {"sec_fetch_site": "of a later browser"},
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "TRACE", "delete", "NEW"])
+def test_a_page_of_another_site_may_not_write(app, study, headers, method):
+    path = f"/api/studies/{study._study_id}"
+    status, told, body = ask(app, path, method, **headers)
+    assert status == 403 and told["content-type"] == "application/json"
+    assert "no writes from pages of other sites" in json.loads(body)["reason"]
+    assert names(study) == [study.study_name]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_what_changes_nothing_is_left_to_the_browser(app, method):
+    headers = {"origin": "http://evil.example", "sec_fetch_site": "cross-site"}
+    assert ask(app, method=method, **headers)[0] in (200, 405)
+
+
+def test_a_refused_write_is_read_to_its_end():
+    body = io.BytesIO(b"x" * 200_000)
+    refused = Doors(lambda environ, start: [], host="127.0.0.1")
+    assert ask(refused, "/x", "POST", body.getvalue(), sent=body, host="evil")[0] == 403
+    assert body.read() == b""
 
 
 def test_behind_the_doors_is_the_dashboard(inner, study):

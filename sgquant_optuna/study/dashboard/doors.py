@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+from wsgiref.headers import Headers
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -15,6 +16,8 @@ _HOST = re.compile(
     r"(\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?"
 )  # RFC 9110, section 7.2: a port may follow
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}  # RFC 9110, section 9.2.1, without TRACE
+_FILES = "/artifacts/"  # where optuna-dashboard serves them
+_PICTURES = {"image/png", "image/jpeg", "image/gif", "image/webp"}  # no SVG, which holds scripts
 _NAME = re.compile(r"\w([\w-]*\w)?(\.\w([\w-]*\w)?)*", re.ASCII)
 
 
@@ -64,7 +67,7 @@ class Doors:
                 # The page of the dashboard shows the reason that its API tells.
                 is_api = environ["PATH_INFO"].startswith("/api/")
                 return _refuse(environ, start_response, refusal, as_json=is_api)
-        return self._app(environ, start_response)
+        return self._app(environ, _closed(environ, start_response))
 
     def _why_no_write(self, environ: WSGIEnvironment) -> str | None:
         if _is_of_another_site(environ):
@@ -125,6 +128,27 @@ def _is_address(host: str | None, kind: str | None = None) -> bool:
     except ValueError:
         return False
     return kind is None or bool(getattr(address, kind))
+
+
+def _closed(environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
+    """Return a function that starts an answer of which no stranger gets or runs a part."""
+    # As bottle decodes it: without the bytes that are no UTF-8.
+    path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "ignore")
+    is_file = path.startswith(_FILES)
+
+    def start(
+        status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
+    ) -> Callable[[bytes], object]:
+        sent = Headers(headers)
+        del sent["Access-Control-Allow-Origin"]  # optuna-dashboard lets any page read files
+        if is_file:
+            sent["Content-Security-Policy"] = "sandbox"
+            sent["X-Content-Type-Options"] = "nosniff"
+            if status.startswith("2") and sent.get("Content-Type", "").lower() not in _PICTURES:
+                sent["Content-Disposition"] = "attachment"
+        return start_response(status, sent.items(), exc_info)
+
+    return start
 
 
 def _refuse(

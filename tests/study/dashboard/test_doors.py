@@ -1,3 +1,4 @@
+import base64
 import http.client
 import io
 import json
@@ -37,6 +38,7 @@ def ask(app, path="/api/studies", method="GET", body=b"", sent=None, **headers):
         "SERVER_NAME": "localhost",
         "SERVER_PORT": "8080",
         "CONTENT_TYPE": "application/json",
+        "HTTP_ACCEPT_ENCODING": "identity",
         "CONTENT_LENGTH": str(len(body)),
         "wsgi.url_scheme": "http",
         "wsgi.input": sent,
@@ -47,7 +49,9 @@ def ask(app, path="/api/studies", method="GET", body=b"", sent=None, **headers):
     def start_response(status, headers, exc_info=None):
         told.update(status=int(status.split()[0]), headers={k.lower(): v for k, v in headers})
 
-    answer = b"".join(app(environ, start_response))
+    parts = app(environ, start_response)
+    answer = b"".join(parts)
+    getattr(parts, "close", lambda: None)()  # as a server does
     return told["status"], told["headers"], answer
 
 
@@ -190,6 +194,81 @@ def test_a_refused_write_is_read_to_its_end():
     refused = Doors(lambda environ, start: [], host="127.0.0.1")
     assert ask(refused, "/x", "POST", body.getvalue(), sent=body, host="evil")[0] == 403
     assert body.read() == b""
+
+
+def upload(app, study, filename, trial=None, content=b"<script>ran()</script>"):
+    """Store a file as the page does, and return its address."""
+    below = f"{study._study_id}" if trial is None else f"{study._study_id}/{trial._trial_id}"
+    uri = "data:text/plain;base64," + base64.b64encode(content).decode()
+    sent = json.dumps({"file": uri, "filename": filename}).encode()
+    status, _, body = ask(app, f"/api/artifacts/{below}", "POST", sent)
+    assert status == 201
+    return f"/artifacts/{below}/{json.loads(body)['artifact_id']}"
+
+
+def is_inline(headers):
+    assert headers["content-security-policy"] == "sandbox"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers.get("content-disposition", "attachment") == "attachment"
+    return "content-disposition" not in headers
+
+
+FILES = {
+    **dict.fromkeys(("a.png", "A.PNG", "a.jpg", "a.jpeg", "a.gif"), True),
+    **dict.fromkeys(("a.svg", "a.html", "a.xhtml", "a.xml", "a.js", "a.pdf", "a.txt"), False),
+    **dict.fromkeys(("a.svgz", "a.mp4", "a.csv", "best_model.sgq", "none", "a.png.html"), False),
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("of_trial", [False, True])
+@pytest.mark.parametrize("filename", FILES)
+def test_only_pictures_of_pixels_are_shown_and_no_file_runs(
+    app, study, filename, of_trial, method
+):
+    path = upload(app, study, filename, study.ask() if of_trial else None)
+    # Bytes that are no UTF-8 are dropped before the dashboard looks at a path.
+    for spelled in (path, f"{path}/", path.replace("/art", "/%FFart"), f"%FE{path}%FF"):
+        status, headers, body = ask(app, spelled, method)
+        assert status == 200 and body == (b"<script>ran()</script>" if method == "GET" else b"")
+        assert is_inline(headers) == FILES[filename]
+
+
+@pytest.mark.parametrize(
+    ("mimetype", "inline"),
+    [
+        ("image/webp", True),
+        *((kind, False) for kind in ("image/svg+xml", "text/html", "image/png, text/html", "*/*")),
+    ],
+)
+def test_the_type_that_is_told_decides(app, study, mimetype, inline):
+    path = upload(app, study, "a.png")
+    artifact_id = path.rpartition("/")[2]
+    described = {"artifact_id": artifact_id, "filename": "a.png", "mimetype": mimetype}
+    study._storage.set_study_system_attr(
+        study._study_id, f"artifacts:{artifact_id}", json.dumps(described)
+    )
+    _, headers, _ = ask(app, path)
+    assert headers["content-type"] == mimetype and is_inline(headers) == inline
+
+
+def test_a_missing_file_is_told_in_the_browser(app, study):
+    status, headers, _ = ask(app, f"/artifacts/{study._study_id}/00000000")
+    assert status == 404 and is_inline(headers)
+
+
+def test_no_page_of_another_site_may_read_an_answer(app, study):
+    number = study._study_id
+    paths = [
+        *("/", "/dashboard", "/api/meta", "/api/studies", f"/api/studies/{number}", "/none"),
+        *(f"/csv/{number}", upload(app, study, "a.png"), "/artifacts/1/2/3", "/favicon.ico"),
+    ]
+    for path in paths:
+        for method in ("GET", "HEAD", "OPTIONS"):
+            _, headers, _ = ask(app, path, method, origin="http://evil.example")
+            assert "access-control-allow-origin" not in headers
+            own_page = "content-disposition" not in headers or path.startswith(("/csv", "/art"))
+            assert own_page
 
 
 def test_behind_the_doors_is_the_dashboard(inner, study):

@@ -24,6 +24,9 @@ def dashboard(
             "may be repeated.",
         ),
     ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Write nothing: no change, no note, no plot.")
+    ] = False,
 ) -> None:
     """Open the Optuna dashboard on the study database. It has no login: keep it local.
 
@@ -48,4 +51,5 @@ def dashboard(
         ),
         ready=lambda found: typer.echo(f"Dashboard on http://{shown}:{found}/ (stop with Ctrl+C)"),
         allow_hosts=allow_host or (),
+        read_only=read_only,
     )

@@ -158,9 +158,21 @@ def test_the_options_of_the_dashboard_reach_its_server(monkeypatch):
     )
     names = ["--allow-host", "gpu7", "--allow-host", "gpu7.example.org"]
     with pytest.raises(SystemExit):
-        main(["dashboard", "--storage", "s.db", "--host", "::", "--port", "81", *names])
+        main(
+            [
+                "dashboard",
+                "--storage",
+                "s.db",
+                "--host",
+                "::",
+                "--port",
+                "81",
+                *names,
+                "--read-only",
+            ]
+        )
     assert (served["host"], served["port"]) == ("::", 81)
-    assert served["allow_hosts"] == ["gpu7", "gpu7.example.org"]
+    assert served["allow_hosts"] == ["gpu7", "gpu7.example.org"] and served["read_only"]
 
 
 def test_an_allowed_name_that_is_none_ends_the_dashboard(capsys):

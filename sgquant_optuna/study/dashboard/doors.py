@@ -37,6 +37,8 @@ class Doors:
             Address or name that the server listens on.
         allow_hosts:
             Further names or addresses of this machine.
+        read_only:
+            Whether to refuse every write.
 
     Raises:
         ValueError:
@@ -44,9 +46,15 @@ class Doors:
     """
 
     def __init__(
-        self, app: WSGIApplication, *, host: str, allow_hosts: Sequence[str] = ()
+        self,
+        app: WSGIApplication,
+        *,
+        host: str,
+        allow_hosts: Sequence[str] = (),
+        read_only: bool = False,
     ) -> None:
         self._app = app
+        self._read_only = read_only
         own = _normal(host)
         self._takes_addresses = not host or _is_address(own, "is_unspecified")
         self._names = {"localhost", own, *map(_checked, allow_hosts)} - {None}
@@ -75,6 +83,8 @@ class Doors:
                 "The dashboard takes no writes from pages of other sites: make the change on its "
                 "own page. A proxy in front has to pass Host and Origin on as they come."
             )
+        if self._read_only:
+            return "This dashboard is read-only: to change a study, start it without --read-only."
         return None
 
     def _is_own(self, host: str | None) -> bool:

@@ -189,6 +189,7 @@ def serve(
     ready: Callable[[int], None] = lambda port: None,
     refresh_seconds: float = REFRESH_SECONDS,
     allow_hosts: Sequence[str] = (),
+    read_only: bool = False,
 ) -> None:
     """Serve the dashboard until the process ends, and keep the pages of all studies up to date.
 
@@ -209,12 +210,19 @@ def serve(
             Seconds between two checks whether a page is out of date.
         allow_hosts:
             Names by which browsers may ask for it, beside ``host`` and those of this machine.
+        read_only:
+            Whether to write nothing: neither what a browser asks for, nor notes and plots.
 
     Raises:
         ValueError:
             If the address cannot be listened on, or a name is no name.
     """
-    app = Doors(dashboard_app(storage, artifact_store), host=host, allow_hosts=allow_hosts)
+    app = Doors(
+        dashboard_app(storage, artifact_store),
+        host=host,
+        allow_hosts=allow_hosts,
+        read_only=read_only,
+    )
     try:
         server = make_server(host, port, app, server_class=_Server, handler_class=_Handler)
     except OSError as error:
@@ -228,13 +236,15 @@ def serve(
         daemon=True,
     )
     with server:
-        pages.start()
+        if not read_only:
+            pages.start()
         ready(server.server_port)
         try:
             server.serve_forever()
         finally:
             stop.set()
-            pages.join()
+            if not read_only:
+                pages.join()
 
 
 def keep_pages(

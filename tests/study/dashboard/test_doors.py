@@ -2,6 +2,7 @@ import base64
 import http.client
 import io
 import json
+import re
 import threading
 import urllib.parse
 from wsgiref.simple_server import make_server
@@ -269,6 +270,27 @@ def test_no_page_of_another_site_may_read_an_answer(app, study):
             assert "access-control-allow-origin" not in headers
             own_page = "content-disposition" not in headers or path.startswith(("/csv", "/art"))
             assert own_page
+
+
+def routes(inner):
+    """Return method and an address of each route of the dashboard."""
+    return [(route.method, re.sub("<[^>]*int>", "1", route.rule)) for route in inner.routes]
+
+
+def test_a_read_only_dashboard_refuses_every_write_and_answers_every_read(inner, study):
+    app = Doors(inner, host="127.0.0.1", read_only=True)
+    path = upload(inner, study, "a.png")
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    writes = [(method, rule) for method, rule in routes(inner) if method != "GET"]
+    assert len(writes) > 10
+    for method, rule in writes:
+        status, _, body = ask(app, rule, method, b"{}")
+        assert status == 403 and b"read-only: to change a study, start it without" in body, rule
+    number = study._study_id
+    for read in ("/dashboard", "/api/studies", f"/api/studies/{number}", f"/csv/{number}", path):
+        assert ask(app, read)[0] == 200, read
+    assert names(study) == [study.study_name]
+    assert study._storage.get_study_system_attrs(number) == attrs
 
 
 def test_behind_the_doors_is_the_dashboard(inner, study):

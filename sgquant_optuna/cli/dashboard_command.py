@@ -16,6 +16,17 @@ def dashboard(
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)
     ] = 8080,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of this machine by which browsers may ask, beside --host and localhost; "
+            "may be repeated.",
+        ),
+    ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Write nothing: no change, no note, no plot.")
+    ] = False,
 ) -> None:
     """Open the Optuna dashboard on the study database. It has no login: keep it local.
 
@@ -28,6 +39,7 @@ def dashboard(
     from sgquant_optuna.study.dashboard.server import serve
 
     quiet_optuna()
+    shown = f"[{host}]" if ":" in host else host
     opened, store = open_both(storage, artifacts, create=False)
     serve(
         opened,
@@ -37,5 +49,7 @@ def dashboard(
         place=Place(
             shown_storage(storage), None if artifacts is None else shown_artifacts(artifacts)
         ),
-        ready=lambda found: typer.echo(f"Dashboard on http://{host}:{found}/ (stop with Ctrl+C)"),
+        ready=lambda found: typer.echo(f"Dashboard on http://{shown}:{found}/ (stop with Ctrl+C)"),
+        allow_hosts=allow_host or (),
+        read_only=read_only,
     )

@@ -150,6 +150,37 @@ def test_the_dashboard_tells_its_notes_where_storage_and_files_are(tmp_path, mon
     assert served["place"] == Place(f"{tmp_path}/s.db", f"{tmp_path}/files")
 
 
+def test_the_options_of_the_dashboard_reach_its_server(monkeypatch):
+    open_storage("s.db")
+    served = {}
+    monkeypatch.setattr(
+        "sgquant_optuna.study.dashboard.server.serve", lambda *_, **kw: served.update(kw)
+    )
+    names = ["--allow-host", "gpu7", "--allow-host", "gpu7.example.org"]
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "dashboard",
+                "--storage",
+                "s.db",
+                "--host",
+                "::",
+                "--port",
+                "81",
+                *names,
+                "--read-only",
+            ]
+        )
+    assert (served["host"], served["port"]) == ("::", 81)
+    assert served["allow_hosts"] == ["gpu7", "gpu7.example.org"] and served["read_only"]
+
+
+def test_an_allowed_name_that_is_none_ends_the_dashboard(capsys):
+    open_storage("s.db")
+    code, _, err = run(capsys, "dashboard", "--storage", "s.db", "--allow-host", "http://gpu7")
+    assert code == 2 and err.startswith("error: --allow-host: expected a name such as gpu7.")
+
+
 def test_the_same_command_resumes_and_does_no_more_than_asked(capsys):
     for total, shown in ((3, 3), (5, 5), (5, 5)):
         code, _, _ = run(capsys, *QUICK, "--n-trials", str(total))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from socketserver import ThreadingMixIn
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.exceptions import SgquantError, StudyNotFoundError
 from sgquant_optuna.sampler.explain import PREDICTED_KEY
+from sgquant_optuna.study.dashboard.doors import Doors
 from sgquant_optuna.study.dashboard.notes import Place, trial_note
 from sgquant_optuna.study.dashboard.page import write_page
 from sgquant_optuna.study.record import StudyRecord
@@ -164,6 +166,13 @@ def _best(
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        found = socket.getaddrinfo(address[0] or None, address[1], type=socket.SOCK_STREAM)
+        families = {family for family, *_ in found}
+        if socket.AF_INET not in families and socket.AF_INET6 in families:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
+
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
@@ -179,6 +188,8 @@ def serve(
     place: Place | None = None,
     ready: Callable[[int], None] = lambda port: None,
     refresh_seconds: float = REFRESH_SECONDS,
+    allow_hosts: Sequence[str] = (),
+    read_only: bool = False,
 ) -> None:
     """Serve the dashboard until the process ends, and keep the pages of all studies up to date.
 
@@ -197,12 +208,21 @@ def serve(
             Function that is called with the port when the server listens.
         refresh_seconds:
             Seconds between two checks whether a page is out of date.
+        allow_hosts:
+            Names by which browsers may ask for it, beside ``host`` and those of this machine.
+        read_only:
+            Whether to write nothing: neither what a browser asks for, nor notes and plots.
 
     Raises:
         ValueError:
-            If the address cannot be listened on.
+            If the address cannot be listened on, or a name is no name.
     """
-    app = dashboard_app(storage, artifact_store)
+    app = Doors(
+        dashboard_app(storage, artifact_store),
+        host=host,
+        allow_hosts=allow_hosts,
+        read_only=read_only,
+    )
     try:
         server = make_server(host, port, app, server_class=_Server, handler_class=_Handler)
     except OSError as error:
@@ -216,13 +236,15 @@ def serve(
         daemon=True,
     )
     with server:
-        pages.start()
+        if not read_only:
+            pages.start()
         ready(server.server_port)
         try:
             server.serve_forever()
         finally:
             stop.set()
-            pages.join()
+            if not read_only:
+                pages.join()
 
 
 def keep_pages(

@@ -1,5 +1,7 @@
 """The real server in a process, and the real page in a headless Chromium."""
 
+import base64
+import json
 import shutil
 import subprocess
 import sys
@@ -75,6 +77,7 @@ def browser():
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage"):
         options.add_argument(f"--{argument}")
     options.add_argument("--window-size=1300,1400")
+    options.add_argument("--host-resolver-rules=MAP evil.example 127.0.0.1")
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     yield driver
     driver.quit()
@@ -158,3 +161,53 @@ def test_a_trial_page_has_a_note(browser, address):
         f"{address}/dashboard/studies/1/trials?numbers=10",
         "30.00 points, limit 0.5: not feasible",
     )
+
+
+FETCH = """
+const [address, options, done] = arguments;
+fetch(address, options).then(async a => done([a.status, await a.text()]), () => done([0, ""]));
+"""
+
+
+def test_a_page_of_a_stranger_neither_reads_nor_deletes_a_study(browser, address):
+    port = address.rpartition(":")[2]
+    text = shown(browser, f"http://evil.example:{port}/", "--allow-host evil.example")
+    assert "least-memory" not in text
+    # By its own name, which it has pointed at this machine, and by the address.
+    for host in ("", address):
+        for path, options in (
+            ("/api/studies", {}),
+            ("/api/studies/1", {"method": "DELETE"}),
+            ("/api/studies/1/rename", {"method": "POST", "body": '{"study_name": "taken"}'}),
+            ("/api/studies/1/rename", {"method": "POST", "mode": "no-cors", "body": "{}"}),
+        ):
+            status, body = browser.execute_async_script(FETCH, host + path, options)
+            assert status in (0, 403) and "least-memory" not in body
+    told = json.loads(get(f"{address}/api/studies"))["study_summaries"]
+    assert [study["study_name"] for study in told] == ["least-memory", "front"]
+
+
+def test_an_html_and_an_svg_file_run_nothing(browser, address):
+    script = "<script>localStorage.ran = 1; fetch('/api/studies/2', {method: 'DELETE'})</script>"
+    files = {
+        "a.html": f"<html><body>{script}</body></html>",
+        "a.svg": f'<svg xmlns="http://www.w3.org/2000/svg">{script}</svg>',
+    }
+    for name, content in files.items():
+        uri = "data:text/plain;base64," + base64.b64encode(content.encode()).decode()
+        sent = urllib.request.Request(
+            f"{address}/api/artifacts/1",
+            json.dumps({"file": uri, "filename": name}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        path = f"{address}/artifacts/1/{json.loads(get(sent))['artifact_id']}"
+        shown(browser, f"{address}/dashboard", "least-memory")
+        browser.get(path)
+        browser.execute_async_script(
+            """const frame = document.createElement("iframe"); frame.src = arguments[0];
+            document.body.append(frame); setTimeout(arguments[1], 500);""",
+            path,
+        )
+        shown(browser, f"{address}/dashboard", "least-memory", "front")
+        assert browser.execute_script("return localStorage.getItem('ran')") is None
+    assert b'"front"' in get(f"{address}/api/studies")

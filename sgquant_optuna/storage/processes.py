@@ -51,14 +51,18 @@ def process_mark() -> str | None:
 def is_gone(mark: str) -> bool:
     """Tell whether the process of a mark has surely ended.
 
-    ``False`` as well where that cannot be seen from here: on another machine, or in another
-    container.
+    ``False`` as well where that cannot be seen from here: on another machine, in another
+    container, or behind ``/proc`` that hides the processes of other users.
     """
     try:
-        space, pid, started = mark.rsplit(" ", maxsplit=2)
-        return space == _process_space() and _start_time(int(pid)) != started
+        space, text, started = mark.rsplit(" ", maxsplit=2)
+        pid = int(text)
     except ValueError:  # of another version
         return False
+    if pid <= 0 or space != _process_space():
+        return False
+    now = _start_time(pid)
+    return now != started and not (now is None and _is_hidden(pid))
 
 
 def birth_signature(token: str, *, runs_here: bool) -> list[str | None]:
@@ -109,6 +113,17 @@ def _process_space() -> str | None:
         return f"{boot} {os.readlink(_PROC / 'self/ns/pid')}"
     except OSError:
         return None
+
+
+def _is_hidden(pid: int) -> bool:
+    """Tell whether there is a process of another user, which /proc does not show (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not (_PROC / str(pid)).exists()  # a zombie is shown
+    except (OSError, OverflowError):
+        pass
+    return False
 
 
 def _start_time(pid: int) -> str | None:

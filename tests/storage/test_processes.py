@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import optuna
 import pytest
@@ -59,6 +61,28 @@ def test_a_mark_tells_whether_its_process_is_gone():
 def test_a_process_that_cannot_be_seen_from_here_is_not_gone(mark):
     assert not is_gone(mark)
     assert not is_gone(f"other {dead_mark()}")  # of another machine
+
+
+@needs_proc
+@pytest.mark.skipif(os.getuid() != 0, reason="needs two users")
+def test_a_process_of_another_user_that_proc_hides_is_not_gone():
+    """With hidepid=2, /proc shows a user the own processes alone."""
+    code = (
+        "import os, sys; from pathlib import Path; from sgquant_optuna.storage import processes\n"
+        "mark, dead = sys.argv[1:]\n"
+        "space = processes._process_space()\n"
+        "processes._process_space = lambda: space\n"
+        "os.setuid(65534)\n"
+        "print(processes.is_gone(mark), end=' ')\n"
+        "processes._PROC = Path('/hidden')\n"
+        "print(processes.is_gone(mark), processes.is_gone(dead))\n"
+    )
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    space, _, started = process_mark().rsplit(" ", maxsplit=2)
+    arguments = [sys.executable, "-c", code, process_mark(), f"{space} {ended.pid} {started}"]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False", "True"]
 
 
 @needs_proc

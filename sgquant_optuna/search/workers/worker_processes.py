@@ -19,6 +19,7 @@ _logger = logging.getLogger(__name__)
 
 BAD_INPUT = 2
 _FIRST_PAUSE = 1.0  # seconds before the first restart; doubled for each further one
+_QUIET = 3600.0  # seconds of a process after which the restarts before it are forgotten
 
 
 @dataclass
@@ -28,6 +29,7 @@ class _Slot:
     process: subprocess.Popen[str] | None = None
     restarts: int = 0
     start_at: float = 0.0
+    started: float = 0.0
     exit_code: int | None = None
     readers: list[threading.Thread] = field(default_factory=list)
 
@@ -44,7 +46,8 @@ class WorkerProcesses:
             Variables besides those of this process; a database URL goes here, because the
             command line of a process can be read by every user.
         max_restarts:
-            Number of times that a process that died is replaced.
+            Number of times that a process that died is replaced; one that ran for an hour is
+            replaced as if it were the first.
         show:
             Function that takes the lines of the processes; the standard error by default.
     """
@@ -117,6 +120,7 @@ class WorkerProcesses:
     def _start(self, slot: _Slot) -> None:
         # A group of its own: Ctrl+C in the terminal reaches this process alone, which passes it
         # on once. Twice would mean "at once" to a worker.
+        slot.started = time.monotonic()
         slot.process = subprocess.Popen(
             self._command,
             env=self._environment,
@@ -144,6 +148,8 @@ class WorkerProcesses:
             self.stop()
             return
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if time.monotonic() - slot.started >= _QUIET:
+            slot.restarts = 0
         if slot.restarts == self._max_restarts:
             _logger.error("worker process %d ended by %s; giving it up", process.pid, how)
             slot.exit_code = 1

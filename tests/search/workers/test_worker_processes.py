@@ -63,6 +63,14 @@ def test_one_that_dies_again_and_again_is_given_up_and_the_exit_code_tells(
     assert "ended by exit code 7; giving it up" in caplog.text
 
 
+def test_what_died_before_a_quiet_hour_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_processes, "_QUIET", 0.0)
+    code = "echo x >> $FOLDER/starts; [ $(wc -l < $FOLDER/starts) -ge 4 ] || exit 7"
+    workers, _ = run(tmp_path, monkeypatch, code, 1, max_restarts=1)
+    assert workers.exit_code == 0
+    assert workers._slots[0].restarts == 1
+
+
 def test_bad_input_is_told_once_and_not_tried_again(tmp_path, monkeypatch):
     workers, lines = run(
         tmp_path, monkeypatch, "echo x >> $FOLDER/starts; echo 'error: no' >&2; exit 2", 3

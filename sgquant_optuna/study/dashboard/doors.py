@@ -151,6 +151,7 @@ def _closed(environ: WSGIEnvironment, start_response: StartResponse) -> StartRes
     ) -> Callable[[bytes], object]:
         sent = Headers(headers)
         del sent["Access-Control-Allow-Origin"]  # optuna-dashboard lets any page read files
+        sent["X-Frame-Options"] = "SAMEORIGIN"  # a page around it could steal clicks
         if is_file:
             sent["Content-Security-Policy"] = "sandbox"
             sent["X-Content-Type-Options"] = "nosniff"

@@ -258,7 +258,7 @@ def test_a_missing_file_is_told_in_the_browser(app, study):
     assert status == 404 and is_inline(headers)
 
 
-def test_no_page_of_another_site_may_read_an_answer(app, study):
+def test_no_page_of_another_site_may_read_or_frame_an_answer(app, study):
     number = study._study_id
     paths = [
         *("/", "/dashboard", "/api/meta", "/api/studies", f"/api/studies/{number}", "/none"),
@@ -268,6 +268,7 @@ def test_no_page_of_another_site_may_read_an_answer(app, study):
         for method in ("GET", "HEAD", "OPTIONS"):
             _, headers, _ = ask(app, path, method, origin="http://evil.example")
             assert "access-control-allow-origin" not in headers
+            assert headers["x-frame-options"] == "SAMEORIGIN"
             own_page = "content-disposition" not in headers or path.startswith(("/csv", "/art"))
             assert own_page
 

@@ -26,6 +26,7 @@ from sgquant_optuna.storage.attributes import BIRTH_ATTR
 from sgquant_optuna.storage.batching import Batch, current_batch
 from sgquant_optuna.storage.connections import close_when_idle, reuse_tls_settings
 from sgquant_optuna.storage.heartbeat import is_heartbeat_due_at_creation
+from sgquant_optuna.storage.limits import limit_waits
 from sgquant_optuna.storage.processes import birth_signature
 from sgquant_optuna.storage.reading import with_details
 from sgquant_optuna.storage.retries import (
@@ -275,7 +276,8 @@ class ServerDatabase(StudyDatabase):
         super().__init__(url, engine_kwargs={}, **options)
 
     def _install_hooks(self) -> None:
-        reuse_tls_settings(self.engine)  # before the hook that connects
+        limit_waits(self.engine)  # both before the hook that connects
+        reuse_tls_settings(self.engine)
         super()._install_hooks()
         close_when_idle(self.engine)
 

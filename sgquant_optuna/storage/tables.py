@@ -10,6 +10,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
 from sgquant_optuna.exceptions import StorageError
+from sgquant_optuna.storage.limits import limit_waits
 from sgquant_optuna.storage.urls import shown_url
 
 _VERSION_TABLE = models.VersionInfoModel.__tablename__
@@ -31,6 +32,7 @@ def check_tables(url: URL, *, create: bool) -> None:
             If the database cannot be read.
     """
     engine = sa.create_engine(url, poolclass=NullPool)
+    limit_waits(engine)
     try:
         with engine.connect() as connection:
             inspector = sa.inspect(connection)

@@ -30,7 +30,7 @@ _STARS = "***"
 _MISTYPED = re.compile(
     r"""\s*(?:
         \w[\w+.-]+:                                   # a scheme; a drive has one letter
-        | /*[^/]*:[^/]*@ | [^/]*//.*@                  # a login
+        | [:;/\\]*[^/]*:[^/]*@ | [^/]*//.*@             # a login
         | (?:sqlite|postgres|mysql|mariadb|grpc|journal)[\w+]*/+[^/]*[:@]
     )""",
     re.IGNORECASE | re.VERBOSE,

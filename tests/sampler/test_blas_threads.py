@@ -42,5 +42,5 @@ def test_a_round_is_ranked_on_one_thread(monkeypatch):
 
 def test_threads_that_ask_at_once_leave_the_number_as_it_was():
     study = optuna.create_study(sampler=new_sampler())
-    study.optimize(objective, n_trials=12, n_jobs=3)
+    study.optimize(objective, n_trials=6, n_jobs=3)
     assert numbers() == {3}

@@ -245,8 +245,8 @@ RULES: dict[str, Rule] = {
     "ours with a doubt of 0.04 a flip, 90 %": product(doubt=0.04),
     "ours without luck of the nodes, 90 %": product(luck=False),
     "ours, 80 %": product(0.8),
-    "**ours, 90 %**": product(0.9),
-    "ours, 95 %": product(0.95),
+    "ours, 90 %": product(0.9),
+    "**ours, 95 %**": product(0.95),
     "ours with the true slope (unknowable), 90 %": true_slope,
     "drop on all other nodes (unknowable)": lambda one: one.seen_drop,
 }

@@ -119,7 +119,7 @@ def run_processes(
         from sgquant_optuna.search.workers.dask_cluster import run_on_dask
 
         return run_on_dask(scheduler, arguments, count, environment=environment, show=show)
-    workers = WorkerProcesses(arguments, count, environment=environment, show=show)
+    workers = WorkerProcesses(arguments, count, environment=environment, grace=grace, show=show)
     with workers.forwarding_signals():
         with contextlib.suppress(KeyboardInterrupt):
             while workers.watch():

@@ -1,10 +1,11 @@
-"""Ends a worker on SIGTERM or SIGINT without losing its trial."""
+"""Ends a worker on SIGTERM or SIGINT without losing its trial, and in time whatever hangs."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from types import FrameType
 
 _logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds after the grace time: until a worker ends itself, its parent kills it, the parent ends.
+WORKER_MARGIN, KILL_MARGIN, PARENT_MARGIN = 1.4, 1.65, 1.85
 _PARENT_INTERVAL = 1.0  # seconds
 
 
@@ -49,17 +52,22 @@ class Stopper:
 
     The first signal lets a running trial finish within the grace time, and interrupts anything
     else at once. After the grace time, or at the second signal, the trial is interrupted by
-    :class:`Stopped` and can be released. A further signal ends the process on the spot.
+    :class:`Stopped` and can be released. A further signal ends the process on the spot, as does
+    whatever still waits for a database soon after the grace time: another worker finds the trial
+    by its missing heartbeat.
 
     Only the main thread of a process receives signals; in another thread this does nothing.
 
     Args:
         grace:
             Seconds that a running trial gets to finish.
+        margin:
+            Seconds after the grace time until the process is ended.
     """
 
-    def __init__(self, grace: float) -> None:
+    def __init__(self, grace: float, *, margin: float = WORKER_MARGIN) -> None:
         self.grace = grace
+        self._margin = margin
         self.received: int | None = None
         self._count = 0
         self._in_trial = False
@@ -74,7 +82,7 @@ class Stopper:
             return
         alarm = signal.signal(signal.SIGALRM, self._on_alarm)
         try:
-            with on_signals(self._on_signal):
+            with on_signals(self._on_signal), _ended_after(self.grace + self._margin):
                 yield self
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -135,6 +143,39 @@ class Stopper:
     def _interrupt(self) -> None:
         self._raised = True
         raise Stopped
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """End the process if the block lasts longer than some seconds after a signal.
+
+    Python handles a signal between two of its own steps. A call that waits in C, for a lock of
+    SQLite or a server that is gone, is not interrupted, so a thread reads the signals that come.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while received := reader.recv(1):
+            if received[0] in _SIGNALS:
+                if not is_over.wait(seconds):
+                    name = signal.Signals(received[0]).name
+                    _logger.error("%s: something still waits; ending this process now", name)
+                    os._exit(128 + received[0])
+                return
+
+    thread = threading.Thread(target=watch, name="end of the grace time", daemon=True)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        is_over.set()
+        writer.close()
+        thread.join()
+        reader.close()
 
 
 def stop_with_parent(parent: int) -> None:

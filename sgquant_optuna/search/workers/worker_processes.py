@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sgquant_optuna.search.workers.stopping import on_signals
+from sgquant_optuna.search.workers.stopping import KILL_MARGIN, on_signals
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ class WorkerProcesses:
         environment:
             Variables besides those of this process; a database URL goes here, because the
             command line of a process can be read by every user.
+        grace:
+            Seconds that a process gets to end after a signal; one that is still there a little
+            later, because it is paused, is killed.
         max_restarts:
             Number of times that a process that died is replaced; one that ran for an hour is
             replaced as if it were the first.
@@ -58,6 +62,7 @@ class WorkerProcesses:
         count: int,
         *,
         environment: Mapping[str, str],
+        grace: float = 5.0,
         max_restarts: int = 3,
         show: Callable[[str], None] | None = None,
     ) -> None:
@@ -73,15 +78,19 @@ class WorkerProcesses:
             **({"OMP_NUM_THREADS": str(threads_for(count))} if count > 1 else {}),
             **environment,
         }
+        self._grace = grace
         self._max_restarts = max_restarts
         self._show = show or (lambda line: print(line, file=sys.stderr, flush=True))
         self._slots = [_Slot() for _ in range(count)]
         self._stopping: int | None = None
+        self._kill_at = math.inf
         for slot in self._slots:
             self._start(slot)
 
     def watch(self) -> bool:
         """Restart what died; return whether any process runs still. Call it again and again."""
+        if time.monotonic() >= self._kill_at:
+            self._signal(signal.SIGKILL)
         for slot in self._slots:
             if slot.exit_code is not None:
                 continue
@@ -96,10 +105,10 @@ class WorkerProcesses:
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Pass a signal on to all processes; those that end are not restarted any more."""
+        if self._stopping is None:
+            self._kill_at = time.monotonic() + self._grace + KILL_MARGIN
         self._stopping = number
-        for slot in self._slots:
-            if slot.process is not None and slot.process.poll() is None:
-                slot.process.send_signal(number)
+        self._signal(number)
 
     @property
     def exit_code(self) -> int:
@@ -110,6 +119,11 @@ class WorkerProcesses:
         if BAD_INPUT in codes:
             return BAD_INPUT
         return 1 if self._stopping is None else 128 + self._stopping
+
+    def _signal(self, number: int) -> None:
+        for slot in self._slots:
+            if slot.process is not None and slot.process.poll() is None:
+                slot.process.send_signal(number)
 
     @contextmanager
     def forwarding_signals(self) -> Iterator[None]:

@@ -110,6 +110,20 @@ def test_a_signal_is_passed_on_and_ends_all(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("told*"))) == 2
 
 
+def test_a_paused_process_is_killed_after_the_grace_time(tmp_path, monkeypatch):
+    def stop(workers):
+        if not (tmp_path / "paused").exists():
+            return False
+        workers.stop()
+        return True
+
+    script = "touch $FOLDER/paused; kill -STOP $$"
+    started = time.monotonic()
+    workers, _ = run(tmp_path, monkeypatch, script, 1, after_start=stop, grace=0.1)
+    assert time.monotonic() - started < 2.5
+    assert workers.exit_code == 128 + signal.SIGTERM
+
+
 def test_no_process_is_refused():
     with pytest.raises(ValueError, match="expected at least 1, got 0"):
         WorkerProcesses([], 0, environment={})

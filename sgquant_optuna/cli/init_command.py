@@ -14,7 +14,9 @@ from sgquant_optuna.cli.options import (
     Root,
     Storage,
     StudyName,
+    Wait,
     open_both,
+    seconds_to_wait,
 )
 from sgquant_optuna.cli.plan_options import takes_plan
 from sgquant_optuna.study.plan import SearchPlan
@@ -28,6 +30,7 @@ def init(
     storage: Storage = None,
     artifacts: Artifacts = None,
     study: StudyName = None,
+    wait: Wait = None,
     quiet: Quiet = False,
 ) -> None:
     """Make a study, train its full-precision models once and share them, for workers to join.
@@ -43,7 +46,7 @@ def init(
     quiet_optuna()
     training = Text(f"training {plan.model} on {plan.dataset}")  # which may look like markup
     with Console(stderr=True, quiet=quiet).status(training), short_warnings():
-        opened, store = open_both(storage, artifacts)
+        opened, store = open_both(storage, artifacts, wait=seconds_to_wait(wait))
         prepared = prepare_search(plan, opened, store, study_name=study, root=root, device=device)
     typer.echo(f"Study {prepared.study.study_name} is ready for {plan.n_trials} trials. Join it:")
     typer.echo(worker_line(prepared.study.study_name, storage=storage, root=root))

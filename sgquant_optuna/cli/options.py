@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,14 @@ Root = Annotated[
     typer.Option(envvar="SGQUANT_DATA", show_default="data", help="Folder of data sets."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        show_default="300, at a terminal 0",
+        help="Seconds that the start waits for a database server that does not answer.",
+    ),
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Show no progress: the result and errors only.")
 ]
@@ -68,14 +77,23 @@ StudyArgument = Annotated[
 ]
 
 
+def seconds_to_wait(wait: float | None) -> float:
+    """Return ``--wait`` or its default: who sits at a terminal sees a typing mistake at once."""
+    from sgquant_optuna.storage import RETRY_SECONDS
+
+    if wait is not None:
+        return wait
+    return 0.0 if sys.stdin is not None and sys.stdin.isatty() else RETRY_SECONDS
+
+
 def open_both(
-    storage: str | None, artifacts: str | None, *, create: bool = True
+    storage: str | None, artifacts: str | None, *, create: bool = True, wait: float = 0.0
 ) -> tuple[BaseStorage, ArtifactStore]:
     """Open the study database of a command line and its artifact store, once for the process."""
     from sgquant_optuna.storage import open_storage
     from sgquant_optuna.storage.artifacts import open_artifacts
 
-    opened = open_storage(storage, create=create)
+    opened = open_storage(storage, create=create, wait=wait)
     return opened, open_artifacts(artifacts, storage_url=storage)
 
 

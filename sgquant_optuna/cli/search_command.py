@@ -16,7 +16,9 @@ from sgquant_optuna.cli.options import (
     Root,
     Storage,
     StudyName,
+    Wait,
     open_both,
+    seconds_to_wait,
 )
 from sgquant_optuna.cli.plan_options import takes_plan
 from sgquant_optuna.study.plan import SearchPlan
@@ -47,6 +49,7 @@ def search(
         bool,
         typer.Option("--attach", help="Offer the packed best model on the dashboard's page."),
     ] = False,
+    wait: Wait = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a model, search its bit widths, and show what was saved at what accuracy.
@@ -59,7 +62,7 @@ def search(
 
     from sgquant_optuna.cli.logs import quiet_optuna, short_warnings
     from sgquant_optuna.search.preparation import prepare_search
-    from sgquant_optuna.search.workers.stopping import Stopped, Stopper
+    from sgquant_optuna.search.workers.stopping import PARENT_MARGIN, Stopped, Stopper
     from sgquant_optuna.study.byte_sizes import megabytes
     from sgquant_optuna.study.report import report
 
@@ -67,11 +70,11 @@ def search(
     # The standard output holds the report alone. Dataset and study may look like markup.
     console = Console(stderr=True, quiet=quiet)
     training = Text(f"training {plan.model} on {plan.dataset} at full precision")
-    stopper = Stopper(grace=0.0)
+    stopper = Stopper(grace=0.0, margin=PARENT_MARGIN)
     try:
         with stopper.installed():
             with console.status(training), short_warnings():
-                opened, store = open_both(storage, artifacts)
+                opened, store = open_both(storage, artifacts, wait=seconds_to_wait(wait))
                 prepared = prepare_search(
                     plan, opened, store, study_name=study, root=root, device=device
                 )

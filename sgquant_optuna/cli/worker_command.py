@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from sgquant_optuna.cli.logs import LogLevel, start_logging
-from sgquant_optuna.cli.options import Artifacts, Device, Root, Storage, StudyArgument
+from sgquant_optuna.cli.options import (
+    Artifacts,
+    Device,
+    Root,
+    Storage,
+    StudyArgument,
+    Wait,
+    seconds_to_wait,
+)
 
 
 class Engine(StrEnum):
@@ -59,14 +66,7 @@ def worker(
         float,
         typer.Option(min=0, help="Seconds that a trial gets to finish after SIGTERM or Ctrl+C."),
     ] = 5.0,
-    wait: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            show_default="300, at a terminal 0",
-            help="Seconds that the start waits for a database server that does not answer.",
-        ),
-    ] = None,
+    wait: Wait = None,
     engine: Annotated[
         Engine, typer.Option(help="Run the processes here, or on a Dask cluster.")
     ] = Engine.LOCAL,
@@ -90,7 +90,7 @@ def worker(
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.exceptions import ExportWarning
     from sgquant_optuna.search.workers.engines import run_here, run_processes
-    from sgquant_optuna.storage import RETRY_SECONDS, open_storage
+    from sgquant_optuna.storage import open_storage
     from sgquant_optuna.storage.artifacts import open_artifacts
     from sgquant_optuna.study.loading import load_study
     from sgquant_optuna.study.plan import SearchPlan
@@ -100,9 +100,7 @@ def worker(
     quiet_optuna()
     # Who made the study was told.
     warnings.filterwarnings("ignore", category=ExportWarning)
-    if wait is None:  # who sits at a terminal sees a typing mistake at once
-        wait = 0.0 if sys.stdin is not None and sys.stdin.isatty() else RETRY_SECONDS
-    database = open_storage(storage, create=False, wait=wait)
+    database = open_storage(storage, create=False, wait=seconds_to_wait(wait))
     opened = load_study(study, storage=database)
     start_logging(opened.study_name, LogLevel.ERROR if quiet else log_level)
     plan = SearchPlan.load(opened)

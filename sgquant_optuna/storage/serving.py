@@ -10,7 +10,7 @@ from optuna.storages import get_storage
 
 from sgquant_optuna.storage.databases import StudyDatabase
 from sgquant_optuna.storage.opening import open_storage
-from sgquant_optuna.storage.proxied import DEFAULT_PORT
+from sgquant_optuna.storage.proxied import DEFAULT_PORT, KEEPALIVE
 from sgquant_optuna.storage.urls import missing_driver, resolve_url
 
 
@@ -20,6 +20,7 @@ def serve_storage(
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
     threads: int = 10,
+    wait: float = 0.0,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve a database at ``grpc://HOST:PORT`` until the process is stopped.
@@ -36,6 +37,8 @@ def serve_storage(
             Port to listen on.
         threads:
             Number of requests that are answered at a time.
+        wait:
+            Seconds to wait for a database server that does not answer yet.
         ready:
             Function that is called when the server listens.
 
@@ -49,7 +52,7 @@ def serve_storage(
         import grpc
     except ImportError as error:
         raise missing_driver(resolve_url(f"grpc://{host}:{port}")) from error
-    storage = open_storage(url)
+    storage = open_storage(url, wait=wait)
     if not isinstance(storage, StudyDatabase):
         raise ValueError("serve: expected a database (SQLite, PostgreSQL, MariaDB) to serve")
     from optuna.storages._grpc.auto_generated.api_pb2_grpc import (
@@ -60,7 +63,13 @@ def serve_storage(
     # Optuna's run_grpc_proxy_server has no call when it listens, and lets a second server share
     # its port: each would get half of the workers. gRPC takes this option from its caller alone.
     server = grpc.server(
-        ThreadPoolExecutor(max_workers=threads), options=[("grpc.so_reuseport", 0)]
+        ThreadPoolExecutor(max_workers=threads),
+        options=[
+            ("grpc.so_reuseport", 0),
+            # Workers that ask for a sign more often are sent away by default.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000 * KEEPALIVE // 2),
+            ("grpc.keepalive_time_ms", 1000 * KEEPALIVE),
+        ],
     )
     service = OptunaStorageProxyService(get_storage(storage))  # with Optuna's cache
     add_StorageServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import uuid
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from optuna.distributions import check_distribution_compatibility, distribution_to_json
@@ -28,6 +28,7 @@ from sgquant_optuna.storage.connections import close_when_idle, reuse_tls_settin
 from sgquant_optuna.storage.heartbeat import is_heartbeat_due_at_creation
 from sgquant_optuna.storage.limits import limit_waits
 from sgquant_optuna.storage.processes import birth_signature
+from sgquant_optuna.storage.read_only import READING, is_reading, mark_readers, only_reading
 from sgquant_optuna.storage.reading import with_details
 from sgquant_optuna.storage.retries import (
     REPEATABLE,
@@ -36,17 +37,24 @@ from sgquant_optuna.storage.retries import (
     retry_methods,
     write_state_once,
 )
+from sgquant_optuna.storage.waits import tell_long_statements
+
+T = TypeVar("T")
 
 _MAX_IDS = 1000  # in one statement
 _SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
-_REPEATABLE = (
-    *REPEATABLE,
+_READING = (
+    *READING,
     "get_trial_param",
     "get_trial_user_attrs",
     "get_trial_system_attrs",
     "_get_best_trial_id",
     "_get_trials",
     "_get_stale_trial_ids",
+)
+_REPEATABLE = (
+    *REPEATABLE,
+    *_READING,
     "record_heartbeat",
     "_set_trial_param",
     "write_batch",
@@ -93,7 +101,7 @@ class StudyDatabase(RDBStorage):
         self._install_hooks()
 
     def _install_hooks(self) -> None:
-        retry_connecting(self.engine, self.retry_seconds)
+        tell_long_statements(self.engine)
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
@@ -260,6 +268,24 @@ class StudyDatabase(RDBStorage):
 
 
 retry_methods(StudyDatabase, _REPEATABLE)
+mark_readers(StudyDatabase, _READING)
+
+
+def read_from(storage: RDBStorage, query: Callable[[sa.Connection], T]) -> T:
+    """Return what a function reads from a database; it is repeated while that is away.
+
+    Args:
+        storage:
+            Storage in a database, of this package or of Optuna.
+        query:
+            Function that writes nothing.
+    """
+
+    def once() -> T:
+        with only_reading(), storage.engine.connect() as connection:
+            return query(connection)
+
+    return retry(once, storage.retry_seconds if isinstance(storage, StudyDatabase) else 0.0)
 
 
 class ServerDatabase(StudyDatabase):
@@ -278,6 +304,7 @@ class ServerDatabase(StudyDatabase):
     def _install_hooks(self) -> None:
         limit_waits(self.engine)  # both before the hook that connects
         reuse_tls_settings(self.engine)
+        retry_connecting(self.engine, self.retry_seconds)
         super()._install_hooks()
         close_when_idle(self.engine)
 
@@ -297,6 +324,7 @@ class SqliteFile(StudyDatabase):
         super().__init__(url, engine_kwargs={"connect_args": connect}, **options)
 
     def _install_hooks(self) -> None:
+        super()._install_hooks()
         sa.event.listen(self.engine, "connect", _on_connect)
         sa.event.listen(self.engine, "begin", _on_begin)
         self.engine.dispose()  # connections made before the hooks are not reused
@@ -311,5 +339,6 @@ def _on_connect(connection: Any, record: object) -> None:
 
 
 def _on_begin(connection: sa.Connection) -> None:
-    # Reading the state of a trial and writing it become one step, so no trial is taken twice.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # Reading the state of a trial and writing it become one step, so no trial is taken twice. Who
+    # only reads sees the state of the last commit and waits for nobody.
+    connection.exec_driver_sql("BEGIN" if is_reading() else "BEGIN IMMEDIATE")

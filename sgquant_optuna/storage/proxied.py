@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,16 @@ from sgquant_optuna.storage.retries import (
     write_state_once,
 )
 from sgquant_optuna.storage.urls import file_of, missing_driver, shown_url
+from sgquant_optuna.storage.waits import told_if_long
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 DEFAULT_PORT = 13000
+KEEPALIVE = 20  # seconds without a message after which each side asks the other for a sign
+_KEEPALIVE_ANSWER = 10  # seconds
 _CONNECT_SECONDS = 10.0
+_DEADLINE = 60.0  # seconds of a call
 _REPEATABLE = (*REPEATABLE, "get_all_trials", "set_trial_param")
 
 
@@ -50,7 +55,7 @@ class HeartbeatProxy(AttributeHeartbeat, GrpcStorageProxy):
         super().__init__(host=host, port=port)
 
     def _setup(self) -> None:
-        """Connect as Optuna does, but limit gRPC's pauses, which grow to minutes by default."""
+        """Connect as Optuna does, but limit the time of each call and gRPC's pauses."""
         import grpc
         from optuna.storages._grpc.auto_generated.api_pb2_grpc import StorageServiceStub
         from optuna.storages._grpc.client import GrpcClientCache
@@ -58,10 +63,14 @@ class HeartbeatProxy(AttributeHeartbeat, GrpcStorageProxy):
         options = [
             ("grpc.max_receive_message_length", -1),
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2000),
+            ("grpc.max_reconnect_backoff_ms", 2000),  # grows to minutes by default
+            ("grpc.keepalive_time_ms", 1000 * KEEPALIVE),
+            ("grpc.keepalive_timeout_ms", 1000 * _KEEPALIVE_ANSWER),
         ]
         self._channel = grpc.insecure_channel(f"{self._host}:{self._port}", options=options)
         self._stub = StorageServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        for name, call in list(vars(self._stub).items()):
+            setattr(self._stub, name, functools.partial(_call_in_time, name, call))
         self._cache = GrpcClientCache(self._stub)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
@@ -111,6 +120,11 @@ class HeartbeatProxy(AttributeHeartbeat, GrpcStorageProxy):
 
 
 retry_methods(HeartbeatProxy, _REPEATABLE)
+
+
+def _call_in_time(name: str, call: Any, request: Any) -> Any:
+    with told_if_long(f"proxy: {name}"):
+        return call(request, timeout=_DEADLINE)
 
 
 class HeartbeatJournal(AttributeHeartbeat, JournalStorage):

@@ -18,6 +18,9 @@ import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+from sgquant_optuna.storage.read_only import READING
+from sgquant_optuna.storage.waits import told_if_long
+
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
@@ -26,14 +29,7 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 RETRY_SECONDS = 300.0
 REPEATABLE = (
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "get_all_studies",
-    "get_trial",
-    "get_trial_id_from_study_id_trial_number",
+    *READING,
     "set_study_user_attr",
     "set_study_system_attr",
     "set_trial_user_attr",
@@ -53,12 +49,14 @@ _REFUSED = (
     "certificate",
     "invalid ",  # a port, a setting
 )
-# MariaDB: cannot connect, lost, too many connections, shutting down.
-_MYSQL_AWAY = {1040, 1053, 1927, 2002, 2003, 2006, 2013}
-# MariaDB: record changed, lock wait timeout, deadlock, disk full. The transaction is undone.
-_MYSQL_UNDONE = {1020, 1021, 1205, 1213, 1114}
-# PostgreSQL: serialization, deadlock, disk full.
-_POSTGRESQL_UNDONE = {"40001", "40P01", "53100"}
+# MariaDB: cannot connect, lost, too many connections, shutting down, ended while idle.
+_MYSQL_AWAY = {1040, 1053, 1927, 2002, 2003, 2006, 2013, 4031}
+# MariaDB: record changed, lock wait timeout, deadlock, disk full, statement killed or too long.
+# The transaction is undone.
+_MYSQL_UNDONE = {1020, 1021, 1205, 1213, 1114, 1317, 1969, 3024}
+# PostgreSQL: serialization, deadlock, disk full, wait for a lock too long, statement too long,
+# transaction idle, session idle.
+_POSTGRESQL_UNDONE = {"40001", "40P01", "53100", "55P03", "57014", "25P03", "57P05"}
 _SQLITE_UNDONE = ("disk is full", "database is locked", "disk i/o error", "unable to open")
 _PROXY_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")  # status codes of gRPC
 _PROXY_ALIVE = "Exception calling application"  # details of an error inside the proxy itself
@@ -148,7 +146,8 @@ def retry_connecting(engine: sa.Engine, seconds: float) -> None:
         backoff = Backoff(seconds)
         while True:
             try:
-                return dialect.connect(*arguments, **options)
+                with told_if_long("database: connecting"):
+                    return dialect.connect(*arguments, **options)
             except dialect.loaded_dbapi.OperationalError as error:
                 if not _may_come_back(error) or not backoff.pause(error):
                     raise

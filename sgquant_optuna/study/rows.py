@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from sgquant_optuna.storage.databases import read_from
 from sgquant_optuna.storage.heartbeat import AttributeHeartbeat
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.trial_result import Score, with_learned_bounds
@@ -87,18 +88,19 @@ def trial_rows(
     if database is None:
         return rows_of(study, study.get_trials(deepcopy=False), kind, extras)
     mine = _TRIALS.c.study_id == study._study_id
+    of_trials = sa.select(_TRIALS).where(mine).order_by(_TRIALS.c.number, _TRIALS.c.trial_id)
+    of_attrs = (
+        sa.select(_ATTRS)
+        .join(_TRIALS, _TRIALS.c.trial_id == _ATTRS.c.trial_id)
+        .where(mine, _ATTRS.c.key.in_((*kind.names(), *extras)))
+    )
+    trials, found = read_from(
+        database,
+        lambda connection: [connection.execute(query).all() for query in (of_trials, of_attrs)],
+    )
     attrs: defaultdict[int, dict[str, Any]] = defaultdict(dict)
-    with database.engine.connect() as connection:
-        trials = connection.execute(
-            sa.select(_TRIALS).where(mine).order_by(_TRIALS.c.number, _TRIALS.c.trial_id)
-        ).all()
-        found = connection.execute(
-            sa.select(_ATTRS)
-            .join(_TRIALS, _TRIALS.c.trial_id == _ATTRS.c.trial_id)
-            .where(mine, _ATTRS.c.key.in_((*kind.names(), *extras)))
-        )
-        for trial_id, key, value in found:
-            attrs[trial_id][key] = json.loads(value)
+    for trial_id, key, value in found:
+        attrs[trial_id][key] = json.loads(value)
     rows = [
         TrialRow(
             row.trial_id,
@@ -165,19 +167,22 @@ def silent_seconds(study: optuna.Study) -> dict[int, float]:
     database = _database(study._storage)
     if database is None:
         return {}
-    with database.engine.connect() as connection:
-        now = connection.execute(sa.select(sa.func.now())).scalar_one()
-        if isinstance(now, str):  # SQLite
-            now = datetime.fromisoformat(now)
-        beats = connection.execute(
-            sa.select(_BEATS.c.trial_id, _BEATS.c.heartbeat)
-            .join(_TRIALS, _TRIALS.c.trial_id == _BEATS.c.trial_id)
-            # The state is of an enumerated type on PostgreSQL.
-            .where(
-                _TRIALS.c.study_id == study._study_id,
-                sa.cast(_TRIALS.c.state, sa.String(8)) == "RUNNING",
-            )
-        ).all()
+    of_now = sa.select(sa.func.now().label("now"))
+    of_beats = (
+        sa.select(_BEATS.c.trial_id, _BEATS.c.heartbeat)
+        .join(_TRIALS, _TRIALS.c.trial_id == _BEATS.c.trial_id)
+        # The state is of an enumerated type on PostgreSQL.
+        .where(
+            _TRIALS.c.study_id == study._study_id,
+            sa.cast(_TRIALS.c.state, sa.String(8)) == "RUNNING",
+        )
+    )
+    ((now,),), beats = read_from(
+        database,
+        lambda connection: [connection.execute(query).all() for query in (of_now, of_beats)],
+    )
+    if isinstance(now, str):  # SQLite
+        now = datetime.fromisoformat(now)
     # PostgreSQL gives the time with its zone, and stores the beats without, as Optuna does.
     return {
         row.trial_id: max((now.replace(tzinfo=None) - row.heartbeat).total_seconds(), 0.0)

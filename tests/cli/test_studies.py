@@ -1,8 +1,10 @@
 """``sgquant list``, ``status`` and ``report``, on studies made by hand."""
 
 import json
+import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -51,6 +53,16 @@ def test_list_shows_every_study_in_a_line(file, capsys):
     assert [cell.strip() for cell in lines["done"][1:]] == ["2/2", "0", "0", "8.0x", "done"]
     assert [cell.strip() for cell in lines[NASTY][1:]] == ["2/5", "0", "0", "8.0x", "stopped"]
     assert [cell.strip() for cell in lines["new"][1:]] == ["0/7", "0", "0", "-", "new"]
+
+
+@pytest.mark.parametrize("command", [["list"], ["status", "done"], ["report", "done"]])
+def test_what_shows_studies_does_not_wait_for_a_writer(command, file, tmp_path, capsys):
+    writer = sqlite3.connect(tmp_path / file, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    assert run(capsys, *command, "--storage", file)[0] == 0
+    assert time.monotonic() - started < 5
+    writer.close()
 
 
 @pytest.mark.parametrize("attribute", ["sgquant:record", "sgquant:final"])

@@ -146,3 +146,20 @@ def test_a_journal_needs_a_file_that_can_be_written(tmp_path):
         open_storage(f"journal:///{tmp_path}/diary.txt")
     with pytest.raises(StorageError, match="cannot be written"):
         open_storage(f"journal:///{tmp_path}/diary.txt/x.log")
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
+def test_a_proxy_that_is_paused_costs_a_deadline_and_nothing_is_written_twice(
+    tmp_path, monkeypatch, caplog
+):
+    pytest.importorskip("grpc")
+    monkeypatch.setattr("sgquant_optuna.storage.proxied._DEADLINE", 1.0)
+    proxy = Proxy(tmp_path / "s.db")
+    proxy.start()
+    study = optuna.create_study(storage=open_storage(proxy.url))
+    proxy.pause()
+    threading.Timer(2.5, proxy.resume).start()
+    study.tell(study.ask(), 1.0)
+    assert [trial.values for trial in study.trials] == [[1.0]]
+    assert "Deadline Exceeded; trying again" in caplog.text
+    proxy.kill()

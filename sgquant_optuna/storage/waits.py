@@ -1,0 +1,114 @@
+"""Tells the user what a process waits for, once a database has not answered for some seconds.
+
+A worker that waits for a lock, or for a server behind a broken network, looks like one that
+trains. So each call is noted while it runs, and one that lasts is logged, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+
+LONG = 5.0  # seconds
+_LOOK = 1.0  # seconds between two looks at the calls that run
+_IDLE = 10.0  # seconds without a call until the thread that looks ends
+_WORDS = 70  # characters of a statement that are shown
+
+_logger = logging.getLogger(__name__)
+
+
+class _Watch:
+    """The call of each thread that waits, and a thread that lives while there are some."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: dict[int, tuple[str, float]] = {}  # by thread
+        self._told: dict[int, float] = {}  # thread -> beginning of its call that was logged
+        self._last_use = 0.0
+        self._is_looking = False
+
+    def begin(self, what: str) -> None:
+        """Note the call that this thread begins; it has no other that runs."""
+        self._last_use = now = time.monotonic()
+        self._calls[threading.get_ident()] = what, now
+        if not self._is_looking:
+            with self._lock:
+                if not self._is_looking:
+                    self._is_looking = True
+                    threading.Thread(target=self._look, name="waits", daemon=True).start()
+
+    def end(self) -> None:
+        """Forget the call of this thread; tell that it is over if it was told that it lasts."""
+        thread = threading.get_ident()
+        what, began = self._calls.pop(thread, ("", 0.0))
+        if self._told.pop(thread, None) == began:
+            _logger.warning("%s: over after %.0f s", _shortened(what), time.monotonic() - began)
+
+    def _look(self) -> None:
+        pause = threading.Event()
+        while self._calls or time.monotonic() - self._last_use < _IDLE:
+            pause.wait(_LOOK)
+            now = time.monotonic()
+            for thread, (what, began) in list(self._calls.items()):
+                if now - began >= LONG and self._told.get(thread) != began:
+                    self._told[thread] = began
+                    _logger.warning("%s: no answer for %.0f s", _shortened(what), now - began)
+        self._is_looking = False
+
+
+_watch = _Watch()
+
+
+def _forget() -> None:
+    """Begin anew in a forked process, which has none of the calls and no thread."""
+    global _watch
+    _watch = _Watch()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def told_if_long(what: str) -> Iterator[None]:
+    """Log a line if the block lasts for some seconds.
+
+    Args:
+        what:
+            Name of what the block waits for, such as ``"database: connecting"``.
+    """
+    watch = _watch
+    watch.begin(what)
+    try:
+        yield
+    finally:
+        watch.end()
+
+
+def tell_long_statements(engine: sa.Engine) -> None:
+    """Log a line for each statement of an engine that lasts for some seconds.
+
+    Args:
+        engine:
+            Engine of any database.
+    """
+
+    def begin(connection: object, cursor: object, statement: str, *_: object) -> None:
+        _watch.begin(f"database: {statement}")
+
+    def end(*_: object) -> None:
+        _watch.end()
+
+    sa.event.listen(engine, "before_cursor_execute", begin)
+    sa.event.listen(engine, "after_cursor_execute", end)
+    sa.event.listen(engine, "handle_error", end)
+
+
+def _shortened(what: str) -> str:
+    text = " ".join(what.split())
+    return text if len(text) <= _WORDS else f"{text[:_WORDS]}..."

@@ -14,6 +14,7 @@ from sgquant_optuna.storage import limits, open_storage
 from sgquant_optuna.storage.databases import read_from
 from sgquant_optuna.storage.limits import IDLE_TRANSACTION, LOCK, STATEMENT, limit_waits
 from sgquant_optuna.storage.urls import resolve_url
+from sgquant_optuna.study.rows import silent_seconds
 from tests.databases import BACKENDS, SERVERS, fresh_database
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
@@ -34,6 +35,14 @@ SETTINGS = {
 OF_USER = {
     "postgresql": "?options=-c%20lock_timeout%3D7s%20-c%20statement_timeout%3D9s",
     "mysql": "?init_command=SET%20innodb_lock_wait_timeout%3D7,max_statement_time%3D9",
+}
+ZONES = {
+    "postgresql": ["", "?options=-c%20TimeZone%3DAsia/Tokyo", "?options=-c%20TimeZone%3DUTC-7"],
+    "mysql": [
+        "",
+        "?init_command=SET%20time_zone='%2B09:00'",
+        "?init_command=SET%20time_zone='-7:00'",
+    ],
 }
 SLOW = {"postgresql": "SELECT pg_sleep(5)", "mysql": "SELECT SLEEP(5) FROM trials"}
 PAUSED = """
@@ -131,6 +140,17 @@ def test_a_worker_that_is_paused_in_a_transaction_stops_no_other(url):
         assert paused.stdout.read() == "True\n"  # it finds its connection lost
     with engine.connect() as connection:
         assert connection.execute(sa.text("SELECT value FROM locked")).scalar() == 2
+
+
+def test_no_trial_is_stale_because_workers_are_in_other_time_zones(backend, url):
+    study = optuna.create_study(storage=open_storage(url))
+    trial = study.ask()
+    for zone in ZONES[backend]:
+        storage = open_storage(url + zone, heartbeat_interval=1, grace_period=60)
+        storage.record_heartbeat(trial._trial_id)
+        for other in ZONES[backend]:
+            assert open_storage(url + other)._get_stale_trial_ids(study._study_id) == []
+        assert silent_seconds(study)[trial._trial_id] < 60
 
 
 @pytest.mark.skipif("postgresql" not in SERVED, reason="needs TEST_POSTGRESQL_URL")

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -37,6 +38,7 @@ from sgquant_optuna.storage.retries import (
     retry_methods,
     write_state_once,
 )
+from sgquant_optuna.storage.sqlite_locks import lock_holder
 from sgquant_optuna.storage.waits import tell_long_statements
 
 T = TypeVar("T")
@@ -101,7 +103,7 @@ class StudyDatabase(RDBStorage):
         self._install_hooks()
 
     def _install_hooks(self) -> None:
-        tell_long_statements(self.engine)
+        """Add to a new engine what its kind of database needs."""
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
@@ -305,7 +307,7 @@ class ServerDatabase(StudyDatabase):
         limit_waits(self.engine)  # both before the hook that connects
         reuse_tls_settings(self.engine)
         retry_connecting(self.engine, self.retry_seconds)
-        super()._install_hooks()
+        tell_long_statements(self.engine)
         close_when_idle(self.engine)
 
 
@@ -324,7 +326,8 @@ class SqliteFile(StudyDatabase):
         super().__init__(url, engine_kwargs={"connect_args": connect}, **options)
 
     def _install_hooks(self) -> None:
-        super()._install_hooks()
+        file = Path(self.engine.url.database or "")
+        tell_long_statements(self.engine, lambda: lock_holder(file))
         sa.event.listen(self.engine, "connect", _on_connect)
         sa.event.listen(self.engine, "begin", _on_begin)
         self.engine.dispose()  # connections made before the hooks are not reused

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
@@ -20,7 +20,13 @@ _LOOK = 1.0  # seconds between two looks at the calls that run
 _IDLE = 10.0  # seconds without a call until the thread that looks ends
 _WORDS = 70  # characters of a statement that are shown
 
+Reason = Callable[[], str | None]
+
 _logger = logging.getLogger(__name__)
+
+
+def _unknown() -> None:
+    return None
 
 
 class _Watch:
@@ -28,15 +34,15 @@ class _Watch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: dict[int, tuple[str, float]] = {}  # by thread
+        self._calls: dict[int, tuple[str, float, Reason]] = {}  # by thread
         self._told: dict[int, float] = {}  # thread -> beginning of its call that was logged
         self._last_use = 0.0
         self._is_looking = False
 
-    def begin(self, what: str) -> None:
+    def begin(self, what: str, reason: Reason = _unknown) -> None:
         """Note the call that this thread begins; it has no other that runs."""
         self._last_use = now = time.monotonic()
-        self._calls[threading.get_ident()] = what, now
+        self._calls[threading.get_ident()] = what, now, reason
         if not self._is_looking:
             with self._lock:
                 if not self._is_looking:
@@ -46,7 +52,7 @@ class _Watch:
     def end(self) -> None:
         """Forget the call of this thread; tell that it is over if it was told that it lasts."""
         thread = threading.get_ident()
-        what, began = self._calls.pop(thread, ("", 0.0))
+        what, began, _ = self._calls.pop(thread, ("", 0.0, _unknown))
         if self._told.pop(thread, None) == began:
             _logger.warning("%s: over after %.0f s", _shortened(what), time.monotonic() - began)
 
@@ -55,10 +61,12 @@ class _Watch:
         while self._calls or time.monotonic() - self._last_use < _IDLE:
             pause.wait(_LOOK)
             now = time.monotonic()
-            for thread, (what, began) in list(self._calls.items()):
+            for thread, (what, began, reason) in list(self._calls.items()):
                 if now - began >= LONG and self._told.get(thread) != began:
                     self._told[thread] = began
-                    _logger.warning("%s: no answer for %.0f s", _shortened(what), now - began)
+                    text, found = _shortened(what), reason()
+                    why = f" ({found})" if found else ""
+                    _logger.warning("%s: no answer for %.0f s%s", text, now - began, why)
         self._is_looking = False
 
 
@@ -90,16 +98,18 @@ def told_if_long(what: str) -> Iterator[None]:
         watch.end()
 
 
-def tell_long_statements(engine: sa.Engine) -> None:
+def tell_long_statements(engine: sa.Engine, reason: Reason = _unknown) -> None:
     """Log a line for each statement of an engine that lasts for some seconds.
 
     Args:
         engine:
             Engine of any database.
+        reason:
+            Function that returns what a statement waits for, if that is known.
     """
 
     def begin(connection: object, cursor: object, statement: str, *_: object) -> None:
-        _watch.begin(f"database: {statement}")
+        _watch.begin(f"database: {statement}", reason)
 
     def end(*_: object) -> None:
         _watch.end()

@@ -14,7 +14,7 @@ from sgquant_optuna.quantization.affine import affine_parameters
 from tests.conftest import make_graph
 from tests.packed.test_operations import random_graph
 from tests.packed.test_packed_features import make
-from tests.packed.test_packed_model import quantized
+from tests.packed.test_packed_model import assert_same, quantized
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
@@ -90,6 +90,6 @@ def test_a_packed_model_says_that_it_stays_on_the_cpu(move, tmp_path):
     packed = load_packed(tmp_path / "m")
     with pytest.raises(ModelError, match="runs on the CPU in float32"):
         move(packed)
-    assert torch.equal(packed.to("cpu").float()(data), scores)
+    assert_same(packed.to("cpu").float()(data), scores)
     with pytest.raises(GraphError, match=r"call it with data\.cpu"):
         packed(data.edge_index.to("meta"))

@@ -87,14 +87,19 @@ def quantized(name, graph, *, granularity="lwq+cwq+taq", axis="tensor", widths=W
     return model, fixed.data, layout, scores, bits
 
 
+def assert_same(found, scores, *, tolerance=1e-5):
+    """Compare scores; some processors round a product by the number of its rows."""
+    assert torch.allclose(found, scores, rtol=0, atol=tolerance * float(scores.abs().max()))
+    assert torch.equal(found.argmax(1), scores.argmax(1))
+
+
 def check_same(name, tmp_path, graph=None, **options):
     graph = graph_of(options.pop("sparse", False)) if graph is None else graph
     model, data, layout, scores, bits = quantized(name, graph, **options)
     export_packed(model, data, tmp_path / "m", layout=layout)
     packed = load_packed(tmp_path / "m", None if name in BUILT_IN else MODELS[name]())
     found = packed(graph.edge_index)
-    assert torch.allclose(found, scores, rtol=0, atol=1e-5 * float(scores.abs().max()))
-    assert torch.equal(found.argmax(1), scores.argmax(1))
+    assert_same(found, scores)
     assert packed.bit_widths == bits
     assert sum(packed.stored_nbytes.values()) == honest_memory(layout, bits).memory_bytes
     return packed, ModelContents.read(tmp_path / "m")
@@ -165,7 +170,7 @@ def test_the_file_needs_neither_features_nor_labels(tmp_path):
     export_packed(model, data, tmp_path / "m", layout=layout)
     bare = make_graph()
     del bare.x, bare.y
-    assert torch.equal(load_packed(tmp_path / "m")(bare), scores)
+    assert_same(load_packed(tmp_path / "m")(bare), scores)
 
 
 def test_another_graph_is_refused(tmp_path):
@@ -196,5 +201,5 @@ def test_it_stays_in_evaluation_mode(tmp_path):
     model, data, layout, scores, _ = quantized("gat", make_graph())
     export_packed(model, data, tmp_path / "m", layout=layout)
     packed = load_packed(tmp_path / "m").train()
-    assert torch.equal(packed(data), scores)
+    assert_same(packed(data), scores)
     assert not any(parameter.requires_grad for parameter in packed.parameters())

@@ -105,7 +105,7 @@ def trials_of(
     graph = Data(
         y=y, train_mask=torch.zeros_like(y).bool(), val_mask=torch.from_numpy(labelled[nodes])
     )
-    reference = ReferencePredictions(scores, [0.0] * len(scores), graph)
+    reference = ReferencePredictions(scores, [0.0] * len(scores), graph.y, graph)
     found = []
     for classes in table.classes[:, trainings][:, :, nodes]:
         predicted = [torch.from_numpy(one.astype(np.int64)) for one in classes]

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from sgquant_optuna.attachment.layer_inputs import default_layers
     from sgquant_optuna.attachment.quantized_model import attach, bind, detach, set_bit_widths
     from sgquant_optuna.exceptions import SgquantError
+    from sgquant_optuna.graph import tasks
     from sgquant_optuna.graph.datasets import load_graph
     from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
     from sgquant_optuna.graph.forward_pass import columns
     from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN, MODELS, make_model
+    from sgquant_optuna.graph.tasks.task import Task
     from sgquant_optuna.graph.training import accuracy, fit
     from sgquant_optuna.graph.training_config import TrainingConfig, paper_training
     from sgquant_optuna.packed.export import export_packed, load_packed
@@ -58,6 +60,8 @@ _MODULES = {
     "graph.degree_buckets": ("AddDegreeBuckets",),
     "graph.forward_pass": ("columns",),
     "graph.paper_models": ("AGNN", "GAT", "GCN", "MODELS", "make_model"),
+    "graph.tasks.task": ("Task",),
+    "graph": ("tasks",),
     "graph.training": ("accuracy", "fit"),
     "graph.training_config": ("TrainingConfig", "paper_training"),
     "packed.export": ("export_packed", "load_packed"),
@@ -103,6 +107,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "StopWhenSettled",
     "StudyAnswer",
     "StudyReport",
+    "Task",
     "TrainingConfig",
     "TrialResult",
     "accuracy",
@@ -134,6 +139,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "register_attention",
     "report",
     "set_bit_widths",
+    "tasks",
 ]
 
 

@@ -6,6 +6,7 @@
     ├── GraphError              a graph that cannot be loaded, or lacks a column or a mask
     ├── ModelError              a model that cannot be quantized
     │   └── UnsupportedConvError    attention asked of a convolution that we cannot reach into
+    ├── TaskError               a metric without a finite value, or of another task
     ├── CalibrationError        ranges that cannot be measured, or were not measured yet
     ├── QuantizerBypassedError  a forward pass that bypassed a quantizer
     ├── PackingError            codes or packed bytes that do not fit what they declare
@@ -36,6 +37,10 @@ class ModelError(SgquantError):
 
 class UnsupportedConvError(ModelError):
     """Attention was asked of a convolution that no registered class can quantize."""
+
+
+class TaskError(SgquantError):
+    """A metric has no finite value, or does not fit the task."""
 
 
 class CalibrationError(SgquantError):

@@ -13,7 +13,8 @@ from sgquant_optuna.attachment.quantized_model import attach, bind, set_bit_widt
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward
 from sgquant_optuna.graph.model_copies import copy_model
-from sgquant_optuna.graph.training import TrainingResult, fit
+from sgquant_optuna.graph.tasks.task import Task
+from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult, fit
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.sites import BitWidths
@@ -43,6 +44,8 @@ class CalibratedModel:
             registered class.
         forward:
             Function that calls the model with the graph.
+        task:
+            Items, loss and metric; node classification by default.
 
     Raises:
         CalibrationError:
@@ -66,8 +69,9 @@ class CalibratedModel:
         layers: Sequence[str] | None,
         attention: Sequence[str] | None,
         forward: Forward,
+        task: Task = NODE_CLASSIFICATION,
     ) -> None:
-        self.graph = graph
+        self.graph, self._task = graph, task
         self._forward = forward
         self._model = attach(
             copy_model(model),
@@ -105,7 +109,8 @@ class CalibratedModel:
             SGQuant (Feng et al., 2020, arXiv:2007.05100), "Finetuning".
         """
         model = self.quantized(bits)
-        return model, fit(model, self.graph, config, seed=seed, forward=self._forward)
+        done = fit(model, self.graph, config, seed=seed, forward=self._forward, task=self._task)
+        return model, done
 
     def quantized(self, bits: BitWidths) -> nn.Module:
         """Return a copy of the model with the given bit widths, not finetuned.
@@ -134,6 +139,7 @@ class CalibratedModel:
 
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Tensor:
-        """Return the class scores that a finetuned copy gives all nodes, ``[N, C]``."""
+        """Return the outputs that a finetuned copy gives all items, such as ``[N, C]``."""
         with self.graph.speed_up(model) as data:
-            return self._forward(model.eval(), data)
+            outputs = self._forward(model.eval(), data)
+            return self._task.check_outputs(model, outputs, self._task.targets(data))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -14,14 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
-from torch_geometric.data import Data, Dataset, HeteroData
+from torch_geometric.data import Data, Dataset
 from torch_geometric.datasets import Amazon, Coauthor, Planetoid, Reddit
 from torch_geometric.transforms import NormalizeFeatures
 from torch_geometric.utils import coalesce, to_undirected
 
 from sgquant_optuna.exceptions import GraphError
-from sgquant_optuna.graph.sparse_features import SparseFeatures
 
 DATA_VARIABLE = "SGQUANT_DATA"
 DIGITS = "digits"
@@ -153,154 +150,6 @@ def random_split(
         split[name] = mask.to(y.device)
     split.split_seed = seed
     return split
-
-
-def check_graph(data: Data) -> None:
-    """Check that a graph has the columns that a training and a search need.
-
-    Args:
-        data:
-            Graph with ``x`` (``[N, F]`` float), ``edge_index`` (``[2, E]`` int64) or ``adj_t``
-            (``[N, N]`` sparse), ``y`` (``[N]`` int64), ``train_mask``, ``val_mask`` and optionally
-            ``test_mask`` (``[N]`` bool).
-
-    Raises:
-        GraphError:
-            If a column is missing or has another type or shape, a feature is not finite or so
-            large that a norm overflows, an edge ends outside the nodes, a training or validation
-            node has no class, a mask is empty, or two masks overlap.
-    """
-    check_columns(data)
-    y, num_nodes = data.y, data.x.shape[0]
-    names = ["train_mask", "val_mask", *(["test_mask"] if "test_mask" in data else [])]
-    masks = {name: _column(data, name) for name in names}
-    for name, mask in masks.items():
-        fits = mask.dtype == torch.bool and mask.shape == (num_nodes,)
-        _check(fits, name, f"bool [{num_nodes}]", mask, _mask_advice(name, mask))
-        if name != "test_mask":
-            _check(bool(mask.any()), name, "at least one node", "none")
-            labels = y[mask]
-            _check(int(labels.min()) >= 0, "y", f"a class for each node of {name}", "-1")
-    for first, second in (("train_mask", "val_mask"), *((n, "test_mask") for n in names[:2])):
-        if second in masks:
-            shared = int((masks[first] & masks[second]).sum())
-            _check(not shared, first, f"no node of {second}", f"{shared} of them")
-
-
-def check_columns(data: Data) -> None:
-    """Check features, edges and labels of a graph, as :func:`check_graph` does, but no mask."""
-    check_type(data)
-    x, y = _column(data, "x"), _column(data, "y")
-    advice = "data.x = data.x.float()" if x.dim() == 2 and not x.is_complex() else None
-    _check(x.dim() == 2 and x.is_floating_point(), "x", "float features [N, F]", x, advice)
-    num_nodes = x.shape[0]
-    _check_size_of_values(x)
-    if "edge_index" not in data and "adj_t" in data:
-        adj_t: Any = data.adj_t
-        sizes = [adj_t.size(0), adj_t.size(1)]
-        _check(sizes == [num_nodes] * 2, "adj_t", f"[{num_nodes}, {num_nodes}]", str(sizes))
-    else:
-        _check_edges(_column(data, "edge_index"), num_nodes)
-    fits = y.dtype == torch.long and y.shape == (num_nodes,)
-    _check(fits, "y", f"int64 [{num_nodes}]", y, _label_advice(y, num_nodes))
-
-
-def check_type(data: object) -> None:
-    """Check that this is one graph, whose nodes and edges are of one type.
-
-    Raises:
-        GraphError:
-            If it is a data set of graphs, a heterogeneous graph, or no graph at all.
-    """
-    if isinstance(data, Data):
-        return
-    advice = "make one with torch_geometric.data.Data"
-    if isinstance(data, HeteroData):
-        advice = "data.to_homogeneous() makes one of nodes and edges of one type"
-    elif isinstance(data, TorchDataset):
-        advice = "a data set holds graphs: take dataset[0]"
-    raise GraphError(f"graph: expected torch_geometric.data.Data, got {_kind(data)}; {advice}")
-
-
-def _check_size_of_values(x: Tensor) -> None:
-    values = x.non_zeros if isinstance(x, SparseFeatures) else x
-    if not values.numel():
-        return
-    low, high = (float(value) for value in values.aminmax())  # NaN if there is one
-    _check(math.isfinite(low) and math.isfinite(high), "x", "finite numbers", "NaN or infinity")
-    # Norms and variances sum up squares, in float32 at least.
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    limit = math.sqrt(torch.finfo(dtype).max / x.shape[1])
-    largest = max(-low, high)
-    _check(
-        largest <= limit,
-        "x",
-        f"values up to {limit:.1g}, whose squares can be added up",
-        f"{largest:.3g}",
-        "scale the features",
-    )
-
-
-def _check_edges(edge_index: Tensor, num_nodes: int) -> None:
-    shaped = edge_index.dim() == 2 and edge_index.shape[0] == 2
-    integers = not (edge_index.is_floating_point() or edge_index.is_complex())
-    _check(
-        shaped and edge_index.dtype == torch.long,
-        "edge_index",
-        "int64 [2, E]",
-        edge_index,
-        "data.edge_index = data.edge_index.long()" if shaped and integers else None,
-    )
-    if edge_index.numel():
-        low, high = int(edge_index.min()), int(edge_index.max())
-        expected = f"nodes from 0 to {num_nodes - 1}"
-        _check(0 <= low and high < num_nodes, "edge_index", expected, f"{low} to {high}")
-
-
-def _label_advice(y: Tensor, num_nodes: int) -> str | None:
-    if y.shape == (num_nodes, 1) and y.dtype == torch.long:
-        return "data.y = data.y.flatten()"
-    if y.dim() == 2 and y.shape[1] > 1:
-        return "data.y = data.y.argmax(dim=1) if each row marks one class"
-    if y.shape in ((num_nodes,), (num_nodes, 1)):
-        return "data.y = data.y.flatten().long() if these are classes"
-    return None
-
-
-def _mask_advice(name: str, mask: Tensor) -> str | None:
-    if mask.dim() == 2:
-        return (
-            f"it holds {mask.shape[1]} splits: choose one of them, as in "
-            f"data.{name} = data.{name}[:, 0], for every mask"
-        )
-    if mask.dim() == 1 and mask.dtype != torch.bool:
-        return f"data.{name} = data.{name}.bool(), or index_to_mask() of PyG for numbers of nodes"
-    return None
-
-
-def _column(data: Data, name: str) -> Tensor:
-    column = data.get(name)
-    if not isinstance(column, Tensor):
-        hint = "; random_split() makes masks" if name.endswith("mask") else ""
-        got = "" if column is None else f" a tensor, got {_kind(column)};"
-        raise GraphError(
-            f"column {name}: expected{got or ' one,'} the graph has {list(data.keys())}{hint}"
-        )
-    return column
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _check(
-    holds: bool, name: str, expected: str, got: Tensor | str, advice: str | None = None
-) -> None:
-    if not holds:
-        if isinstance(got, Tensor):
-            got = f"{str(got.dtype).removeprefix('torch.')} {list(got.shape)}"
-        then = f"; {advice}" if advice else ""
-        raise GraphError(f"column {name}: expected {expected}, got {got}{then}")
 
 
 def _digits() -> Data:

@@ -21,13 +21,19 @@ EDGE_COLUMNS = ("edge_index", "edge_attr", "edge_weight", "adj_t")
 """Columns of a graph that describe its edges."""
 
 
-def graph_fingerprint(data: Data) -> dict[str, Any]:
+def graph_fingerprint(data: Data, read: Sequence[str]) -> dict[str, Any]:
     """Return the sizes of a graph, and a hash of every column that a search reads.
+
+    Args:
+        data:
+            Graph.
+        read:
+            Names of the columns besides features and edges, those of the task.
 
     Returns:
         Numbers of ``nodes``, ``edges`` and ``features``, and 16 hexadecimal digits ``hash``.
     """
-    columns = ("x", *EDGE_COLUMNS, "train_mask", "val_mask", "y")
+    columns = ("x", *EDGE_COLUMNS, *read)
     return {
         "nodes": data.num_nodes,
         "edges": data.num_edges,

@@ -23,7 +23,7 @@ from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, GINConv, MessagePass
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from sgquant_optuna.graph.adjacency_cache import AdjacencyCache, FirstAdjacencies
-from sgquant_optuna.graph.datasets import check_graph, check_type
+from sgquant_optuna.graph.columns import check_type
 from sgquant_optuna.graph.instance_methods import has_own_method, replace_method
 from sgquant_optuna.graph.sparse_features import as_sparse_features
 from sgquant_optuna.graph.sparse_products import AttentionMatmul, CsrPattern, SparseMatmul
@@ -63,12 +63,12 @@ class FixedGraph:
         self._adjacencies = AdjacencyCache(_adjacency)
         self._passed: set[Callable[[Data], None]] = set()
 
-    def check(self, check: Callable[[Data], None] = check_graph) -> None:
+    def check(self, check: Callable[[Data], None]) -> None:
         """Check the graph once, for all trainings on it.
 
         Args:
             check:
-                Function of :mod:`.datasets` that raises if the graph lacks something.
+                Function that raises if the graph lacks something, as :meth:`.Task.check` does.
 
         Raises:
             GraphError:

@@ -20,12 +20,12 @@ from torch_geometric.data import Data
 from sgquant_optuna.exceptions import ModelError
 
 Forward = Callable[[nn.Module, Data], Tensor]
-"""Function that calls a model with a graph and returns class scores, ``[N, C]``."""
+"""Function that calls a model with a graph and returns its outputs, such as scores ``[N, C]``."""
 
 _logger = logging.getLogger(__name__)
 _told: set[tuple[str, str]] = set()
 
-_ANSWERS = ("y", "label", "labels", "target", "targets")
+_ANSWERS = ("y", "label", "labels", "target", "targets", "edge_label")
 
 
 def forward(model: nn.Module, data: Data) -> Tensor:
@@ -158,41 +158,6 @@ def columns(*names: str, **renamed: str) -> Columns:
             f"columns: expected at least one column, and each parameter once, got {parameters}"
         )
     return Columns(pairs)
-
-
-def check_scores(model: nn.Module, scores: object, num_nodes: int, num_classes: int) -> Tensor:
-    """Return what a model returned, if it is a score of each class for each node.
-
-    Args:
-        model:
-            Module that was called; its class is named in the error.
-        scores:
-            Result of the call.
-        num_nodes:
-            Number of nodes N.
-        num_classes:
-            Largest label and one.
-
-    Raises:
-        ModelError:
-            If they are not scores, ``[N, C]`` float, or there are fewer than the classes.
-    """
-    expected = f"class scores, float [{num_nodes}, {num_classes} or more]"
-    advice = "return the scores alone, or pick them in a function that you pass as forward="
-    if not isinstance(scores, Tensor):
-        size = f" of {len(scores)}" if isinstance(scores, tuple | list | dict) else ""
-        got = "None" if scores is None else f"a {type(scores).__name__}{size}"
-    else:
-        got = f"{str(scores.dtype).removeprefix('torch.')} {list(scores.shape)}"
-        if not scores.is_floating_point():
-            advice = "return real numbers, one for each class"
-        elif scores.dim() != 2 or scores.shape[0] != num_nodes:
-            advice = "return a row for each node, with a score of each class"
-        elif scores.shape[1] < num_classes:
-            advice = f"the largest label is {num_classes - 1}: give the model an output for each"
-        else:
-            return scores
-    raise ModelError(f"{type(model).__name__}: expected {expected}, got {got}; {advice}")
 
 
 def _edges_of(data: Data) -> str:

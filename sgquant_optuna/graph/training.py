@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
-from sgquant_optuna.exceptions import GraphError, ModelError
-from sgquant_optuna.graph.datasets import check_columns
+from sgquant_optuna.exceptions import ModelError, TaskError
 from sgquant_optuna.graph.fixed_graph import ONE_AT_A_TIME, FixedGraph
-from sgquant_optuna.graph.forward_pass import Forward, check_scores, forward
+from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.graph.model_copies import copy_state, restore_state
+from sgquant_optuna.graph.tasks.ready import node_classification
+from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training_config import TrainingConfig
+
+NODE_CLASSIFICATION = node_classification()
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class TrainingResult:
 
     Args:
         accuracy:
-            Accuracy on the validation nodes at the lowest validation loss, in percent; the model
-            has the weights of that epoch.
+            Accuracy on the validation nodes at the lowest validation loss, in percent, or what
+            else the metric of the task says; the model has the weights of that epoch.
         epochs:
             Number of epochs that were run.
         losses:
@@ -48,6 +50,7 @@ def fit(
     *,
     seed: int = 0,
     forward: Forward = forward,
+    task: Task = NODE_CLASSIFICATION,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> TrainingResult:
     """Train in place on ``train_mask``, and keep the weights of the lowest loss on ``val_mask``.
@@ -63,19 +66,21 @@ def fit(
 
     Args:
         model:
-            Module that returns class scores, ``[N, C]``.
+            Module that returns class scores, ``[N, C]``, or other outputs of the task.
         data:
             Graph with ``x``, ``edge_index``, ``y`` (``[N]`` int64), ``train_mask`` and
-            ``val_mask`` (``[N]`` bool).
+            ``val_mask`` (``[N]`` bool), or what else the task needs.
         config:
             Epochs, learning rate, weight decay, patience; by default ``TrainingConfig()``.
         seed:
             Seed of dropout. The global random state is restored, after an exception too.
         forward:
             Function that calls the model with the graph; :func:`.columns` makes one.
+        task:
+            Items, loss and metric; node classification by default.
         on_epoch:
-            Function of epoch and validation accuracy in percent, called after each epoch; it may
-            raise an exception to stop the training.
+            Function of epoch and validation accuracy in percent (or other metric), called after
+            each epoch; it may raise an exception to stop the training.
 
     Returns:
         Validation accuracy, number of epochs and training losses.
@@ -93,11 +98,9 @@ def fit(
     """
     config = config or TrainingConfig()
     fixed = data if isinstance(data, FixedGraph) else FixedGraph(data)
-    fixed.check()
-    y = fixed.data.y
-    assert isinstance(y, Tensor)
-    num_classes = 1 + int(y[fixed.data.train_mask | fixed.data.val_mask].max())
-    devices = [y.device] if y.is_cuda else []
+    fixed.check(task.check)
+    targets = task.targets(fixed.data)
+    devices = [targets.device] if targets.is_cuda else []
     with (
         ONE_AT_A_TIME,
         torch.random.fork_rng(devices),
@@ -105,37 +108,39 @@ def fit(
         torch.enable_grad(),
     ):
         torch.manual_seed(seed)
-        return _train(_Task(model, graph, forward, num_classes), config, on_epoch)
+        return _train(_Pass(model, graph, forward, task), config, on_epoch)
 
 
-class _Task(NamedTuple):
+class _Pass(NamedTuple):
+    """A model with the graph that it is called with, and the task that it answers."""
+
     model: nn.Module
     graph: Data
     call: Forward
-    num_classes: int
+    task: Task
 
-    def scores(self) -> Tensor:
-        """Return class scores, ``[N, C]``."""
-        scores = self.call(self.model, self.graph)
-        return check_scores(self.model, scores, len(self.graph.y), self.num_classes)
+    def outputs(self) -> Tensor:
+        """Return the outputs for all items."""
+        outputs = self.call(self.model, self.graph)
+        return self.task.check_outputs(self.model, outputs, self.task.targets(self.graph))
 
 
 def _train(
-    task: _Task, config: TrainingConfig, on_epoch: Callable[[int, float], None] | None
+    run: _Pass, config: TrainingConfig, on_epoch: Callable[[int, float], None] | None
 ) -> TrainingResult:
-    model = task.model
+    model = run.model
     optimizer = _adam(model, config)
     losses: list[float] = []
-    with _feature_sizes_explained(task):
-        best_loss, best_accuracy = _validate(task)
+    with _feature_sizes_explained(run):
+        best_loss, best_accuracy = _validate(run)
     weights = copy_state(model)
     epochs_since_best = 0
     for epoch in range(1, config.epochs + 1):
-        loss = _step(task, optimizer)
+        loss = _step(run, optimizer)
         losses.append(loss)
         if not math.isfinite(loss):
             break
-        val_loss, val_accuracy = _validate(task)
+        val_loss, val_accuracy = _validate(run)
         epochs_since_best += 1
         if val_loss < best_loss:
             best_loss, best_accuracy = val_loss, val_accuracy
@@ -175,26 +180,30 @@ def _first_layer(model: nn.Module) -> nn.Module:
     return model
 
 
-def _step(task: _Task, optimizer: torch.optim.Optimizer) -> float:
+def _step(run: _Pass, optimizer: torch.optim.Optimizer) -> float:
     """Train for one full-batch epoch and return its loss."""
-    data = task.graph
-    task.model.train()
+    mask, targets = run.graph.train_mask, run.task.targets(run.graph)
+    run.model.train()
     optimizer.zero_grad()
-    loss = F.cross_entropy(task.scores()[data.train_mask], data.y[data.train_mask])
+    loss = run.task.answers.loss(run.outputs()[mask], targets[mask])
     loss.backward()
     optimizer.step()
     return float(loss.detach())
 
 
-def _validate(task: _Task) -> tuple[float, float]:
-    """Return loss and accuracy in percent; a loss that is not finite counts as infinite."""
-    data = task.graph
-    task.model.eval()
+def _validate(run: _Pass) -> tuple[float, float]:
+    """Return loss and metric; a loss that is not finite counts as infinite."""
+    mask, task = run.graph.val_mask, run.task
+    run.model.eval()
     with torch.no_grad():
-        scores = task.scores()[data.val_mask]
-    labels = data.y[data.val_mask]
-    loss = float(F.cross_entropy(scores, labels))
-    return loss if math.isfinite(loss) else math.inf, _percent(scores, labels)
+        outputs = run.outputs()[mask]
+        targets = task.targets(run.graph)[mask]
+        loss = float(task.answers.loss(outputs, targets))
+    if math.isfinite(loss):
+        return loss, task.metric(outputs, targets)
+    with suppress(TaskError):
+        return math.inf, task.metric(outputs, targets)
+    return math.inf, math.nan
 
 
 def accuracy(
@@ -203,8 +212,9 @@ def accuracy(
     mask: Tensor,
     *,
     forward: Forward = forward,
+    task: Task = NODE_CLASSIFICATION,
 ) -> float:
-    """Return the share of nodes that are classified correctly, in percent.
+    """Return the share of nodes that are classified correctly, in percent, or another metric.
 
     Args:
         model:
@@ -212,9 +222,11 @@ def accuracy(
         data:
             Graph with ``x``, ``edge_index`` and ``y`` (``[N]`` int64).
         mask:
-            Nodes to classify, ``[N]`` bool.
+            Nodes to classify, ``[N]`` bool; items of another task.
         forward:
             Function that calls the model with the graph; :func:`.columns` makes one.
+        task:
+            Items and metric; node classification by default.
 
     Raises:
         GraphError:
@@ -222,39 +234,25 @@ def accuracy(
         ModelError:
             If the model does not return a score of each class for each node, or takes another
             number of features.
+        TaskError:
+            If the metric is not a finite number.
         ValueError:
             If the mask is empty, or not of this type and shape.
     """
     if isinstance(data, FixedGraph):
-        data.check(check_columns)
+        data.check(task.check_columns)
     else:
-        check_columns(data)
+        task.check_columns(data)
     speed_up = data.speed_up(model) if isinstance(data, FixedGraph) else nullcontext(data)
     with torch.no_grad(), speed_up as graph:
-        labels = _labels(graph.y, mask)
-        task = _Task(model.eval(), graph, forward, 1 + int(labels.max()))
-        with _feature_sizes_explained(task):
-            return _percent(task.scores()[mask], labels)
-
-
-def _labels(y: Tensor, mask: Tensor) -> Tensor:
-    """Return the labels of the nodes of a mask, all of them classes."""
-    if mask.dtype != torch.bool or mask.shape != y.shape:
-        hint = "; choose one of its splits, as in mask[:, 0]" if mask.dim() == 2 else ""
-        raise ValueError(
-            f"accuracy: expected a mask bool [{len(y)}], got "
-            f"{str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}{hint}"
-        )
-    if not mask.any():
-        raise ValueError("accuracy: expected a mask with at least one node, got an empty one")
-    labels = y[mask]
-    if int(labels.min()) < 0:
-        raise GraphError("column y: expected a class for each node of the mask, got -1")
-    return labels
+        targets = task.labels(graph, mask)
+        run = _Pass(model.eval(), graph, forward, task)
+        with _feature_sizes_explained(run):
+            return task.metric(run.outputs()[mask], targets)
 
 
 @contextmanager
-def _feature_sizes_explained(task: _Task) -> Iterator[None]:
+def _feature_sizes_explained(run: _Pass) -> Iterator[None]:
     """Tell the sizes of a graph whose features do not fit the weights of the model."""
     try:
         yield
@@ -262,11 +260,7 @@ def _feature_sizes_explained(task: _Task) -> Iterator[None]:
         if "shapes cannot be multiplied" not in str(error):
             raise
         raise ModelError(
-            f"{type(task.model).__name__}: expected a model for the {task.graph.x.shape[1]} "
+            f"{type(run.model).__name__}: expected a model for the {run.graph.x.shape[1]} "
             f"features of the graph, got one of other sizes ({str(error).splitlines()[0]}); make "
             f"it with as many in_channels, or take the graph that it was made for"
         ) from error
-
-
-def _percent(scores: Tensor, labels: Tensor) -> float:
-    return 100.0 * float((scores.argmax(dim=1) == labels).double().mean())

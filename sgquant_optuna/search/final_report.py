@@ -13,14 +13,14 @@ from dataclasses import replace
 from statistics import fmean
 
 import optuna
-import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.fingerprint import graph_fingerprint
-from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings, drop_interval
-from sgquant_optuna.search.objective import QuantizationObjective, without_test_nodes
+from sgquant_optuna.search.drop_interval import drop_interval
+from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings
+from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.study.drop_slope import DropSlope
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.plan import ObjectiveConfig
@@ -96,9 +96,11 @@ def final_report(
     fresh = measured[number]
     chosen = next(trial.result for trial in ranked if trial.number == number)
     full, quantized = (
-        torch.stack([classes == data.y for classes in trainings.classes(bits, fresh.trainings)])
+        [outputs[test_mask] for outputs in trainings.outputs(bits, fresh.trainings)]
         for bits in (objective.full_precision, chosen.bit_widths)
     )
+    targets = objective.task.labels(data, test_mask)
+    metric = objective.task.metric
     result = FinalResult(
         trial=number,
         holds=limit.is_feasible(replace(chosen, drop_bound=bounds[number])),
@@ -108,9 +110,10 @@ def final_report(
         flips=fresh.flips,
         estimated_drop=slope.estimate(fresh.evidence.expected_drop),
         drop_bound=bounds[number],
-        full_precision_test=_shares(full, test_mask),
-        quantized_test=_shares(quantized, test_mask),
-        test_drop_interval=drop_interval((full.int() - quantized.int())[:, test_mask] * 100),
+        full_precision_test=tuple(metric(one, targets) for one in full),
+        quantized_test=tuple(metric(one, targets) for one in quantized),
+        test_drop_interval=drop_interval(full, quantized, targets, metric),
+        higher_is_better=metric.higher_is_better,
         others=tuple(other for other in measured if other != number),
         times_opened=1 if known is None else known.times_opened + 1,
     )
@@ -163,13 +166,10 @@ def _measure_until_decided(
         count += 1
 
 
-def _shares(correct: Tensor, mask: Tensor) -> tuple[float, ...]:
-    """Return the accuracy of each training on the nodes of a mask, in percent."""
-    return tuple(100.0 * float(one[mask].double().mean()) for one in correct)
-
-
 def _test_mask(data: Data, objective: QuantizationObjective) -> Tensor:
-    if graph_fingerprint(without_test_nodes(data)) != objective.fingerprint["graph"]:
+    task = objective.task
+    now = graph_fingerprint(task.without_test(data), task.columns)
+    if now != objective.fingerprint["graph"]:
         raise GraphError("expected the graph that the study was measured on, got another")
     mask = data.get("test_mask")
     if not isinstance(mask, Tensor) or not bool(mask.any()):

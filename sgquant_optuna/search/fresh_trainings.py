@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-import torch
 from torch import Tensor, nn
 
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
 from sgquant_optuna.quantization.sites import BitWidths
 from sgquant_optuna.search.objective import QuantizationObjective
-from sgquant_optuna.search.prediction_changes import ReferencePredictions
+from sgquant_optuna.search.reference import reference_of
 from sgquant_optuna.study.drop_evidence import DropEvidence
 from sgquant_optuna.study.drop_slope import DropSlope
 
@@ -79,20 +78,16 @@ class FreshTrainings:
     def measure(self, bits: BitWidths, count: int) -> FreshMeasurement:
         """Measure an assignment on the first ``count`` trainings."""
         full = [self._finetuned(at, self._objective.full_precision) for at in range(count)]
-        reference = ReferencePredictions(
-            [scores for scores, _ in full],
-            [accuracy for _, accuracy in full],
-            self._objective.graph.data,
-        )
-        classes = self.classes(bits, count)
-        return FreshMeasurement(reference.flips(classes), reference.evidence(classes))
+        reference = reference_of(self._objective.task, full, self._objective.graph.data)
+        predictions = [reference.predictions(one) for one in self.outputs(bits, count)]
+        return FreshMeasurement(reference.flips(predictions), reference.evidence(predictions))
 
-    def classes(self, bits: BitWidths, count: int) -> list[Tensor]:
-        """Return the classes that the first trainings predict with these widths, ``[N]`` each."""
-        return [self._finetuned(at, bits)[0].argmax(dim=1) for at in range(count)]
+    def outputs(self, bits: BitWidths, count: int) -> list[Tensor]:
+        """Return the outputs of the first trainings with these widths, for all items."""
+        return [self._finetuned(at, bits)[0] for at in range(count)]
 
     def _finetuned(self, at: int, bits: BitWidths) -> tuple[Tensor, float]:
-        """Return class scores ``[N, C]`` and validation accuracy in percent of a training."""
+        """Return the outputs for all items and the validation metric of a training."""
         key = (at, str(bits.to_dict()))
         if key not in self._scores:
             seed = _FRESH_SEEDS + at
@@ -108,28 +103,3 @@ class FreshTrainings:
             trained = self._retrain(_FRESH_SEEDS + len(self._models))
             self._models.append(self._objective.calibrated(trained))
         return self._models[at]
-
-
-def drop_interval(drops: Tensor, *, draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % interval of a mean over trainings and nodes, both drawn anew.
-
-    Args:
-        drops:
-            Drop at each node in each training, ``[S, n]``.
-        draws:
-            Number of draws.
-
-    Reference:
-        Owen (2007), "The pigeonhole bootstrap".
-    """
-    generator = torch.Generator().manual_seed(0)
-    drops = drops.double().cpu()
-    trainings, nodes = drops.shape
-    means = []
-    for _ in range(draws):
-        # Poisson weights are those of multinomial draws but for their sum.
-        by_node = torch.poisson(torch.ones(nodes, dtype=torch.float64), generator=generator)
-        rows = torch.randint(trainings, (trainings,), generator=generator)
-        means.append((drops[rows] @ by_node).mean() / by_node.sum())
-    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(low), float(high)

@@ -9,11 +9,12 @@ from statistics import fmean
 from torch import Tensor, nn
 
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
+from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import TrainingResult
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.quantization.memory import FeatureLayout, honest_memory, paper_memory
 from sgquant_optuna.quantization.sites import BitWidths
-from sgquant_optuna.search.prediction_changes import ReferencePredictions
+from sgquant_optuna.search.reference import Reference
 from sgquant_optuna.study.drop_evidence import DropEvidence
 from sgquant_optuna.study.drop_slope import DropSlope
 from sgquant_optuna.study.plan import ObjectiveConfig
@@ -126,10 +127,14 @@ class Trainings:
             Calibrated full-precision models.
         config:
             Options of the search: finetuning, repeats, seed and first look.
+        task:
+            Items and metric of the models.
     """
 
-    def __init__(self, models: Sequence[CalibratedModel], config: ObjectiveConfig) -> None:
-        self._config = config
+    def __init__(
+        self, models: Sequence[CalibratedModel], config: ObjectiveConfig, task: Task
+    ) -> None:
+        self._config, self._task = config, task
         self._runs = [
             (model, config.seed + repeat) for model in models for repeat in range(config.repeats)
         ]
@@ -148,12 +153,12 @@ class Trainings:
     def scores(
         self, bits: BitWidths, finetuning: TrainingConfig | None = None
     ) -> Iterator[tuple[Tensor, float]]:
-        """Yield class scores ``[N, C]`` and validation accuracy in percent of each training."""
+        """Yield the outputs for all items and the validation metric of each training."""
         tuned = self.finetuned(bits, finetuning)
         for (calibrated, _), (model, result) in zip(self._runs, tuned, strict=True):
             yield calibrated.scores(model), result.accuracy
 
-    def measure(self, bits: BitWidths, reference: ReferencePredictions) -> Iterator[Measurement]:
+    def measure(self, bits: BitWidths, reference: Reference) -> Iterator[Measurement]:
         """Yield what is known after a first look, if there is one, and after each training.
 
         Args:
@@ -169,15 +174,15 @@ class Trainings:
         yield from self._measured(bits, reference, self._config.finetuning)
 
     def _measured(
-        self, bits: BitWidths, reference: ReferencePredictions, finetuning: TrainingConfig
+        self, bits: BitWidths, reference: Reference, finetuning: TrainingConfig
     ) -> Iterator[Measurement]:
-        classes, accuracies = [], []
-        for scores, accuracy in self.scores(bits, finetuning):
-            classes.append(scores.argmax(dim=1))
+        predictions, accuracies = [], []
+        for outputs, accuracy in self.scores(bits, finetuning):
+            predictions.append(reference.predictions(outputs))
             accuracies.append(accuracy)
             yield Measurement(
-                flips=reference.flips(classes),
-                evidence=reference.evidence(classes),
+                flips=reference.flips(predictions),
+                evidence=reference.evidence(predictions),
                 accuracy=fmean(accuracies),
-                trainings=len(classes),
+                trainings=len(predictions),
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,23 +10,22 @@ from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from optuna.exceptions import TrialPruned
 from optuna.pruners import NopPruner
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import Trial, TrialState
-from torch import Tensor, nn
+from torch import nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
-from sgquant_optuna.graph.datasets import check_graph
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets, quantile_degree_edges
 from sgquant_optuna.graph.degree_edges import check_degree_edges
 from sgquant_optuna.graph.fingerprint import graph_fingerprint, model_fingerprint, weights_sketch
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
-from sgquant_optuna.graph.training import TrainingResult
+from sgquant_optuna.graph.tasks.task import Task
+from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult
 from sgquant_optuna.packed.dry_run import try_export
 from sgquant_optuna.packed.export import Source
 from sgquant_optuna.quantization.memory import (
@@ -37,13 +35,14 @@ from sgquant_optuna.quantization.memory import (
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
 from sgquant_optuna.search.measurement import Measurement, Trainings
-from sgquant_optuna.search.prediction_changes import ReferencePredictions
+from sgquant_optuna.search.reference import Reference, reference_of
 from sgquant_optuna.search.trial_log import log_trial
 from sgquant_optuna.storage import write_together
 from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR, WORKER_ATTR
 from sgquant_optuna.storage.processes import process_name
 from sgquant_optuna.study.byte_sizes import exact_megabytes
 from sgquant_optuna.study.drop_slope import DropSlope
+from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.reachable_sizes import ReachableSizes
 from sgquant_optuna.study.record import Fingerprint, StudyRecord
@@ -94,6 +93,9 @@ class QuantizationObjective:
         forward:
             Function that calls the model with the graph, where the parameters of the model are
             not named as the graph's columns.
+        task:
+            Items, loss and metric of the model; node classification by default. Where a page says
+            accuracy in percent and points, the metric and its unit are meant.
         options:
             Options of :class:`ObjectiveConfig` by name, in the place of those of ``config``.
 
@@ -117,15 +119,17 @@ class QuantizationObjective:
         config: ObjectiveConfig | None = None,
         *,
         forward: Forward = forward,
+        task: Task = NODE_CLASSIFICATION,
         **options: Any,
     ) -> None:
         self.config = config = replace(config or ObjectiveConfig(), **options)
-        check_graph(data)
+        task.check(data)
         models = [model] if isinstance(model, nn.Module) else list(model)
-        self.forward = forward
+        self.forward, self.task = forward, task
+        self._metric = MetricWords(**task.describe_metric())
 
-        data = without_test_nodes(data)
-        graph_print = graph_fingerprint(data)
+        data = task.without_test(data)
+        graph_print = graph_fingerprint(data, task.columns)
         self.degree_edges = _degree_edges(data, config)
         if self.degree_edges:
             data = AddDegreeBuckets(self.degree_edges)(data)
@@ -134,7 +138,7 @@ class QuantizationObjective:
         self.models = [self.calibrated(one) for one in models]
         self.models[0].check_effects()
         self.layout = self.models[0].layout
-        self._trainings = Trainings(self.models, config)
+        self._trainings = Trainings(self.models, config, task)
         exact = _exact_inputs(self.layout, config)
         self.search_space = BitWidthSearchSpace(
             self.layout.sizes,
@@ -163,6 +167,7 @@ class QuantizationObjective:
                 "repeats": config.repeats,
                 "first_look": config.first_look,
                 "seed": config.seed,
+                "task": task.fingerprint,
             },
         }
         self._checked_studies = _CheckedStudies()
@@ -186,6 +191,7 @@ class QuantizationObjective:
             layers=self.config.layers,
             attention=self.config.attention,
             forward=self.forward,
+            task=self.task,
         )
 
     @property
@@ -204,12 +210,10 @@ class QuantizationObjective:
         return self.reference.accuracy
 
     @cached_property
-    def reference(self) -> ReferencePredictions:
+    def reference(self) -> Reference:
         """Predictions of the trainings of a trial at 32 bits, after the same finetuning."""
         found = list(self._trainings.scores(self.full_precision))
-        return ReferencePredictions(
-            [scores for scores, _ in found], [accuracy for _, accuracy in found], self.graph.data
-        )
+        return reference_of(self.task, found, self.graph.data)
 
     @property
     def full_precision(self) -> BitWidths:
@@ -290,6 +294,7 @@ class QuantizationObjective:
             confidence=self.config.confidence,
             mode=self.config.mode,
             budget_bytes=self.config.budget_bytes,
+            metric=self._metric,
         )
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
@@ -317,7 +322,7 @@ class QuantizationObjective:
         slope = learned_slope([*others, result])
         result = result.with_slope(slope, self.config.confidence)
         self._write(trial, result)
-        log_trial(trial, result, others, self.config.limit)
+        log_trial(trial, result, others, self.config.limit, self._metric)
         if is_pruned:
             raise TrialPruned
         if self.config.mode == "pareto":
@@ -422,16 +427,3 @@ def _exact_inputs(layout: FeatureLayout, config: ObjectiveConfig) -> dict[str, i
     if len(sites) == len(layout.sizes):
         return {}  # nothing would be left to search
     return {str(site): width for site, width in sites.items()}
-
-
-def without_test_nodes(data: Data) -> Data:
-    """Return a copy that no search can read test labels from.
-
-    The test mask is gone, and labels outside training and validation nodes are -1.
-    """
-    stripped = copy.copy(data)
-    del stripped.test_mask
-    assert isinstance(data.y, Tensor)
-    seen = data.train_mask | data.val_mask
-    stripped.y = torch.where(seen, data.y, torch.full_like(data.y, -1))
-    return stripped

@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
+from sgquant_optuna.graph.tasks.answer_kinds import fitted_temperature, mean_softmax
 from sgquant_optuna.study.drop_evidence import DropEvidence
-
-_LOG_TEMPERATURES = (-3.0, 3.0)
 
 
 class ReferencePredictions:
@@ -32,25 +30,33 @@ class ReferencePredictions:
             of a trial.
         accuracies:
             Validation accuracy of each, in percent.
+        labels:
+            Classes of all nodes, ``[N]`` int64; those outside ``val_mask`` are not read.
         data:
-            Graph with ``y`` ``[N]``, ``train_mask`` and ``val_mask``. The labels of other nodes
-            are not read.
+            Graph with ``train_mask`` and ``val_mask``, ``[N]`` bool.
 
     Reference:
         Guo et al. (2017), "On Calibration of Modern Neural Networks", for the temperature, which
         is fitted on the validation nodes.
     """
 
-    def __init__(self, scores: Sequence[Tensor], accuracies: Sequence[float], data: Data) -> None:
+    def __init__(
+        self, scores: Sequence[Tensor], accuracies: Sequence[float], labels: Tensor, data: Data
+    ) -> None:
         self.accuracy = fmean(accuracies)
-        assert isinstance(data.y, Tensor)
         self._outside = ~data.train_mask
         self._labelled = data.val_mask
-        self._labels = data.y[data.val_mask]
-        self._classes = [one.argmax(dim=1) for one in scores]
-        temperature = _temperature([one[self._labelled] for one in scores], self._labels)
-        outside = [one[self._outside] for one in scores]
-        self._probabilities = _mean_probabilities(outside, temperature)
+        self._labels = labels[data.val_mask]
+        self._classes = [self.predictions(one) for one in scores]
+        known = [one[self._labelled] for one in scores]
+        temperature = fitted_temperature(
+            lambda t: F.nll_loss(mean_softmax(known, t).clamp_min(1e-12).log(), self._labels)
+        )
+        self._probabilities = mean_softmax([one[self._outside] for one in scores], temperature)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Return the class that each node gets, ``[N]`` int64."""
+        return outputs.argmax(dim=1)
 
     def flips(self, classes: Sequence[Tensor]) -> float:
         """Return how many predictions change, in percent of the nodes outside training.
@@ -93,22 +99,3 @@ class ReferencePredictions:
         mean = (self._probabilities * given_up).sum(dim=1)
         variance = (self._probabilities * given_up**2).sum(dim=1) - mean**2
         return 100.0 * math.sqrt(max(float(variance.sum()), 0.0)) / len(given_up)
-
-
-def _temperature(scores: Sequence[Tensor], labels: Tensor) -> float:
-    """Return the temperature at which the mean probabilities fit the labels best."""
-
-    def loss(log_temperature: float) -> float:
-        mean = _mean_probabilities(scores, math.exp(log_temperature))
-        return float(F.nll_loss(mean.clamp_min(1e-12).log(), labels))
-
-    found = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
-    return math.exp(float(found.x))
-
-
-def _mean_probabilities(scores: Sequence[Tensor], temperature: float) -> Tensor:
-    """Average the class probabilities of all trainings, ``[N, C]``."""
-    total = torch.zeros_like(scores[0], dtype=torch.float64)
-    for one in scores:
-        total += (one.double() / temperature).softmax(dim=1)
-    return total / len(scores)

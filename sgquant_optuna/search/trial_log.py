@@ -9,15 +9,21 @@ import optuna
 from optuna.trial import Trial
 
 from sgquant_optuna.study.limit import Limit
+from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.selection import best_feasible
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
+_ACCURACY = MetricWords()
 _logger = logging.getLogger(__name__)
 _OPTUNAS = "optuna.sgquant_optuna"
 
 
 def log_trial(
-    trial: Trial, result: TrialResult, others: Sequence[TrialScore | None], limit: Limit
+    trial: Trial,
+    result: TrialResult,
+    others: Sequence[TrialScore | None],
+    limit: Limit,
+    metric: MetricWords = _ACCURACY,
 ) -> None:
     """Log what a trial measured, once.
 
@@ -33,6 +39,8 @@ def log_trial(
             Results of the other finished trials of the study.
         limit:
             Limit of the study.
+        metric:
+            Words for the drop.
     """
     logger = _logger
     if not logger.isEnabledFor(logging.INFO):
@@ -40,11 +48,11 @@ def log_trial(
     if not logger.isEnabledFor(logging.INFO):
         return
     logger.info(
-        "Trial %d: saving %.1fx, drop %.2f and at most %.2f points, %s; %s, %.1f s",
+        "Trial %d: saving %.1fx, drop %s and at most %s, %s; %s, %.1f s",
         trial.number,
         result.saving,
-        result.estimated_drop,
-        result.drop_bound,
+        metric.digits(result.estimated_drop),
+        metric.drop(result.drop_bound),
         _verdict(trial, result, limit),
         _best([result, *others], limit),
         result.seconds,

@@ -40,13 +40,16 @@ class DropEvidence:
         lost:
             Right predictions of full precision less those of the quantized model, summed over the
             nodes of a group and over the trainings, by group; groups with 0 are left out.
+        max_groups:
+            Largest number of groups.
     """
 
     expected: tuple[float, ...]
     measured: tuple[float, ...]
     deviation: float
     nodes: int
-    lost: Mapping[int, int]
+    lost: Mapping[int, float]
+    max_groups: int = MAX_GROUPS
 
     @property
     def trainings(self) -> int:
@@ -56,7 +59,7 @@ class DropEvidence:
     @property
     def groups(self) -> int:
         """Number of groups."""
-        return min(self.nodes, MAX_GROUPS)
+        return min(self.nodes, self.max_groups)
 
     @property
     def expected_drop(self) -> float:
@@ -110,6 +113,7 @@ class DropEvidence:
             "nodes": self.nodes,
             "groups": list(self.lost),
             "lost": list(self.lost.values()),
+            **({} if self.max_groups == MAX_GROUPS else {"max_groups": self.max_groups}),
         }
 
     @classmethod
@@ -126,6 +130,7 @@ class DropEvidence:
             deviation=values["deviation"],
             nodes=values["nodes"],
             lost=dict(zip(values["groups"], values["lost"], strict=True)),
+            max_groups=values.get("max_groups", MAX_GROUPS),
         )
         known = range(made.groups)
         if not made.expected or any(group not in known for group in made.lost):

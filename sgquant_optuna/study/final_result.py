@@ -45,6 +45,8 @@ class FinalResult:
             Other trials that were measured again: smaller ones that did not hold, or larger ones.
         times_opened:
             Number of times that this study has looked at the test nodes.
+        higher_is_better:
+            Whether a larger value of the metric is better.
     """
 
     trial: int
@@ -60,6 +62,7 @@ class FinalResult:
     test_drop_interval: tuple[float, float]
     others: tuple[int, ...] = ()
     times_opened: int = 1
+    higher_is_better: bool = True
 
     def __repr__(self) -> str:
         """Return what matters in a line."""
@@ -67,7 +70,7 @@ class FinalResult:
         runs = "trainings" if self.retrained else "fresh seeds"
         return (
             f"<FinalResult: trial {self.trial} {verdict} on {self.seeds} {runs}, drop at "
-            f"most {self.drop_bound:.2f} points, {self.test_drop:.2f} on test nodes>"
+            f"most {self.drop_bound:.4g}, {self.test_drop:.4g} on test items>"
         )
 
     def knows(self, trial: int) -> bool:
@@ -82,7 +85,8 @@ class FinalResult:
     @property
     def _drops(self) -> list[float]:
         pairs = zip(self.full_precision_test, self.quantized_test, strict=True)
-        return [full - quantized for full, quantized in pairs]
+        sign = 1 if self.higher_is_better else -1
+        return [sign * (full - quantized) for full, quantized in pairs]
 
     def save(self, study: optuna.Study) -> None:
         """Write the result into the study's user attributes."""

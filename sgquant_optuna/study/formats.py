@@ -32,6 +32,7 @@ def to_json(report: StudyReport) -> str:
     described = {
         "study": report.study_name,
         "mode": report.record.mode,
+        "metric": report.record.metric.to_dict(),
         "trial": report.trial,
         "is_feasible": report.is_feasible,
         **asdict(report.record.limit),

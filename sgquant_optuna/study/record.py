@@ -13,6 +13,7 @@ from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.storage.attributes import RECORD_ATTR
 from sgquant_optuna.study.limit import Limit
+from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.search_space import BitWidthSearchSpace
 from sgquant_optuna.study.stored_values import reading, stored_fields
 
@@ -53,6 +54,8 @@ class StudyRecord:
             ``"constrained"``, ``"pareto"`` or ``"budget"``.
         budget_bytes:
             Largest honest memory that is feasible, in bytes; in mode ``"budget"`` only.
+        metric:
+            Name, unit and direction of what is called accuracy here.
     """
 
     fingerprint: Fingerprint
@@ -63,6 +66,7 @@ class StudyRecord:
     confidence: float
     mode: str
     budget_bytes: float | None = None
+    metric: MetricWords = MetricWords()
 
     @property
     def limit(self) -> Limit:
@@ -125,6 +129,7 @@ class StudyRecord:
                 "confidence": self.confidence,
                 "mode": self.mode,
                 "budget_bytes": self.budget_bytes,
+                "metric": self.metric.to_dict(),
             },
         )
 
@@ -179,6 +184,7 @@ class StudyRecord:
                 confidence=record["confidence"],
                 mode=record["mode"],
                 budget_bytes=record.get("budget_bytes"),
+                metric=MetricWords(**record["metric"]),
             )
 
 

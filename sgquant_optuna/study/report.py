@@ -25,6 +25,7 @@ from sgquant_optuna.study.byte_sizes import megabytes
 from sgquant_optuna.study.drop_slope import certifiable_flips
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.limit import NEAR_BUDGET, Limit
+from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.plain_tables import PlainTable, html_table
 from sgquant_optuna.study.reachable_sizes import ReachableSizes
 from sgquant_optuna.study.record import StudyRecord
@@ -136,9 +137,9 @@ class StudyReport:
         if evidence is None or self.certifiable_flips is None or record.budget_bytes is not None:
             return ""
         return (
-            f"With {evidence.nodes:,} labelled nodes, a drop of at most {record.max_drop:g} "
-            f"points can be promised where up to about {self.certifiable_flips:.1f} % of the "
-            f"predictions change."
+            f"With {evidence.nodes:,} labelled nodes, a drop of at most "
+            f"{record.metric.limit(record.max_drop)} can be promised where up to about "
+            f"{self.certifiable_flips:.1f} % of the predictions change."
         )
 
     def __rich__(self) -> RenderableType:
@@ -179,12 +180,12 @@ class StudyReport:
         table = Table(show_header=True, caption=self.certainty or None)
         for column in ("", "full precision", "quantized", ""):
             table.add_column(column, justify="right" if column else "left")
-        budget = self.record.budget_bytes
+        budget, metric = self.record.budget_bytes, self.record.metric
         table.add_row(
-            "validation accuracy",
-            f"{self.record.full_precision_accuracy:.2f} %",
-            f"{self.accuracy:.2f} %",
-            f"drop {self.accuracy_drop:.2f} points",
+            f"validation {metric.name}",
+            metric.value(self.record.full_precision_accuracy),
+            metric.value(self.accuracy),
+            f"drop {metric.drop(self.accuracy_drop)}",
         )
         self._add_promise(table)
         if self.final is not None:
@@ -214,12 +215,13 @@ class StudyReport:
     def _add_promise(self, table: Table) -> None:
         """Tell what the trial loses on all nodes, and what the labels can promise at all."""
         result, record = self.result, self.record
-        told = f"at most {result.drop_bound:.2f} ({record.confidence:.0%})"
+        told = f"at most {record.metric.digits(result.drop_bound)} ({record.confidence:.0%})"
         if result.evidence is None:
             told = "on validation nodes alone"
         if record.budget_bytes is None:
             told += f", limit {record.max_drop:g}{self._miss}"
-        table.add_row("drop, all nodes", "", f"{result.estimated_drop:.2f} points", told)
+        expected = record.metric.drop(result.estimated_drop)
+        table.add_row("drop, all nodes", "", expected, told)
         if result.evidence is not None:
             table.add_row("predictions that change", "", f"{result.flips:.2f} %", "")
 
@@ -239,23 +241,26 @@ class StudyReport:
         return f"{used}; nearer ones, up to {megabytes(nearest)}, were not measured to be as good"
 
     def _add_final_rows(self, table: Table, final: FinalResult) -> None:
+        metric = self.record.metric
         runs = f"{final.seeds} {'trainings' if final.retrained else 'fresh seeds'}"
         verdict = "holds" if final.holds else "does not hold"
         table.add_row(
             f"promise, {runs}",
             "",
             "" if self.record.budget_bytes is not None else verdict,
-            f"drop {final.estimated_drop:.2f}, at most {final.drop_bound:.2f} points "
+            f"drop {metric.digits(final.estimated_drop)}, at most {metric.drop(final.drop_bound)} "
             f"({self.record.confidence:.0%})",
         )
         changed = f"at most {final.flips:.2f} %"
-        table.add_row("predictions that change", "", changed, "the drop is not larger")
+        bound = "the drop is not larger" if metric.name == "accuracy" else ""
+        table.add_row("predictions that change", "", changed, bound)
         low, high = final.test_drop_interval
         table.add_row(
             f"test, {runs}",
-            _spread(final.full_precision_test),
-            _spread(final.quantized_test),
-            f"drop {final.test_drop:.2f} points, 95 % CI {low:.2f} to {high:.2f}",
+            _spread(final.full_precision_test, metric),
+            _spread(final.quantized_test, metric),
+            f"drop {metric.drop(final.test_drop)}, 95 % CI {metric.digits(low)} to "
+            f"{metric.digits(high)}",
         )
 
 
@@ -307,5 +312,5 @@ def _other_limits(
     return tuple(answers)
 
 
-def _spread(values: tuple[float, ...]) -> str:
-    return f"{fmean(values):.2f} ± {stdev(values):.2f} %"
+def _spread(values: tuple[float, ...], metric: MetricWords) -> str:
+    return f"{metric.digits(fmean(values))} ± {metric.value(stdev(values))}"

@@ -10,7 +10,8 @@ from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph import datasets
-from sgquant_optuna.graph.datasets import check_graph, load_graph, random_split
+from sgquant_optuna.graph.datasets import load_graph, random_split
+from sgquant_optuna.graph.training import NODE_CLASSIFICATION
 
 
 def write_planetoid(folder: Path, name: str = "cora") -> None:
@@ -57,7 +58,7 @@ def write_amazon(folder: Path) -> None:
 
 def test_digits_need_no_files_and_are_the_same_every_time():
     data = load_graph("digits")
-    check_graph(data)
+    NODE_CLASSIFICATION.check(data)
     assert (data.num_nodes, data.num_features, int(data.y.max())) == (1797, 64, 9)
     assert (float(data.x.min()), float(data.x.max())) == (0, 1)
     assert data.is_undirected() and not data.has_self_loops() and data.is_coalesced()
@@ -71,7 +72,7 @@ def test_digits_need_no_files_and_are_the_same_every_time():
 def test_raw_planetoid_files_are_read_with_the_public_split(tmp_path, monkeypatch):
     write_planetoid(tmp_path / "planetoid" / "Cora" / "raw")
     data = load_graph("cora", tmp_path)
-    check_graph(data)
+    NODE_CLASSIFICATION.check(data)
     assert (data.num_nodes, data.num_features, data.name) == (520, 5, "Cora")
     assert int(data.train_mask.sum()) == 6
     assert int(data.val_mask.sum()) == 500
@@ -92,7 +93,7 @@ def test_rows_of_negative_features_have_no_sum_to_divide_by(monkeypatch):
 def test_raw_amazon_files_are_read_and_split(tmp_path):
     write_amazon(tmp_path / "amazon" / "Computers" / "raw")
     data = load_graph("computers", tmp_path, seed=3)
-    check_graph(data)
+    NODE_CLASSIFICATION.check(data)
     assert (data.num_nodes, data.split_seed) == (120, 3)
     assert (int(data.train_mask.sum()), int(data.val_mask.sum())) == (40, 60)
 
@@ -159,7 +160,7 @@ def test_a_split_takes_so_many_nodes_of_each_class(graph):
         assert int((split.train_mask & of_class).sum()) == 4
         assert int((split.val_mask & of_class).sum()) == 5
         assert int((split.test_mask & of_class).sum()) == 11
-    check_graph(split)
+    NODE_CLASSIFICATION.check(split)
     with pytest.raises(GraphError, match="expected more than 50 nodes of class 0, got 20"):
         random_split(graph)
 
@@ -204,13 +205,13 @@ FULL = torch.ones(60, dtype=torch.bool)
 def test_a_graph_that_cannot_be_searched_is_refused_in_one_line(change, message, graph):
     change(graph)
     with pytest.raises(GraphError, match=message) as error:
-        check_graph(graph)
+        NODE_CLASSIFICATION.check(graph)
     assert "\n" not in str(error.value)
 
 
 def test_a_test_mask_is_not_needed(graph):
     del graph.test_mask
-    check_graph(graph)
+    NODE_CLASSIFICATION.check(graph)
 
 
 @pytest.mark.skipif("SGQUANT_DATA" not in os.environ, reason="needs real data sets")
@@ -220,6 +221,6 @@ def test_a_test_mask_is_not_needed(graph):
 )
 def test_real_data_sets_have_their_published_sizes(name, nodes, edges, features, train):
     data = load_graph(name)
-    check_graph(data)
+    NODE_CLASSIFICATION.check(data)
     assert (data.num_nodes, data.num_edges, data.num_features) == (nodes, edges, features)
     assert int(data.train_mask.sum()) == train

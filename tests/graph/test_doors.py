@@ -8,9 +8,9 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import GCNConv
 
 from sgquant_optuna.exceptions import GraphError, ModelError
-from sgquant_optuna.graph import datasets
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.paper_models import GCN
+from sgquant_optuna.graph.tasks import task
 from sgquant_optuna.graph.training import accuracy, fit
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.search.objective import QuantizationObjective
@@ -107,8 +107,10 @@ def test_what_is_no_graph_is_refused(given, message, graph):
 
 def test_the_columns_of_a_graph_are_checked_once(graph, monkeypatch):
     fixed, calls = FixedGraph(graph), []
-    check = datasets.check_columns
-    monkeypatch.setattr(datasets, "check_columns", lambda data: calls.append(1) or check(data))
+    check = task.check_features_and_edges
+    monkeypatch.setattr(
+        task, "check_features_and_edges", lambda data: calls.append(1) or check(data)
+    )
     for _ in range(3):
         fit(GCN(12, 3), fixed, ONE_EPOCH)
     assert len(calls) == 1

@@ -25,7 +25,7 @@ SCORES = log([0.5, 0.75, 0.25, 0.25, 0.25, 0.75, 0.6])
 
 @pytest.fixture
 def reference(data):
-    return ReferencePredictions([SCORES], [75.0], data)
+    return ReferencePredictions([SCORES], [75.0], data.y, data)
 
 
 def test_nothing_changes_against_itself(reference):
@@ -50,7 +50,7 @@ def test_expected_and_measured_drops_by_hand(reference):
 
 
 def test_the_deviation_of_a_mean_over_trainings_counts_each_node_once(data):
-    reference = ReferencePredictions([SCORES, SCORES], [75.0, 75.0], data)
+    reference = ReferencePredictions([SCORES, SCORES], [75.0, 75.0], data.y, data)
     one, other = SCORES.argmax(dim=1), SCORES.argmax(dim=1)
     one[1], other[4] = 1 - one[1], 1 - other[4]
     # Each training flips another node, so half a flip at each: 2 * 0.75 / 4.
@@ -62,13 +62,13 @@ def test_scores_that_are_too_sure_are_cooled(data):
     # Ten times as sure, and right as often: the temperature makes the same probabilities.
     classes = SCORES.argmax(dim=1)
     classes[1] = 1 - classes[1]
-    sure = ReferencePredictions([10 * SCORES], [75.0], data).evidence([classes])
-    plain = ReferencePredictions([SCORES], [75.0], data).evidence([classes])
+    sure = ReferencePredictions([10 * SCORES], [75.0], data.y, data).evidence([classes])
+    plain = ReferencePredictions([SCORES], [75.0], data.y, data).evidence([classes])
     assert sure.expected == pytest.approx(plain.expected, rel=1e-3)
 
 
 def test_labels_of_other_nodes_do_not_matter(data, reference):
     classes = [1 - SCORES.argmax(dim=1)]
     data.y[[5, 6]] = 1
-    other = ReferencePredictions([SCORES], [75.0], data)
+    other = ReferencePredictions([SCORES], [75.0], data.y, data)
     assert other.evidence(classes) == reference.evidence(classes)

@@ -122,5 +122,5 @@ def test_results_are_a_line():
     )
     final = final_result((90.0, 91.0), (89.0, 90.5))
     assert repr(final) == (
-        "<FinalResult: trial 1 holds on 2 trainings, drop at most 0.40 points, 0.75 on test nodes>"
+        "<FinalResult: trial 1 holds on 2 trainings, drop at most 0.4, 0.75 on test items>"
     )

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import optuna
 import pytest
-import torch
 
 from sgquant_optuna.exceptions import GraphError, StudyNotFoundError
 from sgquant_optuna.graph.paper_models import GCN
@@ -12,11 +11,7 @@ from sgquant_optuna.quantization.input_stores import InputContent
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize
 from sgquant_optuna.quantization.sites import Site
 from sgquant_optuna.search.final_report import _sequence, final_report
-from sgquant_optuna.search.fresh_trainings import (
-    FreshMeasurement,
-    FreshTrainings,
-    drop_interval,
-)
+from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.study_creation import create_study
 from sgquant_optuna.study.drop_evidence import DropEvidence
@@ -263,17 +258,6 @@ def test_if_nothing_holds_the_nearest_is_taken_and_told(study, objective, graph,
     final = final_report(study, objective, graph, seeds=2)
     assert (final.trial, final.holds) == (2, False)
     assert "does not hold" in str(report(study))
-
-
-def test_the_interval_counts_trainings_and_nodes():
-    # 400 nodes of which 40 are lost in every training: 10 +- 1.96 * sqrt(0.1 * 0.9 / 400) * 100.
-    lost = torch.zeros(5, 400)
-    lost[:, :40] = 100
-    low, high = drop_interval(lost)
-    assert (low, high) == pytest.approx((10 - 2.94, 10 + 2.94), abs=0.4)
-    # Trainings that differ in the mean widen it, the more the fewer they are.
-    lost[0, :200] = 100
-    assert drop_interval(lost)[1] > high + 5
 
 
 @pytest.mark.parametrize(

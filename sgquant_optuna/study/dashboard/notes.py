@@ -96,13 +96,17 @@ def study_note(
 
 
 def _headline(report: StudyReport) -> str:
-    full, budget = report.record.full_precision_accuracy, report.record.budget_bytes
-    final = report.final
+    budget, metric, final = report.record.budget_bytes, report.record.metric, report.final
+    full = metric.value(report.record.full_precision_accuracy)
     if budget is not None and report.is_feasible:
-        again = "" if final is None else f" On fresh trainings it is {final.estimated_drop:.2f}."
+        again = (
+            ""
+            if final is None
+            else f" On fresh trainings it is {metric.digits(final.estimated_drop)}."
+        )
         return (
-            f"**{report.result.estimated_drop:.2f} points** below full precision ({full:.2f} % of "
-            f"the validation nodes) in {megabytes(report.result.memory_bytes)}, of a budget of "
+            f"**{metric.drop(report.result.estimated_drop)}** below full precision (validation "
+            f"{metric.name} {full}) in {megabytes(report.result.memory_bytes)}, of a budget of "
             f"{megabytes(budget)}: trial {report.trial}.{again}"
         )
     if report.is_feasible:
@@ -111,15 +115,15 @@ def _headline(report: StudyReport) -> str:
             held = f" It {'**held**' if final.holds else 'did **not** hold'} on fresh trainings."
         return (
             f"**{report.honest.saving:.1f} times smaller** than float32 with a drop of at most "
-            f"{report.result.drop_bound:.2f} points ({report.record.confidence:.0%} sure): trial "
-            f"{report.trial}.{held} Its validation accuracy is {report.accuracy:.2f} % (full "
-            f"precision {full:.2f} %)."
+            f"{metric.drop(report.result.drop_bound)} ({report.record.confidence:.0%} sure): "
+            f"trial {report.trial}.{held} Its validation {metric.name} is "
+            f"{metric.value(report.accuracy)} (full precision {full})."
         )
     if budget is not None:
         missed = report.record.limit.describe_violation(report.result)
     else:
         missed = (
-            f"up to {report.result.drop_bound:.2f} points below full precision where "
+            f"up to {metric.drop(report.result.drop_bound)} below full precision where "
             f"{report.record.max_drop:g} are allowed"
         )
     return f"**No trial is feasible yet.** The nearest is trial {report.trial}, {missed}."
@@ -157,13 +161,15 @@ def trial_note(
     of_drop, of_memory = f", limit {record.max_drop:g}: {verdict}", ""
     if record.budget_bytes is not None:
         of_drop, of_memory = "", f", budget {megabytes(record.budget_bytes)}: {verdict}"
+    metric = record.metric
+    bound = f"{metric.drop(result.drop_bound)}{of_drop}"
     rows = [
-        (f"drop, at most ({record.confidence:.0%})", f"{result.drop_bound:.2f} points{of_drop}"),
-        ("drop, most probable", f"{result.estimated_drop:.2f} points"),
+        (f"drop, at most ({record.confidence:.0%})", bound),
+        ("drop, most probable", metric.drop(result.estimated_drop)),
         ("predictions that change", f"{result.flips:.2f} %"),
         (
-            "validation accuracy",
-            f"{result.accuracy:.2f} % of {record.full_precision_accuracy:.2f} %",
+            f"validation {metric.name}",
+            f"{metric.value(result.accuracy)} of {metric.value(record.full_precision_accuracy)}",
         ),
         (
             "memory, honest",
@@ -176,7 +182,7 @@ def trial_note(
     ]
     expected = predicted_drop(record, predicted or {})
     if expected is not None:
-        rows.append(("predicted drop", f"{expected[0]:.2f} points"))
+        rows.append(("predicted drop", metric.drop(expected[0])))
     # Built by hand: the table of rich is too slow for thousands of trials.
     lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"| measured | |\n| --- | --- |\n{lines}\n"

@@ -64,7 +64,7 @@ def test_with_a_budget_the_note_tells_the_drop_within_it(store, drawn_at_once):
     study.add_trial(measured((4, 4, 4, 4), 0.25, budget=70_000.0))
     assert write_page(study, store)
     assert (
-        "**0.25 points** below full precision (90.00 % of the validation nodes) in 0.064 MB, of a "
+        "**0.25 points** below full precision (validation accuracy 90.00 %) in 0.064 MB, of a "
         "budget of 0.070 MB: trial 1." in get_note(study)
     )
     final_result((80.0, 81.0), (79.0, 80.0)).save(study)

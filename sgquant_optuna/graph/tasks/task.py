@@ -1,0 +1,228 @@
+"""A task: items of a graph, the kind of answers that a model gives for them, and a metric."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from sgquant_optuna.exceptions import GraphError, ModelError
+from sgquant_optuna.graph.columns import (
+    check_column,
+    check_features_and_edges,
+    column,
+    label_advice,
+    mask_advice,
+)
+from sgquant_optuna.graph.tasks.answer_kinds import Answers, Classes
+from sgquant_optuna.graph.tasks.metrics import Metric
+
+ItemKind = Literal["node", "graph", "link"]
+
+_TARGETS = {"node": "y", "graph": "y", "link": "edge_label"}
+MASKS = ("train_mask", "val_mask", "test_mask")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model answers, and how that is trained and scored. Its items are masked as nodes are.
+
+    Args:
+        name:
+            Name that reports show, such as ``"link prediction"``.
+        items:
+            ``"node"``, ``"graph"`` (of a union, with a column ``batch``) or ``"link"`` (with
+            columns ``edge_label_index`` and ``edge_label``).
+        answers:
+            Kind of the answers.
+        metric:
+            Score of outputs, in the unit of which drops and limits are told.
+    """
+
+    name: str
+    items: ItemKind
+    answers: Answers
+    metric: Metric
+
+    @property
+    def target_column(self) -> str:
+        """Column of the graph with the targets."""
+        return _TARGETS[self.items]
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """Words that tell it from other tasks."""
+        return [self.items, self.answers.name, self.metric.name]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that a search reads besides features and edges."""
+        more = {"node": (), "graph": ("batch",), "link": ("edge_label_index",)}[self.items]
+        return (*more, "train_mask", "val_mask", self.target_column)
+
+    def targets(self, data: Data) -> Tensor:
+        """Return the targets of all items, ``[I]`` or ``[I, C]``."""
+        targets: Tensor = data[self.target_column]
+        return targets
+
+    def num_items(self, data: Data) -> int:
+        """Return the number of items I of a graph."""
+        if self.items == "link":
+            return int(column(data, "edge_label_index").shape[1])
+        if self.items == "graph":
+            batch = column(data, "batch")
+            return int(batch.max()) + 1 if len(batch) else 0
+        return int(column(data, "x").shape[0])
+
+    def check(self, data: Data) -> None:
+        """Check that a graph has the columns that a training and a search need.
+
+        Args:
+            data:
+                Graph with ``x`` (``[N, F]`` float), ``edge_index`` (``[2, E]`` int64) or
+                ``adj_t`` (``[N, N]`` sparse), targets, ``train_mask``, ``val_mask`` and optionally
+                ``test_mask`` (``[I]`` bool).
+
+        Raises:
+            GraphError:
+                If a column is missing or has another type or shape, a feature is not finite or so
+                large that a norm overflows, an edge ends outside the nodes, a training or
+                validation item has no target, a mask is empty, or two masks overlap.
+        """
+        self.check_columns(data)
+        count, targets = self.num_items(data), self.targets(data)
+        names = MASKS if "test_mask" in data else MASKS[:2]
+        masks = {name: column(data, name) for name in names}
+        for name, mask in masks.items():
+            fits = mask.dtype == torch.bool and mask.shape == (count,)
+            check_column(fits, name, f"bool [{count}]", mask, mask_advice(name, mask))
+            if name != "test_mask":
+                check_column(bool(mask.any()), name, f"at least one {self.items}", "none")
+                self._check_known(targets[mask], name)
+        for first, second in (("train_mask", "val_mask"), *((n, "test_mask") for n in names[:2])):
+            if second in masks:
+                shared = int((masks[first] & masks[second]).sum())
+                check_column(
+                    not shared, first, f"no {self.items} of {second}", f"{shared} of them"
+                )
+
+    def check_columns(self, data: Data) -> None:
+        """Check features, edges and targets of a graph, as :meth:`check` does, but no mask."""
+        check_features_and_edges(data)
+        num_nodes = data.x.shape[0]
+        if self.items == "link":
+            ends = column(data, "edge_label_index")
+            fits = ends.dtype == torch.long and ends.dim() == 2 and ends.shape[0] == 2
+            check_column(fits, "edge_label_index", "int64 [2, links]", ends)
+            inside = not ends.numel() or 0 <= int(ends.min()) and int(ends.max()) < num_nodes
+            check_column(
+                inside, "edge_label_index", f"nodes from 0 to {num_nodes - 1}", "others, too"
+            )
+        if self.items == "graph":
+            batch = column(data, "batch")
+            fits = batch.dtype == torch.long and batch.shape == (num_nodes,)
+            check_column(fits, "batch", f"int64 [{num_nodes}]", batch)
+            in_order = bool((batch.diff() >= 0).all()) and int(batch[0]) == 0
+            check_column(in_order, "batch", "the graph of each node, in order from 0", "others")
+        name, count = self.target_column, self.num_items(data)
+        targets = column(data, name)
+        is_class = isinstance(self.answers, Classes)
+        check_column(
+            self.answers.fit_targets(targets, count),
+            name,
+            self.answers.wanted_targets(count),
+            targets,
+            label_advice(targets, count) if is_class and self.items == "node" else None,
+        )
+
+    def labels(self, data: Data, mask: Tensor) -> Tensor:
+        """Return the targets of the items of a mask, all of them known.
+
+        Raises:
+            GraphError:
+                If one is unknown.
+            ValueError:
+                If the mask is empty, or not of this type and shape.
+        """
+        count = self.num_items(data)
+        if mask.dtype != torch.bool or mask.shape != (count,):
+            hint = "; choose one of its splits, as in mask[:, 0]" if mask.dim() == 2 else ""
+            raise ValueError(
+                f"accuracy: expected a mask bool [{count}], got "
+                f"{str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}{hint}"
+            )
+        if not mask.any():
+            raise ValueError(
+                f"accuracy: expected a mask with at least one {self.items}, got an empty one"
+            )
+        targets = self.targets(data)[mask]
+        self._check_known(targets, "the mask")
+        return targets
+
+    def check_outputs(self, model: nn.Module, outputs: object, targets: Tensor) -> Tensor:
+        """Return what a model returned in the shape of the targets, if it answers them.
+
+        Args:
+            model:
+                Module that was called; its class is named in the error.
+            outputs:
+                Result of the call.
+            targets:
+                Targets of all items; of classes, the largest counts.
+
+        Raises:
+            ModelError:
+                If it is no float tensor of such a shape.
+        """
+        expected = self.answers.wanted_outputs(targets)
+        advice = "return the scores alone, or pick them in a function that you pass as forward="
+        if not isinstance(outputs, Tensor):
+            size = f" of {len(outputs)}" if isinstance(outputs, tuple | list | dict) else ""
+            got = "None" if outputs is None else f"a {type(outputs).__name__}{size}"
+        else:
+            got = f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)}"
+            if not outputs.is_floating_point():
+                advice = "return real numbers, one for each class"
+            elif self.answers.fit_outputs(outputs, targets):
+                return self.answers.shaped(outputs, targets)
+            elif outputs.dim() == 2 and outputs.shape[0] == len(targets):
+                advice = "give the model as many outputs for each item"
+                if isinstance(self.answers, Classes):
+                    largest = int(targets.max())
+                    advice = f"the largest label is {largest}: give the model an output for each"
+            else:
+                advice = f"return a row for each {self.items}, with a score of each class"
+        raise ModelError(f"{type(model).__name__}: expected {expected}, got {got}; {advice}")
+
+    def without_test(self, data: Data) -> Data:
+        """Return a copy that no search can read test targets from.
+
+        The test mask is gone, and targets outside training and validation items are unknown.
+        """
+        stripped = copy.copy(data)
+        del stripped.test_mask
+        seen = data.train_mask | data.val_mask
+        stripped[self.target_column] = self.answers.hidden(self.targets(data), seen)
+        return stripped
+
+    def describe_metric(self) -> dict[str, Any]:
+        """Return what a record keeps of the metric."""
+        metric = self.metric
+        return {
+            "name": metric.name,
+            "unit": metric.unit,
+            "higher_is_better": metric.higher_is_better,
+        }
+
+    def _check_known(self, targets: Tensor, where: str) -> None:
+        if not bool(self.answers.known(targets).all()):
+            unknown = "NaN" if targets.is_floating_point() else "-1"
+            raise GraphError(
+                f"column {self.target_column}: expected a "
+                f"{'class' if isinstance(self.answers, Classes) else 'target'} for each "
+                f"{self.items} of {where}, got {unknown}"
+            )

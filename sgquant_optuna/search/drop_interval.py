@@ -1,0 +1,82 @@
+"""The interval of a drop on test items, over trainings and items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sgquant_optuna.graph.tasks.metrics import Metric, right_answers
+
+_RANGE = torch.tensor([0.025, 0.975], dtype=torch.float64)
+
+
+def drop_interval(
+    full: Sequence[Tensor], quantized: Sequence[Tensor], targets: Tensor, metric: Metric
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean drop over trainings and items, both drawn anew.
+
+    Args:
+        full:
+            Outputs of full precision for the test items, one for each training.
+        quantized:
+            Outputs of the quantized model for the same, paired by training.
+        targets:
+            Targets of the test items.
+        metric:
+            Metric whose drop is meant.
+
+    Reference:
+        Owen (2007), "The pigeonhole bootstrap".
+    """
+    if metric is right_answers:
+        right = [torch.stack([one.argmax(1) == targets for one in of]) for of in (full, quantized)]
+        return interval_of_sums((right[0].int() - right[1].int()) * 100)
+    return _interval_of_metric(full, quantized, targets, metric)
+
+
+def interval_of_sums(drops: Tensor, *, draws: int = 2000) -> tuple[float, float]:
+    """Return the interval where the drop is a mean over items.
+
+    Args:
+        drops:
+            Drop at each item in each training, ``[S, n]``.
+        draws:
+            Number of draws.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drops = drops.double().cpu()
+    trainings, nodes = drops.shape
+    means = []
+    for _ in range(draws):
+        # Poisson weights are those of multinomial draws but for their sum.
+        by_node = torch.poisson(torch.ones(nodes, dtype=torch.float64), generator=generator)
+        rows = torch.randint(trainings, (trainings,), generator=generator)
+        means.append((drops[rows] @ by_node).mean() / by_node.sum())
+    low, high = torch.stack(means).quantile(_RANGE)
+    return float(low), float(high)
+
+
+def _interval_of_metric(
+    full: Sequence[Tensor],
+    quantized: Sequence[Tensor],
+    targets: Tensor,
+    metric: Metric,
+    *,
+    draws: int = 300,
+) -> tuple[float, float]:
+    generator = torch.Generator().manual_seed(0)
+    pairs = [(a.cpu(), b.cpu()) for a, b in zip(full, quantized, strict=True)]
+    targets = targets.cpu()
+    means = []
+    for _ in range(draws):
+        items = torch.randint(len(targets), (len(targets),), generator=generator)
+        rows = torch.randint(len(pairs), (len(pairs),), generator=generator).tolist()
+        drops = [
+            metric.drop(*(metric(one[items], targets[items]) for one in pairs[row]))
+            for row in rows
+        ]
+        means.append(sum(drops) / len(drops))
+    low, high = torch.tensor(means, dtype=torch.float64).quantile(_RANGE)
+    return float(low), float(high)

@@ -1,0 +1,124 @@
+"""What quantization costs by any metric, on items whose targets nobody knows.
+
+Targets of all items outside training are drawn as the full-precision models find them probable;
+the metric of full precision less that of the quantized model, on the same drawn targets, is the
+expected drop. Its spread over the draws is the luck of the items. On the validation items the
+targets are known, and tell the drop that was measured; what each group of them adds to it is told
+by leaving it out (the jackknife), because a metric such as AUC is no sum over items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from sgquant_optuna.graph.tasks.task import Task
+from sgquant_optuna.study.drop_evidence import DropEvidence
+
+_DRAWS = 64
+_GROUPS = 40
+_LEAST_ITEMS = 4  # of a group
+_SEED = 0
+
+
+class ReferenceOutputs:
+    """Outputs of full precision, which those of quantized models are compared with.
+
+    Args:
+        task:
+            Items, kind of answers and metric.
+        outputs:
+            Outputs of each full-precision training for all items, in the order of the trainings of
+            a trial.
+        accuracies:
+            Validation metric of each.
+        data:
+            Graph with targets, ``train_mask`` and ``val_mask``. The targets of other items are not
+            read.
+
+    Reference:
+        Efron and Stein (1981), "The jackknife estimate of variance", for the pseudo-values.
+    """
+
+    def __init__(
+        self, task: Task, outputs: Sequence[Tensor], accuracies: Sequence[float], data: Data
+    ) -> None:
+        self.accuracy = fmean(accuracies)
+        self._task = task
+        self._outside = ~data.train_mask.cpu()
+        self._labelled = data.val_mask.cpu()
+        targets = task.targets(data).cpu()
+        self._targets = targets[self._labelled]
+        self._full = [self.predictions(one) for one in outputs]
+        spread = task.answers.spread([one[self._labelled] for one in self._full], self._targets)
+        self._spread = spread
+        draw = task.answers.drawer(self._full, self._labelled, targets)
+        generator = torch.Generator().manual_seed(_SEED)
+        self._drawn = [draw(generator)[self._outside] for _ in range(_DRAWS)]
+        self._drawn_full = [self._on_draws(one) for one in self._full]
+        count = len(self._targets)
+        self._groups = torch.arange(count) % max(2, min(_GROUPS, count // _LEAST_ITEMS))
+        self._known_full = [self._without_groups(one) for one in self._full]
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Return what is kept of the outputs of a training."""
+        return outputs.detach().cpu()
+
+    def flips(self, predictions: Sequence[Tensor]) -> float:
+        """Return how much the predictions outside training change, in percent."""
+        changed = self._task.answers.changed
+        outside = self._outside
+        return fmean(
+            changed(before[outside], after[outside], self._spread)
+            for before, after in zip(self._full, predictions, strict=False)
+        )
+
+    def evidence(self, predictions: Sequence[Tensor]) -> DropEvidence:
+        """Return expected and measured drops of some quantized trainings."""
+        drops = torch.stack(
+            [
+                self._drop(full, self._on_draws(after))
+                for full, after in zip(self._drawn_full, predictions, strict=False)
+            ]
+        )  # [trainings, draws]
+        known = torch.stack(
+            [
+                self._drop(full, self._without_groups(after))
+                for full, after in zip(self._known_full, predictions, strict=False)
+            ]
+        )  # [trainings, 1 + groups]
+        measured, without = known[:, 0], known[:, 1:]
+        groups = without.shape[1]
+        # What a group adds: the mean of all is the drop, exactly where a metric is a mean.
+        added = (groups * measured[:, None] - (groups - 1) * without).sum(dim=0)
+        count = len(self._targets)
+        return DropEvidence(
+            expected=tuple(drops.mean(dim=1).tolist()),
+            measured=tuple(measured.tolist()),
+            deviation=float(drops.mean(dim=0).std()),
+            nodes=count,
+            lost={at: float(one) * count / groups / 100 for at, one in enumerate(added) if one},
+            max_groups=groups,
+        )
+
+    def _on_draws(self, outputs: Tensor) -> Tensor:
+        outside = outputs[self._outside]
+        return torch.tensor(
+            [self._task.metric(outside, targets) for targets in self._drawn], dtype=torch.float64
+        )
+
+    def _without_groups(self, outputs: Tensor) -> Tensor:
+        """Return the metric on all labelled items, then on those outside of each group."""
+        known, metric = outputs[self._labelled], self._task.metric
+        values = [metric(known, self._targets)]
+        for group in range(int(self._groups.max()) + 1):
+            others = self._groups != group
+            values.append(metric(known[others], self._targets[others]))
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _drop(self, full: Tensor, quantized: Tensor) -> Tensor:
+        return full - quantized if self._task.metric.higher_is_better else quantized - full

@@ -7,18 +7,25 @@ import difflib
 import io
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, Dataset
+from torch_geometric.data import Data, Dataset, download_url, extract_zip
 from torch_geometric.datasets import Amazon, Coauthor, Planetoid, Reddit
 from torch_geometric.transforms import NormalizeFeatures
 from torch_geometric.utils import coalesce, to_undirected
 
 from sgquant_optuna.exceptions import GraphError
+from sgquant_optuna.graph.raw_files import (
+    kept,
+    read_coauthors_or_products,
+    read_ogbn_arxiv,
+    read_planetoid,
+    read_reddit,
+)
 
 DATA_VARIABLE = "SGQUANT_DATA"
 DIGITS = "digits"
@@ -37,6 +44,7 @@ _DATASETS: dict[str, tuple[type[Dataset], str, str | None]] = {
     "Reddit": (Reddit, "reddit", None),
 }
 _OGBN_ARXIV = "ogbn-arxiv"
+_OGBN_ARXIV_URL = "http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip"
 GRAPH_NAMES = (DIGITS, *_DATASETS, _OGBN_ARXIV)
 """Names that :func:`load_graph` accepts."""
 
@@ -52,8 +60,10 @@ def load_graph(
 
     Raw files in ``root`` are read without network, from the folders of PyG's data set classes:
     ``root/planetoid/Cora/raw``, ``root/amazon/Computers/raw``, ``root/coauthor/CS/raw``,
-    ``root/reddit/raw``. Missing files are downloaded. The Planetoid files are published as
-    pickles, which can run code when they are read: use them only from a source that you trust.
+    ``root/reddit/raw``, ``root/ogb/ogbn_arxiv``. Missing files are downloaded. Nothing is
+    unpickled but the arrays of the Planetoid files, and no function but those of arrays is called
+    for it; what PyG has processed before is not read. Graphs of more than some megabytes are kept
+    as ``processed/sgquant.safetensors``.
 
     Args:
         name:
@@ -169,45 +179,46 @@ def _digits() -> Data:
 def _load(name: str, root: Path) -> Data:
     make, folder, part = _DATASETS[name]
     where = root / folder
-    arguments = [str(where)] if part is None else [str(where), part]
-    with _loading_errors(name, where, lambda: _missing_files(make, where, part)):
-        data: Any = make(*arguments)[0]
-    assert isinstance(data, Data)
-    return data
-
-
-def _missing_files(make: type[Dataset], where: Path, part: str | None) -> list[Path]:
-    """Return the raw files of a data set that are missing, without loading it."""
+    # PyG's class knows names and addresses of the files. Its constructor would unpickle.
     dataset: Any = object.__new__(make)
-    dataset.root, dataset.split = str(where), "public"
+    dataset.root, dataset.split, dataset.log = str(where), "public", False
     if part is not None:
         dataset.name = part
-    return [Path(path) for path in dataset.raw_paths if not Path(path).exists()]
+    paths = [Path(path) for path in dataset.raw_paths]
+    raw = Path(dataset.raw_dir)
+
+    def read() -> Data:
+        if make is Planetoid:
+            return read_planetoid(raw, name)
+        if make is Reddit:
+            return read_reddit(raw)
+        return read_coauthors_or_products(raw, paths[0].name)
+
+    with _loading_errors(name, where, paths):
+        if any(not path.exists() for path in paths):
+            raw.mkdir(parents=True, exist_ok=True)
+            dataset.download()
+        if make is Planetoid:  # reading takes no longer than a copy of it would
+            return read()
+        return kept(Path(dataset.processed_dir), paths, read)
 
 
 def _load_ogbn_arxiv(root: Path) -> Data:
-    try:
-        from ogb.nodeproppred import PygNodePropPredDataset
-    except ImportError:
-        raise GraphError(
-            f"graph {_OGBN_ARXIV}: it needs another package; pip install 'sgquant-optuna[ogb]'"
-        ) from None
-    where = root / "ogb"
-    with _loading_errors(_OGBN_ARXIV, where, lambda: [where / "ogbn_arxiv" / "raw"]):
-        dataset = PygNodePropPredDataset(_OGBN_ARXIV, root=str(where))
-        data: Data = dataset[0]
-        data.y = data.y.flatten()
-        # Its edges are directed citations; models are trained on them in both directions.
-        data.edge_index = to_undirected(data.edge_index, num_nodes=data.num_nodes)
-        for split, key in (("train", "train"), ("val", "valid"), ("test", "test")):
-            mask = torch.zeros(data.num_nodes, dtype=torch.bool)
-            mask[dataset.get_idx_split()[key]] = True
-            data[f"{split}_mask"] = mask
-    return data
+    where = root / "ogb" / "ogbn_arxiv"
+    tables = [where / "raw" / f"{name}.csv.gz" for name in ("edge", "node-feat", "node-label")]
+    splits = [where / "split" / "time" / f"{name}.csv.gz" for name in ("train", "valid", "test")]
+    paths = [*tables, *splits]
+    with _loading_errors(_OGBN_ARXIV, where, paths):
+        if any(not path.exists() for path in paths):
+            archive = Path(download_url(_OGBN_ARXIV_URL, str(where.parent)))
+            extract_zip(str(archive), str(where.parent))
+            (where.parent / "arxiv").rename(where)
+            archive.unlink()
+        return kept(where / "processed", paths, lambda: read_ogbn_arxiv(where))
 
 
 @contextlib.contextmanager
-def _loading_errors(name: str, where: Path, missing: Callable[[], list[Path]]) -> Iterator[None]:
+def _loading_errors(name: str, where: Path, paths: list[Path]) -> Iterator[None]:
     """Turn any failure to load a data set into a GraphError that names the file."""
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
@@ -218,17 +229,12 @@ def _loading_errors(name: str, where: Path, missing: Callable[[], list[Path]]) -
     except GraphError:
         raise
     except Exception as error:  # a damaged pickle or archive or the network may raise anything
-        absent = missing()
+        absent = [path for path in paths if not path.exists()]
         if absent:
             raise GraphError(
                 f"graph {name}: cannot download {absent[0].name} "
                 f"({type(error).__name__}: {error}); put it into {absent[0].parent}, or name "
                 f"another folder with --root or {DATA_VARIABLE}"
-            ) from error
-        if isinstance(error, PermissionError) or not os.access(where, os.W_OK):
-            raise GraphError(
-                f"graph {name}: cannot write the processed files below {where}; copy the data "
-                f"sets to a folder that can be written"
             ) from error
         raise GraphError(
             f"graph {name}: cannot read the files below {where} ({type(error).__name__}: "

@@ -105,6 +105,7 @@ def test_raw_amazon_files_are_read_and_split(tmp_path):
         ("Photo", "amazon_electronics_photo.npz", "amazon/Photo/raw"),
         ("CS", "ms_academic_cs.npz", "coauthor/CS/raw"),
         ("Reddit", "reddit_data.npz", "reddit/raw"),
+        ("ogbn-arxiv", "edge.csv.gz", "ogb/ogbn_arxiv/raw"),
     ],
 )
 def test_a_failed_download_names_the_file_and_its_folder(
@@ -126,18 +127,11 @@ def test_a_damaged_file_is_told_and_kept(tmp_path):
     raw = tmp_path / "planetoid" / "Cora" / "raw"
     write_planetoid(raw)
     (raw / "ind.cora.allx").write_bytes(b"not a pickle")
-    with pytest.raises(GraphError, match="cannot read the files below .*they may be damaged"):
+    with pytest.raises(
+        GraphError, match="ind.cora.allx: expected a pickle of arrays .*remove it and load again"
+    ):
         load_graph("cora", tmp_path)
     assert (raw / "ind.cora.allx").read_bytes() == b"not a pickle"
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
-    raw = tmp_path / "planetoid" / "Cora" / "raw"
-    write_planetoid(raw)
-    raw.parent.chmod(0o500)
-    with pytest.raises(GraphError, match="cannot write the processed files"):
-        load_graph("cora", tmp_path)
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -145,12 +139,6 @@ def test_an_unknown_name_lists_the_known_ones():
         load_graph("coraa")
     with pytest.raises(GraphError, match="got 'nothing like it'"):
         load_graph("nothing like it")
-
-
-def test_ogb_needs_its_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ogb.nodeproppred", None)
-    with pytest.raises(GraphError, match=r"pip install 'sgquant-optuna\[ogb\]'"):
-        load_graph("ogbn-arxiv")
 
 
 def test_a_split_takes_so_many_nodes_of_each_class(graph):

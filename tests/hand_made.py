@@ -16,6 +16,7 @@ from sgquant_optuna.quantization.sites import BitWidths, Site
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.search_space import BitWidthSearchSpace
+from sgquant_optuna.study.stored_values import compact
 
 WIDTHS = (1, 2, 4, 8)
 LIMIT = 0.5
@@ -116,7 +117,7 @@ def measured(
             "paper_memory_bytes": paper.memory_bytes,
             "paper_saving": paper.saving,
             "average_bits": paper.average_bits,
-            "bit_widths": bits.to_dict(),
+            "bit_widths": compact(bits.to_dict()),
             "seconds": seconds,
             **attrs,
         },

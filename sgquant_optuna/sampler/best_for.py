@@ -255,7 +255,7 @@ def _default_drop(trial: FrozenTrial) -> float | None:
     drop = trial.user_attrs.get(DROP_KEY)
     if drop is None and len(trial.values) == 2:
         return float(trial.values[1])
-    return None if drop is None else float(drop)
+    return float(drop) if isinstance(drop, int | float) else None
 
 
 def _measured(

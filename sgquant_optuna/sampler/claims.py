@@ -8,11 +8,16 @@ worker may write, are never used.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from operator import index
+from typing import TYPE_CHECKING, Any
 
 from sgquant_optuna.sampler.space import Index
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 CLAIM_KEY = "sgquant:claim"
 """System attribute of a trial: its claim, which ``rounds`` writes and ``history`` reads."""
@@ -96,11 +101,41 @@ class Claim:
             fields = json.loads(text)
             opening = fields.get("opening")
             if opening is not None:
-                opening = Opening(**{**opening, "unfinished": tuple(opening["unfinished"])})
-            return cls(int(fields["round"]), tuple(fields["index"]), fields["space"], opening)
-        except (
-            TypeError,
-            KeyError,
-            ValueError,
-        ):  # another version wrote it: the trial counts as added by hand
+                opening = Opening(
+                    **{name: index(opening[name]) for name in ("opener", "num_trials", "seed")},
+                    unfinished=tuple(map(index, opening["unfinished"])),
+                )
+            positions = tuple(map(index, fields["index"]))
+            return cls(index(fields["round"]), positions, str(fields["space"]), opening)
+        # Another version or program wrote it: the trial counts as added by hand.
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
             return None
+
+
+def prediction_of(attrs: Mapping[str, Any]) -> dict[str, float]:
+    """Read what a cost model predicted of a trial from its user attributes.
+
+    What is no finite number is left out: ``predicted`` may be a word of another program, too.
+    """
+    stored = attrs.get(PREDICTED_KEY)
+    found = stored.items() if isinstance(stored, Mapping) else ()
+    return {
+        name: float(value)
+        for name, value in found
+        if isinstance(value, int | float) and abs(value) < math.inf
+    }
+
+
+def enqueued_of(system_attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the enqueued parameters of a trial; none if another program wrote something else."""
+    stored = system_attrs.get(FIXED_PARAMS_KEY)
+    return dict(stored) if isinstance(stored, Mapping) else {}
+
+
+def constraints_of(trial: FrozenTrial) -> dict[str, float]:
+    """Read the violations of a trial; none if another program wrote something else."""
+    try:
+        found = trial.constraints
+        return {name: float(value) for name, value in found.items()}
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return {}

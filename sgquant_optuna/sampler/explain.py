@@ -13,6 +13,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.sampler.claims import PREDICTED_KEY as PREDICTED_KEY
+from sgquant_optuna.sampler.claims import constraints_of
+from sgquant_optuna.sampler.claims import prediction_of as prediction_of
 from sgquant_optuna.sampler.cost_model import (
     DEFAULT_COST_MODEL,
     CostModel,
@@ -100,7 +102,7 @@ def calibration(study: Study, target: str) -> Calibration:
     """
     rows = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        predicted = trial.user_attrs.get(PREDICTED_KEY, {})
+        predicted = prediction_of(trial.user_attrs)
         measured = _measured(trial, target)
         if target in predicted and measured is not None and np.isfinite(measured):
             deviation = predicted.get(f"{target} deviation", np.nan)
@@ -198,7 +200,7 @@ def _target(trials: list[FrozenTrial], space: FiniteSpace, target: str) -> Targe
 def _measured(trial: FrozenTrial, target: str) -> float | None:
     kind, key = _parse(target)
     if kind == "constraint":
-        return trial.constraints.get(key)
+        return constraints_of(trial).get(key)
     return trial.values[int(key)] if int(key) < len(trial.values) else None
 
 

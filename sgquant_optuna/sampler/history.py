@@ -12,7 +12,7 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from sgquant_optuna.sampler.claims import FIXED_PARAMS_KEY, Claim, Opening
+from sgquant_optuna.sampler.claims import Claim, Opening, constraints_of, enqueued_of
 from sgquant_optuna.sampler.space import FiniteSpace, Index, Indices
 
 _MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -203,7 +203,7 @@ class History:
         if claim is not None and claim.space != self.space.signature:
             claim = None
         params = trial.params
-        fixed = trial.system_attrs.get(FIXED_PARAMS_KEY)
+        fixed = enqueued_of(trial.system_attrs)
         if fixed and not trial.state.is_finished():
             params = {**fixed, **params}
         return record_of(trial, self.space, params, claim, is_fixed=bool(fixed))
@@ -262,6 +262,6 @@ def record_of(
         index=space.index_of(params),
         is_fixed=is_fixed,
         values=values,
-        constraints=trial.constraints,
+        constraints=constraints_of(trial),
         attrs=trial.user_attrs,
     )

@@ -21,7 +21,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.sampler.candidates import Ranking
-from sgquant_optuna.sampler.claims import CLAIM_KEY, FIXED_PARAMS_KEY, Claim, Opening
+from sgquant_optuna.sampler.claims import CLAIM_KEY, Claim, Opening, enqueued_of
 from sgquant_optuna.sampler.history import History
 from sgquant_optuna.sampler.space import FiniteSpace, Index
 
@@ -95,7 +95,7 @@ def choose(
         if trial.params or not history.is_held_by_another(own.index, number):
             return choice
         # Its worker was killed after it recorded the claim and before it read an earlier one.
-    fixed, is_off_grid = _fixed_positions(space, attrs.get(FIXED_PARAMS_KEY, {}))
+    fixed, is_off_grid = _fixed_positions(space, enqueued_of(attrs))
     if len(fixed) == len(space.names):  # all parameters are enqueued: there is nothing to choose
         return Choice(tuple(fixed[name] for name in space.names), {})
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from sgquant_optuna.sampler.claims import GAIN, PREDICTED_KEY
+from sgquant_optuna.sampler.claims import GAIN, prediction_of
 
 WORTHWHILE = 0.01
 """Expected improvement of a trial, as a share of the best known value, that is worth measuring."""
@@ -27,9 +27,9 @@ def has_settled(trials: Iterable[FrozenTrial], patience: int) -> bool:
             the last ones by their numbers.
     """
     gains = {
-        trial.number: trial.user_attrs[PREDICTED_KEY][GAIN]
+        trial.number: prediction_of(trial.user_attrs)[GAIN]
         for trial in trials
-        if trial.state == TrialState.COMPLETE and GAIN in trial.user_attrs.get(PREDICTED_KEY, {})
+        if trial.state == TrialState.COMPLETE and GAIN in prediction_of(trial.user_attrs)
     }
     last = [gains[number] for number in sorted(gains)[-patience:]]
     return len(last) == patience and max(last) < WORTHWHILE

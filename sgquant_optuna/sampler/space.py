@@ -79,7 +79,8 @@ class FiniteSpace:
     @property
     def size(self) -> float:
         """Number of configurations (a float, because it may exceed any integer type)."""
-        return float(np.prod(self.cardinalities.astype(np.float64)))
+        with np.errstate(over="ignore"):  # infinity will do
+            return float(np.prod(self.cardinalities.astype(np.float64)))
 
     def index_of(self, params: Mapping[str, Any]) -> Index | None:
         """Return the configuration of ``params``, or ``None`` if it is not one of this grid."""

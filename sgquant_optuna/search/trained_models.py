@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
 import safetensors.torch
@@ -22,6 +22,7 @@ from sgquant_optuna.graph.paper_models import make_model
 from sgquant_optuna.graph.training import fit
 from sgquant_optuna.storage.attributes import WEIGHTS_ATTR
 from sgquant_optuna.study.plan import SearchPlan
+from sgquant_optuna.study.stored_values import reading, stored_mapping
 
 if TYPE_CHECKING:
     from sgquant_optuna.storage.artifacts import ArtifactStore
@@ -113,9 +114,11 @@ def shared_models(
         ArtifactError:
             If the file is damaged, or of another model.
     """
-    known: dict[str, Any] | None = study.user_attrs.get(WEIGHTS_ATTR)
+    known = stored_mapping(study, WEIGHTS_ATTR, what="trained models")
     if known is None:
         return None
+    with reading("trained models", study):
+        known = {name: str(known[name]) for name in ("artifact_id", "sha256")}
     try:
         with store.open_reader(known["artifact_id"]) as reader:
             content = reader.read()

@@ -81,7 +81,7 @@ class AttributeHeartbeat(BaseHeartbeat):
         seen = {}
         for trial in running:
             beat = trial.system_attrs.get(BEAT_ATTR)
-            if beat is None:
+            if not isinstance(beat, str):
                 continue
             before = self._seen.get(trial._trial_id)
             seen[trial._trial_id] = before if before and before[0] == beat else (beat, now)
@@ -100,7 +100,7 @@ class AttributeHeartbeat(BaseHeartbeat):
         silent = {}
         for trial in running:
             beat = trial.system_attrs.get(BEAT_ATTR)
-            if beat is not None:
+            if isinstance(beat, str):
                 # The heartbeat of its creation has no time.
                 last = _beat_time(beat) or trial.datetime_start.astimezone(UTC)
                 silent[trial._trial_id] = max((now - last).total_seconds(), 0.0)
@@ -128,4 +128,7 @@ def _new_beat() -> str:
 
 def _beat_time(beat: str) -> datetime | None:
     _, _, moment = beat.partition(" ")
-    return datetime.fromisoformat(moment) if moment else None
+    try:
+        return datetime.fromisoformat(moment).astimezone(UTC)
+    except ValueError:
+        return None

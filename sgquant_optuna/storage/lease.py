@@ -104,7 +104,10 @@ class _Lease:
         self._key = LEASE_PREFIX + task
 
     def read(self) -> dict[str, Any] | None:
-        return self.storage.get_study_system_attrs(self._study_id).get(self._key)
+        value = self.storage.get_study_system_attrs(self._study_id).get(self._key)
+        # What another program wrote there frees the lease.
+        is_ours = isinstance(value, dict) and isinstance(value.get("by"), str) and value["by"]
+        return value if is_ours else None
 
     def write(self, count: int | None) -> None:
         """Write our name with a counter, or free the lease."""

@@ -95,10 +95,15 @@ def is_signed_here(trial: FrozenTrial) -> bool:
 
 def is_signer_gone(trial: FrozenTrial) -> bool | None:
     """Tell whether the process that runs a trial has surely ended; ``None`` if nobody signed."""
-    number, mark = trial.system_attrs.get(PROCESS_ATTR) or (None, None)
+    number, mark = _pair(trial.system_attrs.get(PROCESS_ATTR))
     if number != trial.number:  # killed before it signed: the mark of its creation is left
-        _, mark = trial.system_attrs.get(BIRTH_ATTR) or (None, None)
-    return None if mark is None else is_gone(mark)
+        _, mark = _pair(trial.system_attrs.get(BIRTH_ATTR))
+    return is_gone(mark) if isinstance(mark, str) else None
+
+
+def _pair(value: object) -> tuple[object, object]:
+    """Return the two parts of a stored signature; nothing if another program wrote it."""
+    return (value[0], value[1]) if isinstance(value, list) and len(value) == 2 else (None, None)
 
 
 def _signature(trial: Trial | FrozenTrial) -> list[int | str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from sgquant_optuna.storage.out_files import write_out_file
 
 SCHEMA = "sgquant_optuna/assignment"
 VERSION = 1
+_MAX_NBYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -89,16 +91,20 @@ def load_assignment(path: str | Path) -> Assignment:
         FileNotFoundError:
             If there is no such file.
         PackingError:
-            If it is no assignment, of another version, or a part is not valid.
+            If it is no assignment, of another version, too long, or a part is not valid.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"assignment: expected a file at {path}, found none")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:  # also what is not UTF-8
+    if path.stat().st_size > _MAX_NBYTES:
         raise PackingError(
-            f"{path}: expected JSON of an assignment, got something else"
+            f"{path}: expected an assignment, got a file of over {_MAX_NBYTES} bytes"
+        )
+    try:
+        content = _plain_json(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8
+        raise PackingError(
+            f"{path}: expected JSON of an assignment, got something else ({error})"
         ) from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise PackingError(f"{path}: expected schema {SCHEMA}, got another file")
@@ -120,3 +126,26 @@ def load_assignment(path: str | Path) -> Assignment:
         raise PackingError(f"{path}: expected a field {error}, got none") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise PackingError(f"{path}: {error}") from error
+
+
+def _plain_json(text: str) -> Any:
+    """Read JSON as the standard has it: no infinities, no name twice, nothing that UTF-8 lacks."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            refuse(digits)
+        return value
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name stands twice in an object")
+        return found
+
+    content = json.loads(text, parse_constant=refuse, parse_float=finite, object_pairs_hook=once)
+    json.dumps(content, ensure_ascii=False).encode()  # a half of a surrogate pair fails
+    return content

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from statistics import fmean
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from sgquant_optuna.study.stored_values import finite
 
 MAX_GROUPS = 1000
 """Largest number of groups: with more labelled nodes, several share one."""
@@ -121,19 +124,25 @@ class DropEvidence:
         """Read what :meth:`to_dict` returned.
 
         Raises:
+            TypeError:
+                If a value is no number, or a number of something is not whole.
             ValueError:
                 If it holds no training, or a group that does not exist.
         """
         made = cls(
-            expected=tuple(values["expected"]),
-            measured=tuple(values["measured"]),
-            deviation=values["deviation"],
-            nodes=values["nodes"],
-            lost=dict(zip(values["groups"], values["lost"], strict=True)),
-            max_groups=values.get("max_groups", MAX_GROUPS),
+            expected=tuple(finite(one, "expected") for one in values["expected"]),
+            measured=tuple(finite(one, "measured") for one in values["measured"]),
+            deviation=finite(values["deviation"], "deviation"),
+            nodes=index(values["nodes"]),
+            lost={
+                index(group): finite(one, "lost")
+                for group, one in zip(values["groups"], values["lost"], strict=True)
+            },
+            max_groups=index(values.get("max_groups", MAX_GROUPS)),
         )
         known = range(made.groups)
-        if not made.expected or any(group not in known for group in made.lost):
+        fits = len(made.expected) == len(made.measured) and made.deviation >= 0
+        if not made.expected or not fits or any(group not in known for group in made.lost):
             raise ValueError(
                 f"evidence of a trial: expected trainings, and groups below {made.groups}, got "
                 f"{made.trainings} trainings and groups {list(made.lost)[:5]}"

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from sgquant_optuna.storage.attributes import EARLY_STOP_ATTR, PLAN_ATTR
 from sgquant_optuna.study.plan import SearchPlan
-from sgquant_optuna.study.stored_values import reading
+from sgquant_optuna.study.stored_values import reading, stored_mapping
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,27 @@ class EarlyStop:
             StudyMismatchError:
                 If another version of this package wrote it.
         """
-        stored = study.user_attrs.get(EARLY_STOP_ATTR)
-        if stored is None:
+        stop = cls._stored(study)
+        if stop is None:
             return None
-        with reading("an early end", study):
-            stop = cls(**stored)
-        plan = study.user_attrs.get(PLAN_ATTR, {})
+        plan = stored_mapping(study, PLAN_ATTR, what="settings") or {}
         if stop.why == "settled":
             holds = stop.answers(plan.get("patience"), plan.get("n_trials"))
         else:
             holds = stop.num_trials == len(study.get_trials(deepcopy=False))
         return stop if holds else None
+
+    @classmethod
+    def _stored(cls, study: optuna.Study) -> EarlyStop | None:
+        stored = stored_mapping(study, EARLY_STOP_ATTR, what="an early end")
+        if stored is None:
+            return None
+        with reading("an early end", study):
+            stop = cls(**stored)
+            numbers = (stop.patience, stop.n_trials, stop.num_trials)
+            if stop.why not in ("settled", "timeout") or any(type(n) is not int for n in numbers):
+                raise ValueError(f"expected 'settled' or 'timeout' and numbers, got {stored}")
+            return stop
 
     def answers(self, patience: int | None, n_trials: int | None) -> bool:
         """Tell whether a search that has settled has with these options, too."""
@@ -85,10 +95,8 @@ def end_if_settled(study: optuna.Study, plan: SearchPlan) -> bool:
 
     if not plan.patience:
         return False
-    stored = study.user_attrs.get(EARLY_STOP_ATTR)
-    since = 0
-    if stored is not None and stored["why"] == "settled":
-        before = EarlyStop(**stored)
+    before, since = EarlyStop._stored(study), 0
+    if before is not None and before.why == "settled":
         if before.answers(plan.patience, plan.n_trials):
             return True
         since = before.num_trials if before.patience == plan.patience else 0

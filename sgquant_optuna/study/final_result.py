@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any
 
 import optuna
 
 from sgquant_optuna.storage.attributes import FINAL_ATTR
-from sgquant_optuna.study.stored_values import reading
+from sgquant_optuna.study.stored_values import finite, reading, stored_mapping
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,6 +87,22 @@ class FinalResult:
         sign = 1 if self.higher_is_better else -1
         return [sign * (full - quantized) for full, quantized in pairs]
 
+    def _check(self) -> None:
+        """Refuse values of other types, which another program may have written."""
+        scalars = (self.validation_drop, self.flips, self.estimated_drop, self.drop_bound)
+        for value in (*scalars, *self.full_precision_test, *self.quantized_test):
+            finite(value, "a final report")
+        low, high = self.test_drop_interval
+        for value in (low, high):
+            finite(value, "interval")
+        whole = (self.trial, self.seeds, self.times_opened, *self.others)
+        flags = (self.holds, self.retrained, self.higher_is_better)
+        pairs = len(self.full_precision_test) == len(self.quantized_test) >= 2
+        if not pairs or any(type(one) is not int for one in whole):
+            raise TypeError("numbers of a final report: expected whole ones, and two seeds")
+        if any(type(one) is not bool for one in flags):
+            raise TypeError("flags of a final report: expected true or false")
+
     def save(self, study: optuna.Study) -> None:
         """Write the result into the study's user attributes."""
         study.set_user_attr(FINAL_ATTR, asdict(self))
@@ -100,9 +115,11 @@ class FinalResult:
             StudyMismatchError:
                 If another version of this package wrote it.
         """
-        stored: dict[str, Any] | None = study.user_attrs.get(FINAL_ATTR)
+        stored = stored_mapping(study, FINAL_ATTR, what="a final report")
         if stored is None:
             return None
         with reading("a final report", study):
             lists = {name: tuple(v) for name, v in stored.items() if isinstance(v, list)}
-            return cls(**{**stored, **lists})
+            made = cls(**{**stored, **lists})
+            made._check()
+            return made

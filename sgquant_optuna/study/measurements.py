@@ -17,6 +17,7 @@ from sgquant_optuna.sampler.explain import (
     Calibration,
     Sensitivity,
     partial_dependence,
+    prediction_of,
 )
 from sgquant_optuna.sampler.problem import target_of
 from sgquant_optuna.sampler.space import FiniteSpace, Floats
@@ -113,7 +114,7 @@ class Measurements:
         """Drops that the cost model predicted, against those measured, in percentage points."""
         rows = []
         for row, bound, expected in zip(self.rows, self.drops, self.expected_drops, strict=True):
-            predicted: Mapping[str, float] = row.extras.get(PREDICTED_KEY) or {}
+            predicted = prediction_of(row.extras)
             found = predicted_drop(self.record, predicted)
             if found is not None:
                 is_bound = self.record.mode == "constrained"

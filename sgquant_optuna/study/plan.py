@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import index
 from typing import TYPE_CHECKING, Literal, get_args
 
 from sgquant_optuna.exceptions import StudyMismatchError
@@ -29,7 +30,7 @@ from sgquant_optuna.study.search_space import (
     check_candidates,
     parse_granularity,
 )
-from sgquant_optuna.study.stored_values import reading, stored_fields
+from sgquant_optuna.study.stored_values import compact, reading, stored_fields, stored_mapping
 
 if TYPE_CHECKING:
     import optuna
@@ -250,7 +251,7 @@ class SearchPlan(ObjectiveConfig):
 
     def save(self, study: optuna.Study) -> None:
         """Write the plan into the study's user attributes, unless it is there already."""
-        plan = json.loads(json.dumps({"version": _VERSION, **asdict(self)}))
+        plan = compact(json.loads(json.dumps({"version": _VERSION, **asdict(self)})))
         if study.user_attrs.get(PLAN_ATTR) != plan:
             study.set_user_attr(PLAN_ATTR, plan)
 
@@ -262,7 +263,11 @@ class SearchPlan(ObjectiveConfig):
     @staticmethod
     def planned_trials(study: optuna.Study) -> int | None:
         """Return the trials that a study was planned with; ``None`` if it does not say."""
-        return (study.user_attrs.get(PLAN_ATTR) or {}).get("n_trials")
+        stored = stored_mapping(study, PLAN_ATTR, what="settings")
+        if stored is None:
+            return None
+        with reading("settings", study):
+            return index(stored["n_trials"])
 
     @classmethod
     def load(cls, study: optuna.Study) -> SearchPlan:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 
@@ -15,7 +15,7 @@ from sgquant_optuna.storage.attributes import RECORD_ATTR
 from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.search_space import BitWidthSearchSpace
-from sgquant_optuna.study.stored_values import reading, stored_fields
+from sgquant_optuna.study.stored_values import compact, finite, reading, stored_fields
 
 Fingerprint = dict[str, Any]
 """What a study was measured on, by the parts that :data:`_PARTS` names."""
@@ -31,6 +31,8 @@ _PARTS = {
     "protocol": "protocol",
 }
 _LEAST_SIMILARITY = 0.95  # cosine of two sketches of the same weights, rounded elsewhere
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,28 @@ class StudyRecord:
     @property
     def granularity(self) -> str:
         """Which sites share a width."""
-        return str(self.fingerprint["space"]["granularity"])
+        return str(self._read("space", lambda space: space["granularity"]))
 
     @property
     def quantizer(self) -> QuantizerConfig:
         """Settings of every quantizer."""
-        return QuantizerConfig(**self.fingerprint["quantizer"])
+        return self._read("quantizer", lambda quantizer: QuantizerConfig(**quantizer))
 
     @property
     def search_space(self) -> BitWidthSearchSpace:
         """The parameters of the trials."""
-        return BitWidthSearchSpace.from_dict(self.layout.sizes, self.fingerprint["space"])
+        sizes = self.layout.sizes
+        return self._read("space", lambda space: BitWidthSearchSpace.from_dict(sizes, space))
+
+    def _read(self, part: str, read: Callable[[Any], T]) -> T:
+        """Return what a part of the fingerprint says, or tell that another program wrote it."""
+        try:
+            return read(self.fingerprint[part])
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise StudyMismatchError(
+                f"record of a study: expected a fingerprint of this version, got another {part} "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            ) from error
 
     def check(self, study: optuna.Study, now: Fingerprint) -> None:
         """Refuse to go on with a study that was measured on something else.
@@ -119,18 +132,20 @@ class StudyRecord:
         """Write the record into the study's user attributes."""
         study.set_user_attr(
             RECORD_ATTR,
-            {
-                "version": _VERSION,
-                "fingerprint": self.fingerprint,
-                "layout": self.layout.to_dict(),
-                "degree_edges": list(self.degree_edges),
-                "full_precision_accuracy": self.full_precision_accuracy,
-                "max_drop": self.max_drop,
-                "confidence": self.confidence,
-                "mode": self.mode,
-                "budget_bytes": self.budget_bytes,
-                "metric": self.metric.to_dict(),
-            },
+            compact(
+                {
+                    "version": _VERSION,
+                    "fingerprint": self.fingerprint,
+                    "layout": self.layout.to_dict(),
+                    "degree_edges": list(self.degree_edges),
+                    "full_precision_accuracy": self.full_precision_accuracy,
+                    "max_drop": self.max_drop,
+                    "confidence": self.confidence,
+                    "mode": self.mode,
+                    "budget_bytes": self.budget_bytes,
+                    "metric": self.metric.to_dict(),
+                }
+            ),
         )
 
     @staticmethod
@@ -143,7 +158,7 @@ class StudyRecord:
         """
         record = stored_fields(study, RECORD_ATTR, what="a record", version=_VERSION)
         with reading("a record", study):
-            return None if record is None else float(record["confidence"])
+            return None if record is None else _confidence(record)
 
     @classmethod
     def of(cls, study: optuna.Study) -> StudyRecord:
@@ -175,17 +190,25 @@ class StudyRecord:
         if record is None:
             return None
         with reading("a record", study):
+            budget = record["budget_bytes"]
             return cls(
                 fingerprint=dict(record["fingerprint"]),
                 layout=FeatureLayout.from_dict(record["layout"]),
                 degree_edges=tuple(record["degree_edges"]),
-                full_precision_accuracy=record["full_precision_accuracy"],
-                max_drop=record["max_drop"],
-                confidence=record["confidence"],
-                mode=record["mode"],
-                budget_bytes=record.get("budget_bytes"),
+                full_precision_accuracy=finite(record["full_precision_accuracy"], "accuracy"),
+                max_drop=finite(record["max_drop"], "max_drop"),
+                confidence=_confidence(record),
+                mode=str(record["mode"]),
+                budget_bytes=None if budget is None else finite(budget, "budget_bytes"),
                 metric=MetricWords(**record["metric"]),
             )
+
+
+def _confidence(record: Mapping[str, Any]) -> float:
+    confidence = finite(record["confidence"], "confidence")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence}")
+    return confidence
 
 
 def _similarity(one: Sequence[float], other: Sequence[float]) -> float:

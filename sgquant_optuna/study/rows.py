@@ -108,7 +108,7 @@ def trial_rows(
             TrialState[row.state],
             _utc(row.datetime_start),
             _utc(row.datetime_complete),
-            _result(TrialState[row.state], attrs[row.trial_id], kind),
+            _result(row.number, TrialState[row.state], attrs[row.trial_id], kind),
             _picked(attrs[row.trial_id], extras),
         )
         for row in trials
@@ -142,13 +142,15 @@ def row_of(trial: FrozenTrial, kind: type[Score], extras: Sequence[str] = ()) ->
         trial.state,
         _local_to_utc(trial.datetime_start),
         _local_to_utc(trial.datetime_complete),
-        _result(trial.state, trial.user_attrs, kind),
+        _result(trial.number, trial.state, trial.user_attrs, kind),
         _picked(trial.user_attrs, extras),
     )
 
 
-def _result(state: TrialState, attrs: Mapping[str, Any], kind: type[Score]) -> Score | None:
-    return kind.of(attrs) if state == TrialState.COMPLETE else None
+def _result(
+    number: int, state: TrialState, attrs: Mapping[str, Any], kind: type[Score]
+) -> Score | None:
+    return kind.of(attrs, f"trial {number}") if state == TrialState.COMPLETE else None
 
 
 def _picked(attrs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

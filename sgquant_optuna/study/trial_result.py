@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 from sgquant_optuna.quantization.sites import BitWidths
 from sgquant_optuna.study.drop_evidence import DropEvidence
 from sgquant_optuna.study.drop_slope import DropSlope
+from sgquant_optuna.study.stored_values import compact, expanded, finite, tell_once
 
 LOOK_FACTOR = 1.25
 """By how much the expected drop may still grow after a first look of some epochs."""
@@ -87,15 +88,38 @@ class TrialScore:
         return tuple(field.name for field in fields(cls))
 
     @classmethod
-    def of(cls, attrs: Mapping[str, Any]) -> Self | None:
-        """Read it from the user attributes of a trial; ``None`` if our objective wrote none."""
+    def of(cls, attrs: Mapping[str, Any], trial: str = "a trial") -> Self | None:
+        """Read it from the user attributes of a trial; ``None`` if our objective wrote none.
+
+        Attributes of other types, which another program may have written, are told once, and the
+        trial is left out.
+
+        Args:
+            attrs:
+                User attributes of the trial.
+            trial:
+                Name of the trial, for the log.
+        """
         if not all(name in attrs for name in cls.names()):
             return None
-        values = {name: attrs[name] for name in cls.names()}
-        evidence = values["evidence"]
-        if isinstance(evidence, Mapping):
-            values["evidence"] = DropEvidence.from_dict(evidence)
-        return cls(**values)
+        try:
+            return cls._read({name: expanded(attrs[name]) for name in cls.names()})
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            tell_once(f"{trial}: its attributes are not ours, going on without it ({reason})")
+            return None
+
+    @classmethod
+    def _read(cls, values: dict[str, Any]) -> Self:
+        evidence = values.pop("evidence")
+        trainings = values.pop("trainings")
+        if type(trainings) is not int or trainings < 0:
+            raise TypeError(f"trainings: expected a whole number, got {trainings!r:.60}")
+        return cls(
+            **{name: finite(value, name) for name, value in values.items()},
+            trainings=trainings,
+            evidence=None if evidence is None else DropEvidence.from_dict(evidence),
+        )
 
 
 Score = TypeVar("Score", bound=TrialScore)
@@ -155,17 +179,17 @@ class TrialResult(TrialScore):
         )
 
     @classmethod
-    def of(cls, attrs: Mapping[str, Any]) -> Self | None:
-        """Read it from the user attributes of a trial; ``None`` if our objective wrote none."""
-        if "bit_widths" not in attrs:
-            return None
-        return super().of({**attrs, "bit_widths": BitWidths.from_dict(attrs["bit_widths"])})
+    def _read(cls, values: dict[str, Any]) -> Self:
+        widths = BitWidths.from_dict(values.pop("bit_widths"))
+        score = TrialScore._read({name: values.pop(name) for name in TrialScore.names()})
+        rest: dict[str, Any] = {name: finite(value, name) for name, value in values.items()}
+        return cls(**vars(score), **rest, bit_widths=widths)
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the user attributes that hold it, ready for JSON."""
         values = {name: getattr(self, name) for name in self.names()}
         return {
             **values,
-            "bit_widths": self.bit_widths.to_dict(),
-            "evidence": self.evidence and self.evidence.to_dict(),
+            "bit_widths": compact(self.bit_widths.to_dict()),
+            "evidence": self.evidence and compact(self.evidence.to_dict()),
         }

@@ -115,3 +115,8 @@ def test_infinite_and_empty_spaces_are_refused():
 def test_the_single_value_of_a_parameter():
     assert single_value(CategoricalDistribution(["only"])) == "only"
     assert single_value(IntDistribution(4, 4)) == 4
+
+
+def test_a_space_of_thousands_of_parameters_has_no_size_that_could_be_told():
+    widths = CategoricalDistribution((1, 2, 4, 8))
+    assert FiniteSpace({f"conv{number}": widths for number in range(2000)}).size == np.inf

@@ -60,6 +60,13 @@ def test_other_files_are_refused(tmp_path):
     for stored, message in {
         b"\xff\xfe": "expected JSON",
         b"{": "expected JSON",
+        b"[" * 100_000: "expected JSON",
+        b"\xef\xbb\xbf{}": "expected JSON",
+        b'{"schema": 1, "schema": 2}': "a name stands twice",
+        b'{"schema": "\\ud800"}': "expected JSON",
+        json.dumps(content | {"degree_edges": [1e999]}).encode(): "Infinity is no number",
+        b'{"schema": 1e999}': "1e999 is no number",
+        b" " * (1 << 24 | 1): "expected an assignment, got a file of over",
         b"[]": "expected schema",
         json.dumps(content).encode(): "expected a field 'quantizer'",
     }.items():

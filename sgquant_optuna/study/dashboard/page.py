@@ -116,10 +116,8 @@ def _state(study: optuna.Study) -> str | None:
 
 
 def _page(study: optuna.Study) -> dict[str, Any]:
-    page: dict[str, Any] | None = study._storage.get_study_system_attrs(study._study_id).get(
-        PAGE_ATTR
-    )
-    return page or {}
+    page = study._storage.get_study_system_attrs(study._study_id).get(PAGE_ATTR)
+    return page if isinstance(page, dict) else {}
 
 
 def _digest(text: str) -> str:

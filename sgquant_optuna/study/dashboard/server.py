@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sgquant_optuna.exceptions import SgquantError, StudyNotFoundError
-from sgquant_optuna.sampler.explain import PREDICTED_KEY
+from sgquant_optuna.sampler.claims import constraints_of, prediction_of
 from sgquant_optuna.study.dashboard.doors import Doors
 from sgquant_optuna.study.dashboard.notes import Place, trial_note
 from sgquant_optuna.study.dashboard.page import write_page
@@ -104,7 +104,7 @@ class _StudyAnswers:
             shown["constraints"] = _violations(trial, result, record)
             # A note of a person is stored, and has a version.
             if record is not None and result is not None and not shown["note"]["version"]:
-                body = trial_note(record, result, trial.user_attrs.get(PREDICTED_KEY))
+                body = trial_note(record, result, prediction_of(trial.user_attrs))
                 shown["note"] = {"version": 0, "body": body}
 
 
@@ -130,7 +130,7 @@ def _violations(
     """Return what is not above 0 where a trial is feasible."""
     if record is not None and result is not None:
         return [record.limit.violation(result)]
-    return list(trial.constraints.values())
+    return list(constraints_of(trial).values())
 
 
 def _best(

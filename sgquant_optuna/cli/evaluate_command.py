@@ -30,28 +30,27 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure accuracy, bytes, peak memory and time of a packed model against float32."""
-    from rich.console import Console
-
+    from sgquant_optuna.cli.console import console
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.packed.evaluation import evaluate_packed
 
     quiet_optuna()
     if not file.is_file():
         raise ValueError(f"packed model: expected a file at {file}, found none")
-    with Console(stderr=True, quiet=quiet).status("measuring"):
+    with console(stderr=True, quiet=quiet).status("measuring"):
         found = evaluate_packed(file, root, test=test, repeats=repeats)
-    Console().print(_table(file, found))
+    console().print(_table(file, found))
 
 
 def _table(file: Path, found: Evaluation) -> Table:
     from rich.table import Table
-    from rich.text import Text
 
+    from sgquant_optuna.cli.console import plain
     from sgquant_optuna.study.byte_sizes import megabytes
 
     origin = found.provenance
     # Names of studies, files and sites may look like markup.
-    table = Table(title=Text(f"{file.name}{_source(origin)}"))
+    table = Table(title=plain(f"{file.name}{_source(origin)}"))
     for column in ("", "float32", "packed", ""):
         table.add_column(column, justify="right" if column else "left")
     table.add_row(
@@ -74,9 +73,9 @@ def _table(file: Path, found: Evaluation) -> Table:
         f"{found.full_precision_nbytes / stored:.1f}x smaller, {equal} the honest accounting",
     )
     for name, nbytes in found.stored_nbytes.items():
-        table.add_row(Text(f"  {name}"), "", megabytes(nbytes), "")
+        table.add_row(plain(f"  {name}"), "", megabytes(nbytes), "")
     parts = ", ".join(f"{name} {megabytes(size)}" for name, size in found.file_parts.items())
-    table.add_row("file", "", megabytes(found.file_nbytes), Text(parts))
+    table.add_row("file", "", megabytes(found.file_nbytes), plain(parts))
     if found.peaks is not None:
         full, packed = found.peaks["float32"], found.peaks["packed"]
         table.add_row(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import typer
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sgquant_optuna.packed.evaluation import Evaluation
+
+_LARGEST = 10**9  # trial or number of trainings that is shown
+_LONGEST_NAME = 200  # characters
 
 
 def evaluate(
@@ -96,7 +99,10 @@ def _table(file: Path, found: Evaluation) -> Table:
 def _source(origin: Mapping[str, Any]) -> str:
     """Name trial and study of a file; nothing if the user's provenance does not."""
     trial, study = origin.get("trial"), origin.get("study")
-    return "" if trial is None or study is None else f": trial {trial} of {study}"
+    if type(trial) is not int or abs(trial) > _LARGEST or not isinstance(study, str):
+        return ""
+    name = study if len(study) <= _LONGEST_NAME else f"{study[:_LONGEST_NAME]}..."
+    return f": trial {trial} of {name}"
 
 
 def _recorded(origin: Mapping[str, Any]) -> str:
@@ -117,17 +123,22 @@ def _final_row(final: object) -> tuple[str, str, str] | None:
     if not all(texts):
         return None
     seeds = final.get("seeds")
-    return texts[0], texts[1], f"mean of {seeds} fresh trainings, not of this one"
+    many = f"{seeds} " if type(seeds) is int and 0 < seeds <= _LARGEST else ""
+    return texts[0], texts[1], f"mean of {many}fresh trainings, not of this one"
 
 
 def _mean(values: object) -> float | None:
-    """Return the mean of a list of numbers; ``None`` for anything else."""
-    if not isinstance(values, list) or not values:
+    """Return the mean of a list of accuracies; ``None`` for anything else."""
+    if not isinstance(values, list) or not values or not all(map(_is_percent, values)):
         return None
-    are_numbers = all(isinstance(value, int | float) for value in values)
-    return sum(values) / len(values) if are_numbers else None
+    return float(sum(values) / len(values))
 
 
 def _percent(value: object) -> str:
-    """Write an accuracy; nothing if it is not a number."""
-    return f"{value:.2f} %" if isinstance(value, int | float) else ""
+    """Write an accuracy; nothing if it is none."""
+    return f"{value:.2f} %" if _is_percent(value) else ""
+
+
+def _is_percent(value: object) -> TypeGuard[float]:
+    """Whether a value is a number from 0 to 100; JSON has NaN and whole numbers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from sgquant_optuna.cli.dashboard_command import dashboard
 from sgquant_optuna.cli.evaluate_command import evaluate
@@ -16,6 +19,7 @@ from sgquant_optuna.cli.report_command import report
 from sgquant_optuna.cli.search_command import search
 from sgquant_optuna.cli.serve_command import serve
 from sgquant_optuna.cli.status_command import status
+from sgquant_optuna.cli.terminal import visible, visible_streams
 from sgquant_optuna.cli.worker_command import worker
 from sgquant_optuna.exceptions import SgquantError, WorkerError
 
@@ -23,7 +27,33 @@ FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+_LONGEST_ERROR = 2000  # characters
+
+
+class _Commands(TyperGroup):
+    """The commands; what is wrong on their line is told without control characters."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _visible_messages():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _visible_messages():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _visible_messages() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(getattr(error, "message", None), str):
+            error.message = visible(error.message)  # type: ignore[attr-defined]
+        raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -58,18 +88,24 @@ def main(arguments: list[str] | None = None) -> None:
     # Taken from anywhere on the line: it is thought of after the mistake, at the end.
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    try:
-        app(words, prog_name="sgquant")
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        message = None if debug else _message(error)
-        if message is None:
-            raise
-        text, code = message
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
-        sys.exit(code)
+    with visible_streams():
+        try:
+            app(words, prog_name="sgquant")
+        except KeyboardInterrupt:
+            print("stopped; the same command resumes", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            message = None if debug else _message(error)
+            if message is None:
+                raise
+            text, code = message
+            print(f"error: {_line(text)}", file=sys.stderr)
+            sys.exit(code)
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_ERROR else f"{line[:_LONGEST_ERROR]} ..."
 
 
 def _message(error: Exception) -> tuple[str, int] | None:

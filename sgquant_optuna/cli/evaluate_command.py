@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import typer
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sgquant_optuna.packed.evaluation import Evaluation
+
+_LARGEST = 10**9  # trial or number of trainings that is shown
+_LONGEST_NAME = 200  # characters
 
 
 def evaluate(
@@ -30,28 +33,27 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure accuracy, bytes, peak memory and time of a packed model against float32."""
-    from rich.console import Console
-
+    from sgquant_optuna.cli.console import console
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.packed.evaluation import evaluate_packed
 
     quiet_optuna()
     if not file.is_file():
         raise ValueError(f"packed model: expected a file at {file}, found none")
-    with Console(stderr=True, quiet=quiet).status("measuring"):
+    with console(stderr=True, quiet=quiet).status("measuring"):
         found = evaluate_packed(file, root, test=test, repeats=repeats)
-    Console().print(_table(file, found))
+    console().print(_table(file, found))
 
 
 def _table(file: Path, found: Evaluation) -> Table:
     from rich.table import Table
-    from rich.text import Text
 
+    from sgquant_optuna.cli.console import plain
     from sgquant_optuna.study.byte_sizes import megabytes
 
     origin = found.provenance
     # Names of studies, files and sites may look like markup.
-    table = Table(title=Text(f"{file.name}{_source(origin)}"))
+    table = Table(title=plain(f"{file.name}{_source(origin)}"))
     for column in ("", "float32", "packed", ""):
         table.add_column(column, justify="right" if column else "left")
     table.add_row(
@@ -74,9 +76,9 @@ def _table(file: Path, found: Evaluation) -> Table:
         f"{found.full_precision_nbytes / stored:.1f}x smaller, {equal} the honest accounting",
     )
     for name, nbytes in found.stored_nbytes.items():
-        table.add_row(Text(f"  {name}"), "", megabytes(nbytes), "")
+        table.add_row(plain(f"  {name}"), "", megabytes(nbytes), "")
     parts = ", ".join(f"{name} {megabytes(size)}" for name, size in found.file_parts.items())
-    table.add_row("file", "", megabytes(found.file_nbytes), Text(parts))
+    table.add_row("file", "", megabytes(found.file_nbytes), plain(parts))
     if found.peaks is not None:
         full, packed = found.peaks["float32"], found.peaks["packed"]
         table.add_row(
@@ -97,7 +99,10 @@ def _table(file: Path, found: Evaluation) -> Table:
 def _source(origin: Mapping[str, Any]) -> str:
     """Name trial and study of a file; nothing if the user's provenance does not."""
     trial, study = origin.get("trial"), origin.get("study")
-    return "" if trial is None or study is None else f": trial {trial} of {study}"
+    if type(trial) is not int or abs(trial) > _LARGEST or not isinstance(study, str):
+        return ""
+    name = study if len(study) <= _LONGEST_NAME else f"{study[:_LONGEST_NAME]}..."
+    return f": trial {trial} of {name}"
 
 
 def _recorded(origin: Mapping[str, Any]) -> str:
@@ -118,17 +123,22 @@ def _final_row(final: object) -> tuple[str, str, str] | None:
     if not all(texts):
         return None
     seeds = final.get("seeds")
-    return texts[0], texts[1], f"mean of {seeds} fresh trainings, not of this one"
+    many = f"{seeds} " if type(seeds) is int and 0 < seeds <= _LARGEST else ""
+    return texts[0], texts[1], f"mean of {many}fresh trainings, not of this one"
 
 
 def _mean(values: object) -> float | None:
-    """Return the mean of a list of numbers; ``None`` for anything else."""
-    if not isinstance(values, list) or not values:
+    """Return the mean of a list of accuracies; ``None`` for anything else."""
+    if not isinstance(values, list) or not values or not all(map(_is_percent, values)):
         return None
-    are_numbers = all(isinstance(value, int | float) for value in values)
-    return sum(values) / len(values) if are_numbers else None
+    return float(sum(values) / len(values))
 
 
 def _percent(value: object) -> str:
-    """Write an accuracy; nothing if it is not a number."""
-    return f"{value:.2f} %" if isinstance(value, int | float) else ""
+    """Write an accuracy; nothing if it is none."""
+    return f"{value:.2f} %" if _is_percent(value) else ""
+
+
+def _is_percent(value: object) -> TypeGuard[float]:
+    """Whether a value is a number from 0 to 100; JSON has NaN and whole numbers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100

@@ -35,8 +35,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a trial as one file: weights, bit widths, ranges and the packed features."""
-    from rich.console import Console
-
+    from sgquant_optuna.cli.console import console
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.search.trial_export import export_assignment, export_study
     from sgquant_optuna.storage.artifacts import open_artifacts
@@ -55,7 +54,7 @@ def export(
         typer.echo(f"trial {written.source['trial']} of {opened.study_name}: {path}")
         return
     store = open_artifacts(artifacts, storage_url=storage)
-    with Console(stderr=True, quiet=quiet).status("finetuning as the trial did"):
+    with console(stderr=True, quiet=quiet).status("finetuning as the trial did"):
         done = export_study(opened, path, trial=trial, root=root, artifact_store=store)
     if attach:
         attach_best_model(opened, store, path)

@@ -37,15 +37,13 @@ def init(
 
     Safe to start several times at once: one trains, the others wait for it.
     """
-    from rich.console import Console
-    from rich.text import Text
-
+    from sgquant_optuna.cli.console import console, plain
     from sgquant_optuna.cli.logs import quiet_optuna, short_warnings
     from sgquant_optuna.search.preparation import prepare_search
 
     quiet_optuna()
-    training = Text(f"training {plan.model} on {plan.dataset}")  # which may look like markup
-    with Console(stderr=True, quiet=quiet).status(training), short_warnings():
+    training = plain(f"training {plan.model} on {plan.dataset}")  # which may look like markup
+    with console(stderr=True, quiet=quiet).status(training), short_warnings():
         opened, store = open_both(storage, artifacts, wait=seconds_to_wait(wait))
         prepared = prepare_search(plan, opened, store, study_name=study, root=root, device=device)
     typer.echo(f"Study {prepared.study.study_name} is ready for {plan.n_trials} trials. Join it:")

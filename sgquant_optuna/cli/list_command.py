@@ -10,10 +10,9 @@ from sgquant_optuna.cli.options import Storage
 def list_studies(storage: Storage = None) -> None:
     """List the studies of a storage: their trials, best saving and state."""
     import optuna
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
+    from sgquant_optuna.cli.console import console, plain
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.exceptions import StudyMismatchError
     from sgquant_optuna.storage import open_storage
@@ -34,15 +33,15 @@ def list_studies(storage: Storage = None) -> None:
         try:
             status = study_status(study)
         except StudyMismatchError:
-            table.add_row(Text(name), "", "", "", "", "of another version")
+            table.add_row(plain(name), "", "", "", "", "of another version")
             continue
         planned = "" if status.planned is None else f"/{status.planned:,}"
         table.add_row(
-            Text(name),
+            plain(name),
             f"{status.finished:,}{planned}",
             f"{status.running:,}",
             f"{status.failed:,}",
             "-" if status.best_saving is None else f"{status.best_saving:.1f}x",
             status.state.value,
         )
-    Console().print(table)
+    console().print(table)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
+from sgquant_optuna.cli.terminal import VisibleStream, visible
+
 
 class LogLevel(StrEnum):
     """Least important lines that are written."""
@@ -33,11 +35,17 @@ def start_logging(study: str, level: LogLevel) -> None:
     handler = logging.StreamHandler(sys.stderr)
     shown = study.replace("%", "%%")
     text = f"%(asctime)s {shown} {process_name()} %(levelname)s %(message)s"
-    handler.setFormatter(logging.Formatter(text, datefmt="%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_OneLine(text, datefmt="%Y-%m-%d %H:%M:%S"))
     logger = logging.getLogger("sgquant_optuna")
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.value.upper())
+
+
+class _OneLine(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Keep names with line breaks from looking like lines of their own."""
+        return super().formatMessage(record).replace("\n", "\\n")
 
 
 @contextmanager
@@ -45,7 +53,8 @@ def short_warnings() -> Iterator[None]:
     """Write each warning as one line, without the place in our source that made it."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        # A bar of rich that is drawn takes the colours of a text for its own.
+        print(visible(f"warning: {' '.join(str(message).split())}"), file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -57,5 +66,10 @@ def quiet_optuna() -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for handler in logging.getLogger("optuna").handlers:
+        # It keeps the stream that was the standard error when Optuna was imported.
+        if isinstance(handler, logging.StreamHandler):
+            if not isinstance(handler.stream, VisibleStream):
+                handler.setStream(VisibleStream(handler.stream))
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")

@@ -50,8 +50,7 @@ def report(
     ] = None,
 ) -> None:
     """Show the bits, the accuracy and the memory of the best trial, or answer another limit."""
-    from rich.console import Console
-
+    from sgquant_optuna.cli.console import console
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.storage.out_files import check_out_file, write_out_file
     from sgquant_optuna.study.loading import load_study
@@ -67,7 +66,7 @@ def report(
         return
     found = report_on(opened)
     if format_ is Format.TABLE and out is None:
-        Console().print(found)
+        console().print(found)
         return
     text = f"{found}\n" if format_ is Format.TABLE else _written(opened, found, format_)
     if out is None:
@@ -97,6 +96,7 @@ def _answer(study: optuna.Study, limit: Limit, format_: Format, out: Path | None
 
     from rich.console import Console
 
+    from sgquant_optuna.cli.console import console
     from sgquant_optuna.storage.out_files import write_out_file
     from sgquant_optuna.study.answers import answer
 
@@ -105,7 +105,7 @@ def _answer(study: optuna.Study, limit: Limit, format_: Format, out: Path | None
     if format_ is Format.JSON:
         file.write(found.to_json())
     elif out is None:
-        Console().print(found)
+        console().print(found)
         return
     else:
         Console(file=file, width=100, no_color=True).print(found)

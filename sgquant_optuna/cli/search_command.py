@@ -57,9 +57,7 @@ def search(
     The same command again resumes a search that was stopped.
     """
     # Imported here, so that --help and mistakes on the line answer at once.
-    from rich.console import Console
-    from rich.text import Text
-
+    from sgquant_optuna.cli.console import console, plain
     from sgquant_optuna.cli.logs import quiet_optuna, short_warnings
     from sgquant_optuna.search.preparation import prepare_search
     from sgquant_optuna.search.workers.stopping import PARENT_MARGIN, Stopped, Stopper
@@ -68,24 +66,24 @@ def search(
 
     quiet_optuna()
     # The standard output holds the report alone. Dataset and study may look like markup.
-    console = Console(stderr=True, quiet=quiet)
-    training = Text(f"training {plan.model} on {plan.dataset} at full precision")
+    terminal = console(stderr=True, quiet=quiet)
+    training = plain(f"training {plan.model} on {plan.dataset} at full precision")
     stopper = Stopper(grace=0.0, margin=PARENT_MARGIN)
     try:
         with stopper.installed():
-            with console.status(training), short_warnings():
+            with terminal.status(training), short_warnings():
                 opened, store = open_both(storage, artifacts, wait=seconds_to_wait(wait))
                 prepared = prepare_search(
                     plan, opened, store, study_name=study, root=root, device=device
                 )
             workers = _Workers(n_jobs, storage, artifacts, root, device)
-            _run_trials(prepared, stopper, console, workers)
+            _run_trials(prepared, stopper, terminal, workers)
             if "test_mask" in prepared.data:
-                with console.status("measuring the best trials again on fresh trainings"):
+                with terminal.status("measuring the best trials again on fresh trainings"):
                     _measure_again(prepared)
-            Console().print(report(prepared.study))
+            console().print(report(prepared.study))
             if attach:
-                with console.status("packing the model of the report"):
+                with terminal.status("packing the model of the report"):
                     done = _attach(prepared, store, root, device)
                 typer.echo(
                     f"attached: trial {done.trial}, {megabytes(done.model.file_nbytes)}, "

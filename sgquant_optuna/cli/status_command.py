@@ -28,8 +28,7 @@ def status(
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
-
+    from sgquant_optuna.cli.console import console
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.study.loading import load_study
     from sgquant_optuna.study.status import study_status
@@ -40,21 +39,22 @@ def status(
         described = {**asdict(found), "state": found.state.value}
         typer.echo(json.dumps(described, indent=2, default=datetime.isoformat))
         return
-    console = Console()
-    console.print(_summary(found))
+    terminal = console()
+    terminal.print(_summary(found))
     if found.workers:
-        console.print()
-        console.print(_workers(found.workers))
+        terminal.print()
+        terminal.print(_workers(found.workers))
 
 
 def _summary(found: StudyStatus) -> Table:
     from rich.table import Table
-    from rich.text import Text
+
+    from sgquant_optuna.cli.console import plain
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("study", Text(found.study_name))
+    table.add_row("study", plain(found.study_name))
     table.add_row("state", found.state.value)
     planned = " (planned: -)" if found.planned is None else f" of {found.planned:,}"
     if found.ended_early is not None:
@@ -79,7 +79,8 @@ def _summary(found: StudyStatus) -> Table:
 
 def _workers(workers: tuple[WorkerStatus, ...]) -> Table:
     from rich.table import Table
-    from rich.text import Text
+
+    from sgquant_optuna.cli.console import plain
 
     table = Table("worker", show_edge=False, pad_edge=False)
     for column in ("finished", "running", "last seen"):
@@ -88,7 +89,7 @@ def _workers(workers: tuple[WorkerStatus, ...]) -> Table:
     for worker in workers[:_MAX_WORKERS]:
         ago = timedelta(seconds=round(max((now - worker.last_seen).total_seconds(), 0)))
         table.add_row(
-            Text(worker.name), f"{worker.finished:,}", f"{worker.running:,}", f"{ago} ago"
+            plain(worker.name), f"{worker.finished:,}", f"{worker.running:,}", f"{ago} ago"
         )
     if len(workers) > _MAX_WORKERS:
         table.caption = f"and {len(workers) - _MAX_WORKERS} more"

@@ -21,6 +21,9 @@ from sgquant_optuna.packed.export import load_packed
 from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.peak_memory import Kind, peak_nbytes
 
+_LARGEST_SEED = 2**63 - 1  # of torch
+_LONGEST_NAME = 100  # characters
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -97,17 +100,7 @@ def evaluate_packed(
     """
     packed = load_packed(path)
     provenance = packed.fields["provenance"]
-    if not isinstance(provenance.get("dataset"), str) or type(provenance.get("seed")) is not int:
-        raise PackingError(
-            f"{path}: expected a file of `sgquant export`, got one made from Python, which does "
-            f"not name its data set; load_packed() it and call it with your graph"
-        )
-    data = load_graph(
-        provenance["dataset"],
-        root,
-        seed=provenance["seed"],
-        normalize_features=provenance.get("normalize_features") is True,
-    )
+    data = _graph(path, provenance, root)
     scores = packed(data)
     contents = ModelContents.read(path, verify=False)
     time_pyg, time_sparse = _times(packed, contents.plain_model().eval(), data, repeats)
@@ -126,6 +119,28 @@ def evaluate_packed(
         time_pyg=time_pyg,
         time_sparse=time_sparse,
         repeats=repeats,
+    )
+
+
+def _graph(path: str | Path, provenance: Mapping[str, Any], root: str | Path | None) -> Data:
+    """Load the graph that a file names; what else it says may be anything."""
+    name, seed = provenance.get("dataset"), provenance.get("seed")
+    split = seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+    if split is not None and abs(split) > _LARGEST_SEED:
+        split = None
+    if isinstance(name, str) and len(name) <= _LONGEST_NAME:
+        data = load_graph(
+            name,
+            root,
+            seed=split or 0,
+            normalize_features=provenance.get("normalize_features") is True,
+        )
+        if split is not None or "split_seed" not in data:  # the split of some graphs is public
+            return data
+    raise PackingError(
+        f"{path}: expected a file of `sgquant export`, got one made from Python, which does "
+        f"not name its data set and the seed of its split; load_packed() it and call it with "
+        f"your graph"
     )
 
 

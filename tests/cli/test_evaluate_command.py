@@ -48,6 +48,15 @@ def rows(out):
         DIGITS,
         {**DIGITS, "trial": 3, "final": {"quantized_test": "good"}, "accuracy": "good"},
         {**DIGITS, "final": {"full_precision_test": [], "quantized_test": [None]}},
+        {**DIGITS, "final": [], "trial": None, "study": None, "accuracy": True},
+        {**DIGITS, "accuracy": 10**400, "full_precision_accuracy": -1, "trial_accuracy": 1e300},
+        {**DIGITS, "accuracy": [], "full_precision_accuracy": {}, "normalize_features": "yes"},
+        {**DIGITS, "study": {"a": 1}, "trial": 10**400, "final": {"seeds": "[/bold]"}},
+        {
+            **DIGITS,
+            "final": {"full_precision_test": [10**400], "quantized_test": [True, "[/]"]},
+        },
+        {**DIGITS, "study": "[/red]", "trial": "x" * 10**6, "\x1b[2J": "\x1b[2J"},
     ],
 )
 def test_what_the_users_provenance_does_not_tell_is_left_out(provenance, export, capsys):
@@ -71,6 +80,30 @@ def test_what_the_users_provenance_tells_is_shown(export, capsys):
     assert "85.00 %" in found["test, of the final report"]
 
 
+def test_a_provenance_of_strange_texts_is_text_of_a_line_or_two(export, capsys):
+    accuracies = {"full_precision_test": [1], "quantized_test": [2], "seeds": "[/red]\x1b[2J"}
+    told = {"study": "[/red]\x1b[2J" + "x" * 10**6, "trial": 3, "final": accuracies}
+    code, out, _ = run(capsys, "evaluate", export({**DIGITS, **told}), "--repeats", "1")
+    assert code == 0 and "\x1b" not in out
+    assert "trial 3 of" in out and "[/red]\\x1b[2Jxxx" in out and len(out) < 10_000
+    assert "mean of fresh trainings" in rows(out)["test, of the final report"]
+
+
+@pytest.mark.parametrize("seed", [None, "0", True, 10**30, -(10**30)])
+def test_a_split_that_is_not_random_needs_no_seed(seed, export, monkeypatch, capsys):
+    file = export({"dataset": "digits", "seed": seed})
+    code, _, err = run(capsys, "evaluate", file)
+    assert code == 2 and "the seed of its split" in err
+
+    def load(name, root, *, seed, normalize_features):
+        data = load_graph(name, seed=seed)
+        del data.split_seed
+        return data
+
+    monkeypatch.setattr(evaluation, "load_graph", load)
+    assert run(capsys, "evaluate", file, "--repeats", "1")[0] == 0
+
+
 def test_the_graph_is_loaded_as_the_file_says(export, monkeypatch, capsys):
     rows_of = []
 
@@ -85,7 +118,13 @@ def test_the_graph_is_loaded_as_the_file_says(export, monkeypatch, capsys):
     assert rows_of == [pytest.approx(1)]
 
 
-@pytest.mark.parametrize("provenance", [{}, {"dataset": "digits"}, {"dataset": 5, "seed": 0}])
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        *({}, {"dataset": "digits"}, {"dataset": 5, "seed": 0}),
+        {"dataset": "x" * 10**6, "seed": 0},
+    ],
+)
 def test_a_file_that_names_no_data_set_is_one_line_and_exit_code_2(provenance, export, capsys):
     code, _, err = run(capsys, "evaluate", export(provenance))
     assert (code, err.count("\n")) == (2, 1)

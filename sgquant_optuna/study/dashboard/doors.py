@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from wsgiref.headers import Headers
+
+from sgquant_optuna.study.dashboard.refusal import refuse
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _HOST = re.compile(
     r"(\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?"
 )  # RFC 9110, section 7.2: a port may follow
+_FORBIDDEN = "403 Forbidden"
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}  # RFC 9110, section 9.2.1, without TRACE
 _FILES = "/artifacts/"  # where optuna-dashboard serves them
 _PICTURES = {"image/png", "image/jpeg", "image/gif", "image/webp"}  # no SVG, which holds scripts
@@ -68,13 +70,11 @@ class Doors:
                 f"The dashboard takes no requests {named}: open it as localhost, or start it with "
                 f"--allow-host {host or 'NAME'} if that is a name of its machine."
             )
-            return _refuse(environ, start_response, line)
+            return refuse(environ, start_response, _FORBIDDEN, line)
         if environ["REQUEST_METHOD"] not in _SAFE_METHODS:
             refusal = self._why_no_write(environ)
             if refusal is not None:
-                # The page of the dashboard shows the reason that its API tells.
-                is_api = environ["PATH_INFO"].startswith("/api/")
-                return _refuse(environ, start_response, refusal, as_json=is_api)
+                return refuse(environ, start_response, _FORBIDDEN, refusal)
         return self._app(environ, _closed(environ, start_response))
 
     def _why_no_write(self, environ: WSGIEnvironment) -> str | None:
@@ -160,31 +160,3 @@ def _closed(environ: WSGIEnvironment, start_response: StartResponse) -> StartRes
         return start_response(status, sent.items(), exc_info)
 
     return start
-
-
-def _refuse(
-    environ: WSGIEnvironment, start_response: StartResponse, line: str, *, as_json: bool = False
-) -> Iterable[bytes]:
-    _drain(environ)
-    kind = "application/json" if as_json else "text/plain; charset=utf-8"
-    body = (json.dumps({"reason": line}) if as_json else line).encode() + b"\n"
-    start_response(
-        "403 Forbidden",
-        [
-            ("Content-Type", kind),
-            ("Content-Length", str(len(body))),
-            ("X-Content-Type-Options", "nosniff"),
-        ],
-    )
-    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
-
-
-def _drain(environ: WSGIEnvironment) -> None:
-    """Read what a client sends: closed before, its connection breaks and hides the answer."""
-    length = environ.get("CONTENT_LENGTH") or "0"
-    left = int(length) if length.isdecimal() else 0
-    while left > 0:
-        chunk = environ["wsgi.input"].read(min(left, 1 << 16))
-        if not chunk:
-            break
-        left -= len(chunk)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -20,6 +17,8 @@ from sgquant_optuna.sampler.claims import constraints_of, prediction_of
 from sgquant_optuna.study.dashboard.doors import Doors
 from sgquant_optuna.study.dashboard.notes import Place, trial_note
 from sgquant_optuna.study.dashboard.page import write_page
+from sgquant_optuna.study.dashboard.request_bodies import RequestBodies, UploadStore
+from sgquant_optuna.study.dashboard.web_server import WebServer
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import TrialRow, rows_of
 from sgquant_optuna.study.selection import choose
@@ -50,7 +49,7 @@ def dashboard_app(storage: BaseStorage, artifact_store: ArtifactStore) -> Any:
     from optuna_dashboard import wsgi
 
     cached = optuna.storages.get_storage(storage)  # finished trials are read once
-    app = wsgi(cached, artifact_store=artifact_store)
+    app = wsgi(cached, artifact_store=UploadStore(artifact_store))
     app.install(_StudyAnswers(cached))
     return app
 
@@ -163,22 +162,6 @@ def _best(
     return [min(feasible, key=lambda trial: sign * trial.values[0])]
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        found = socket.getaddrinfo(address[0] or None, address[1], type=socket.SOCK_STREAM)
-        families = {family for family, *_ in found}
-        if socket.AF_INET not in families and socket.AF_INET6 in families:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, handler)
-
-
-class _Handler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep requests out of the terminal."""
-
-
 def serve(
     storage: BaseStorage,
     artifact_store: ArtifactStore,
@@ -218,13 +201,13 @@ def serve(
             If the address cannot be listened on, or a name is no name.
     """
     app = Doors(
-        dashboard_app(storage, artifact_store),
+        RequestBodies(dashboard_app(storage, artifact_store)),
         host=host,
         allow_hosts=allow_hosts,
         read_only=read_only,
     )
     try:
-        server = make_server(host, port, app, server_class=_Server, handler_class=_Handler)
+        server = WebServer(host, port, app)
     except OSError as error:
         raise ValueError(
             f"dashboard: cannot listen on {host}:{port} ({error.strerror}); choose another --port"

@@ -39,7 +39,7 @@ class Claims:
         workers:
             Number of workers.
         asked:
-            Trials of the workers that were not killed.
+            Trials of all workers, without those that kills prevented.
         complete:
             Trials among them that are complete.
         duplicates:
@@ -111,17 +111,15 @@ class _Watched:
 
 
 class _Simulation:
-    def __init__(self, workers: int, trials: int, layers: int, deadly: float, seed: int) -> None:
+    def __init__(self, trials: int, layers: int, deadly: float, seed: int) -> None:
         self.random = random.Random(seed)
         self.turns = _Turns(self.random)
         self.trials, self.deadly = trials, deadly
         self.space = FiniteSpace({f"layer{n}": _WIDTHS for n in range(layers)})
         self.study = optuna.create_study(direction="minimize")
         self.study._storage = _Watched(self, self.study._storage)  # type: ignore[assignment]
-        self.written, self.choices, self.seconds, self.complete = 0, 0, 0.0, 0
-        self.killed = 0
+        self.written, self.choices, self.seconds, self.prevented = 0, 0, 0.0, 0
         self.errors: list[BaseException] = []
-        self.workers = workers
         self._rankings: dict[tuple[int, Opening], Ranking] = {}
 
     def rank(self, round_: int, opening: Opening, fixed: Mapping[str, int]) -> Ranking:
@@ -134,12 +132,14 @@ class _Simulation:
 
     def work(self, seed: int, turn: threading.Semaphore) -> None:
         turn.acquire()
+        done = 0
         try:
             history = History(self.space)
             for _ in range(self.trials):
                 self._one_trial(history, seed)
+                done += 1
         except _KilledError:
-            self.killed += 1
+            self.prevented += self.trials - done
         except BaseException as error:
             self.errors.append(error)
         finally:
@@ -148,7 +148,7 @@ class _Simulation:
     def _one_trial(self, history: History, seed: int) -> None:
         storage: Any = self.study._storage
         trial_id = storage.create_new_trial(self.study._study_id)
-        began, choices = time.thread_time(), self.choices
+        began = time.thread_time()
         choice = choose(
             self.study,
             storage.get_trial(trial_id),
@@ -159,13 +159,11 @@ class _Simulation:
         )
         self.seconds += time.thread_time() - began
         self.choices += 1
-        assert self.choices > choices
         for name, value in self.space.params_of(choice.index).items():
             inner = _WIDTHS.to_internal_repr(value)
             storage.set_trial_param(trial_id, name, inner, _WIDTHS)
         self.turns.take()  # measuring takes any time
         storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [float(sum(choice.index))])
-        self.complete += 1
 
 
 def simulate(
@@ -185,7 +183,7 @@ def simulate(
         seed:
             Seed of the interleaving and of the kills.
     """
-    simulation = _Simulation(workers, trials, layers, deadly, seed)
+    simulation = _Simulation(trials, layers, deadly, seed)
     before = threading.stack_size(_STACK)
     threads = [
         threading.Thread(target=simulation.work, args=(number, simulation.turns.add()))
@@ -206,7 +204,7 @@ def simulate(
     different = {tuple(sorted(trial.params.items())) for trial in complete}
     return Claims(
         workers=workers,
-        asked=simulation.complete,
+        asked=workers * trials - simulation.prevented,
         complete=len(complete),
         duplicates=len(complete) - len(different),
         seconds=simulation.seconds / max(simulation.choices, 1),

@@ -1,8 +1,25 @@
-"""Short runs of the campaign of faults."""
+"""A short run of the campaign whose figures are in ``docs/storage.md``."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+from tests.databases import BACKENDS
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+CAMPAIGN = BENCHMARKS / "campaign.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("postgresql" not in BACKENDS, reason="needs PostgreSQL")
+def test_a_paused_worker_and_a_silent_connection_lose_nothing_and_stop_no_other():
+    # In a process of its own: it starts a server and many processes.
+    options = ["--quick", "--database", "postgresql", "--trials", "50"]
+    command = [sys.executable, str(CAMPAIGN), "--only", "pause", "stall", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_fifty_workers_that_claim_at_once_measure_nothing_twice(monkeypatch):

@@ -51,6 +51,9 @@ from tests.databases import SERVERS, Proxy, fresh_database  # noqa: E402
 
 SERVED = ("postgresql", "mysql", "grpc")
 EVERYWHERE = ("sqlite", *SERVED)
+# Seconds after a fault until workers have to end; in a quick campaign, a silent gRPC connection
+# is still noticed after 30 s.
+_LIMITS = {False: 400.0, True: 60.0}
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ class Campaign:
             seed=self.seed,
             asked=self.trials or asked[not self.quick],
         )
-        row = stage.play(fault, name, place.kind, limit=40.0 if self.quick else 400.0)
+        row = stage.play(fault, name, place.kind, limit=_LIMITS[self.quick])
         self._keep(row)
         if row.is_good:
             shutil.rmtree(folder)

@@ -200,6 +200,7 @@ def killed_children(stage: Stage, kills: int) -> Iterator[None]:
     kept = stage.adopt(_children(program.pid)[0])
     yield
     stage.terminate(leaver)
+    stage.wait(lambda: not leaver.state, 10.0)  # before others that start take all cores
     killed = 0
     while killed < kills:
         others = set(_children(program.pid)) - {kept.pid}

@@ -4,14 +4,12 @@ Run ``python benchmarks/chaos.py`` for 80 trials and 20 kills, or ``--quick`` fo
 always tested, PostgreSQL and MariaDB where ``TEST_POSTGRESQL_URL`` and ``TEST_MYSQL_URL`` name
 servers. The server that restarts is a PostgreSQL of its own. The full disk is a small tmpfs, which
 needs root. Both are left out where they are not available. Workers run our sampler on an objective
-of 50 ms. Each also writes its results to a synced file of its own, so that a lost result is
-detected.
+of 50 ms (``pretended_trials.py``).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -28,28 +26,25 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sgquant_optuna.sampler import SGQuantSampler
 from sgquant_optuna.search.workers.budget import optimize_within_budget
 from sgquant_optuna.storage import open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from chaos_disasters import (  # noqa: E402
-    full_disk,
-    integrity,
-    own_postgresql,
-    postgresql_program,
+from chaos_disasters import full_disk, integrity  # noqa: E402
+from own_servers import own_postgresql, postgresql_program  # noqa: E402
+from pretended_trials import (  # noqa: E402
+    BEATS,
+    compare,
+    notes,
+    noting_in,
+    objective,
+    sampler,
 )
 
 from tests.databases import BACKENDS, fresh_database  # noqa: E402
 
 STUDY = "chaos"
-BEATS: dict[str, Any] = {"heartbeat_interval": 1, "grace_period": 6, "retry_seconds": 60.0}
-WIDTHS = optuna.distributions.CategoricalDistribution([1, 2, 4, 8])
-SPACE: dict[str, optuna.distributions.BaseDistribution] = {
-    f"layer{number}": WIDTHS for number in range(5)
-}
 MORE = 4  # trials of the resumed study
 LIMIT = 900.0  # seconds of a campaign
 
@@ -79,17 +74,6 @@ class Outcome:
         return not any(wrong) and not self.damage and self.resumed
 
 
-def objective(trial: Trial) -> float:
-    """Return the bytes of a made-up model after 50 ms, and set its constraint."""
-    widths = [trial.suggest_categorical(name, [1, 2, 4, 8]) for name in SPACE]
-    time.sleep(0.05)
-    drop = sum(2.0**-width for width in widths)
-    trial.set_user_attr("accuracy_drop", drop)
-    if not trial.constraints:  # a trial that runs again has it already
-        trial.set_constraint("drop", drop - 1.0)
-    return float(sum((place + 1) * width for place, width in enumerate(widths)))
-
-
 def work(url: str, journal: Path, n_trials: int) -> None:
     """Run trials until the study has all, and write each result to a file, too."""
     # The handlers of the parent are inherited.
@@ -99,20 +83,9 @@ def work(url: str, journal: Path, n_trials: int) -> None:
     study = optuna.load_study(
         study_name=STUDY,
         storage=open_storage(url, wait=60.0, **BEATS),  # a worker nobody watches waits
-        sampler=SGQuantSampler(
-            SPACE, acquisition="paper", n_measure=20, n_sample=200, seed=os.getpid()
-        ),
+        sampler=sampler(seed=os.getpid()),
     )
-
-    def note(study: optuna.Study, trial: FrozenTrial) -> None:
-        if trial.state != TrialState.COMPLETE:
-            return
-        with journal.open("a") as file:
-            file.write(json.dumps([trial.number, trial.value]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    optimize_within_budget(study, objective, lambda: n_trials, callbacks=[note])
+    optimize_within_budget(study, objective, lambda: n_trials, callbacks=[noting_in(journal)])
 
 
 class Crew:
@@ -161,17 +134,6 @@ class Crew:
         return [worker.exitcode for worker in self.workers]
 
 
-def results(folder: Path) -> list[tuple[int, float]]:
-    """Return number and value of all results in the files, except lines that a kill cut off."""
-    found = []
-    for path in folder.glob("results-*"):
-        for line in path.read_text().splitlines():
-            if line.endswith("]"):
-                number, value = json.loads(line)
-                found.append((number, value))
-    return found
-
-
 def campaign(
     url: str,
     folder: Path,
@@ -209,7 +171,7 @@ def campaign(
     moments = sorted(generator.uniform(0, 0.95 * n_trials) for _ in range(kills))
     done = 0
     while time.monotonic() < started + LIMIT and (moments or disaster is not None):
-        count = len(results(folder))
+        count = len(notes(folder))
         if disaster is not None and count >= n_trials / 2:
             disaster()
             disaster = None
@@ -235,18 +197,7 @@ def campaign(
 def look(url: str, folder: Path, n_trials: int) -> dict[str, int]:
     """Compare a study with its number of trials and with the files of its workers."""
     study = optuna.load_study(study_name=STUDY, storage=open_storage(url, **BEATS))
-    trials = study.get_trials(deepcopy=False)
-    assert [trial.number for trial in trials] == list(range(len(trials)))
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    kept = {(trial.number, trial.value) for trial in complete}
-    return {
-        "complete": len(complete),
-        "missing": max(n_trials - len(complete), 0),
-        "surplus": max(len(complete) - n_trials, 0),
-        "unfinished": sum(not trial.state.is_finished() for trial in trials),
-        "lost": sum(note not in kept for note in results(folder)),
-        "duplicates": len(complete) - len({tuple(trial.params.values()) for trial in complete}),
-    }
+    return compare(study, folder, n_trials)
 
 
 def table(rows: list[tuple[str, str, Outcome]]) -> str:
@@ -278,8 +229,8 @@ def main() -> int:
     rows: list[tuple[str, str, Outcome]] = []
 
     def run(name: str, besides: str, url: str, disaster: Callable[[], None] | None = None) -> None:
-        with TemporaryDirectory() as notes:
-            outcome = campaign(url, Path(notes), disaster=disaster, **options)
+        with TemporaryDirectory() as folder:
+            outcome = campaign(url, Path(folder), disaster=disaster, **options)
         print(f"{name} {besides} {outcome}", file=sys.stderr, flush=True)
         rows.append((name, besides, outcome))
 

@@ -1,14 +1,11 @@
-"""A database server that crashes, a disk that fills, and the check for damage afterwards."""
+"""A disk that fills, and the check for damage afterwards."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,70 +15,6 @@ import sqlalchemy as sa
 
 from sgquant_optuna.storage import open_storage
 from sgquant_optuna.storage.databases import StudyDatabase
-
-
-@dataclass(frozen=True)
-class Server:
-    """A PostgreSQL server of our own."""
-
-    folder: Path
-    port: int
-
-    @property
-    def url(self) -> str:
-        """URL of its database."""
-        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        options = f"-p {self.port} -h 127.0.0.1 -k {self.folder}"
-        log = self.folder / "log"
-        _as_postgres(self.folder, "pg_ctl", "-w", "-l", str(log), "-o", options, "start")
-
-    def stop(self) -> None:
-        """Stop it as a crash would: connections are cut, and no checkpoint is written."""
-        _as_postgres(self.folder, "pg_ctl", "-w", "-m", "immediate", "stop")
-
-    def crash(self) -> None:
-        """Stop it for two seconds and let it recover."""
-        self.stop()
-        time.sleep(2)
-        self.start()
-
-
-@contextmanager
-def own_postgresql() -> Iterator[Server]:
-    """Make a cluster in a temporary folder, run it on a free port, remove it afterwards."""
-    folder = Path(mkdtemp(prefix="sgquant-postgresql-"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        server = Server(folder, probe.getsockname()[1])
-    try:
-        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-            shutil.chown(folder, "postgres")
-        _as_postgres(folder, "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8")
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
-    finally:
-        shutil.rmtree(folder)
-
-
-def postgresql_program(name: str) -> str | None:
-    """Return the path of a program of the newest PostgreSQL here."""
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(found[-1]) if found else shutil.which(name)
-
-
-def _as_postgres(folder: Path, program: str, *arguments: str) -> None:
-    path = postgresql_program(program)
-    if path is None:
-        raise FileNotFoundError(f"{program}: expected PostgreSQL's server programs, found none")
-    login = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    command = [*login, path, "-D", str(folder / "data"), *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
 
 
 @dataclass(frozen=True)
@@ -104,17 +37,28 @@ class Disk:
         # SQLite would write over a log that has grown, and never reach the full disk.
         with closing(sqlite3.connect(self._database, timeout=60)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        ballast = self.folder / "ballast"
         end = time.monotonic() + 3
-        with ballast.open("ab", buffering=0) as file:
+        with self.filled() as take_rest:
             while time.monotonic() < end:
+                take_rest()
+                time.sleep(0.02)
+
+    @contextmanager
+    def filled(self) -> Iterator[Callable[[], None]]:
+        """Leave no free byte inside the block; yield a function that takes what was freed."""
+        ballast = self.folder / "ballast"
+        with ballast.open("ab", buffering=0) as file:
+
+            def take_rest() -> None:
                 for size in (65536, 1):
                     try:
                         while True:
                             file.write(bytes(size))
                     except OSError:
                         continue
-                time.sleep(0.02)
+
+            take_rest()
+            yield take_rest
         ballast.unlink()
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.search.objective import QuantizationObjective
     from sgquant_optuna.search.progress import SearchProgress
     from sgquant_optuna.search.study_creation import create_study, default_sampler
+    from sgquant_optuna.search.study_file import OwnStudy
     from sgquant_optuna.search.trial_export import export_assignment, export_study
     from sgquant_optuna.storage import open_storage
     from sgquant_optuna.study.answers import StudyAnswer, answer
@@ -69,6 +70,7 @@ _MODULES = {
     "search.objective": ("QuantizationObjective",),
     "search.progress": ("SearchProgress",),
     "search.study_creation": ("create_study", "default_sampler"),
+    "search.study_file": ("OwnStudy",),
     "search.trial_export": ("export_assignment", "export_study"),
     "storage": ("open_storage",),
     "study.answers": ("StudyAnswer", "answer"),
@@ -93,6 +95,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "MODELS",
     "Memory",
     "ObjectiveConfig",
+    "OwnStudy",
     "QuantizationObjective",
     "QuantizerConfig",
     "SGQuantSampler",

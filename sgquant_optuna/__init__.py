@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.search.study_creation import create_study, default_sampler
     from sgquant_optuna.search.study_file import OwnStudy
     from sgquant_optuna.search.trial_export import export_assignment, export_study
+    from sgquant_optuna.search.workers.script_processes import run_trials
     from sgquant_optuna.storage import open_storage
     from sgquant_optuna.study.answers import StudyAnswer, answer
     from sgquant_optuna.study.assignment import Assignment, load_assignment
@@ -72,6 +73,7 @@ _MODULES = {
     "search.study_creation": ("create_study", "default_sampler"),
     "search.study_file": ("OwnStudy",),
     "search.trial_export": ("export_assignment", "export_study"),
+    "search.workers.script_processes": ("run_trials",),
     "storage": ("open_storage",),
     "study.answers": ("StudyAnswer", "answer"),
     "study.assignment": ("Assignment", "load_assignment"),
@@ -136,6 +138,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "quantize_attention",
     "register_attention",
     "report",
+    "run_trials",
     "set_bit_widths",
 ]
 

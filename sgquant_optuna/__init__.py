@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from sgquant_optuna.search.objective import QuantizationObjective
     from sgquant_optuna.search.progress import SearchProgress
     from sgquant_optuna.search.study_creation import create_study, default_sampler
+    from sgquant_optuna.search.study_file import OwnStudy
     from sgquant_optuna.search.trial_export import export_assignment, export_study
+    from sgquant_optuna.search.workers.script_processes import run_trials
     from sgquant_optuna.storage import open_storage
     from sgquant_optuna.study.answers import StudyAnswer, answer
     from sgquant_optuna.study.assignment import Assignment, load_assignment
@@ -73,7 +75,9 @@ _MODULES = {
     "search.objective": ("QuantizationObjective",),
     "search.progress": ("SearchProgress",),
     "search.study_creation": ("create_study", "default_sampler"),
+    "search.study_file": ("OwnStudy",),
     "search.trial_export": ("export_assignment", "export_study"),
+    "search.workers.script_processes": ("run_trials",),
     "storage": ("open_storage",),
     "study.answers": ("StudyAnswer", "answer"),
     "study.assignment": ("Assignment", "load_assignment"),
@@ -97,6 +101,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "MODELS",
     "Memory",
     "ObjectiveConfig",
+    "OwnStudy",
     "QuantizationObjective",
     "QuantizerConfig",
     "SGQuantSampler",
@@ -138,6 +143,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "quantize_attention",
     "register_attention",
     "report",
+    "run_trials",
     "set_bit_widths",
     "tasks",
 ]

@@ -12,6 +12,7 @@
     ├── PackingError            codes or packed bytes that do not fit what they declare
     ├── StorageError            a study database that cannot be opened
     ├── ArtifactError           a file of a study that cannot be written or read
+    ├── StudyFileError          a file of own models that cannot be run, or returns other things
     ├── StudyNotFoundError      a study that the storage does not hold
     ├── StudyMismatchError      a study that belongs to another graph, model, space or protocol,
     │                           or to another version of this package
@@ -61,6 +62,10 @@ class StorageError(SgquantError):
 
 class ArtifactError(SgquantError):
     """An artifact store cannot be opened or written, or holds another file than expected."""
+
+
+class StudyFileError(SgquantError):
+    """A file of a user's own models cannot be run, or returns something else."""
 
 
 class StudyNotFoundError(SgquantError):

@@ -25,7 +25,7 @@ from tests.small_search import a_plan, prepare
 @pytest.fixture(autouse=True)
 def away_from_the_users_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for variable in ("SGQUANT_STORAGE", "SGQUANT_ARTIFACTS", "SGQUANT_DATA"):
+    for variable in ("SGQUANT_STORAGE", "SGQUANT_ARTIFACTS", "SGQUANT_DATA", "SGQUANT_STUDY"):
         monkeypatch.delenv(variable, raising=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sgquant_optuna.cli.options import Artifacts, Quiet, Root, Storage, StudyArgument
+from sgquant_optuna.cli.options import Artifacts, Quiet, Root, Storage, StudyArgument, StudyFile
 
 _LONGEST_STEM = 200  # bytes; a name of a file has 255 at most
 
@@ -32,6 +32,7 @@ def export(
     root: Root = None,
     storage: Storage = None,
     artifacts: Artifacts = None,
+    study_file: StudyFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a trial as one file: weights, bit widths, ranges and the packed features."""
@@ -55,7 +56,14 @@ def export(
         return
     store = open_artifacts(artifacts, storage_url=storage)
     with console(stderr=True, quiet=quiet).status("finetuning as the trial did"):
-        done = export_study(opened, path, trial=trial, root=root, artifact_store=store)
+        done = export_study(
+            opened,
+            path,
+            trial=trial,
+            root=root,
+            artifact_store=store,
+            study_file=study_file,
+        )
     if attach:
         attach_best_model(opened, store, path)
     typer.echo(

@@ -20,6 +20,7 @@ from sgquant_optuna.cli.options import (
 )
 from sgquant_optuna.cli.plan_options import takes_plan
 from sgquant_optuna.study.plan import SearchPlan
+from sgquant_optuna.study.study_reference import StudyReference
 
 
 @takes_plan
@@ -29,7 +30,7 @@ def init(
     device: Device = "cpu",
     storage: Storage = None,
     artifacts: Artifacts = None,
-    study: StudyName = None,
+    name: StudyName = None,
     wait: Wait = None,
     quiet: Quiet = False,
 ) -> None:
@@ -42,15 +43,17 @@ def init(
     from sgquant_optuna.search.preparation import prepare_search
 
     quiet_optuna()
-    training = plain(f"training {plan.model} on {plan.dataset}")  # which may look like markup
+    training = plain(f"training {plan.subject}")  # which may look like markup
     with console(stderr=True, quiet=quiet).status(training), short_warnings():
         opened, store = open_both(storage, artifacts, wait=seconds_to_wait(wait))
-        prepared = prepare_search(plan, opened, store, study_name=study, root=root, device=device)
+        prepared = prepare_search(plan, opened, store, study_name=name, root=root, device=device)
     typer.echo(f"Study {prepared.study.study_name} is ready for {plan.n_trials} trials. Join it:")
-    typer.echo(worker_line(prepared.study.study_name, storage=storage, root=root))
+    typer.echo(worker_line(prepared.study.study_name, storage=storage, root=root, own=plan.own))
 
 
-def worker_line(study: str, *, storage: str | None, root: Path | None) -> str:
+def worker_line(
+    study: str, *, storage: str | None, root: Path | None, own: StudyReference | None = None
+) -> str:
     """Return the command that joins a study, from any folder.
 
     A password of the URL is shown as ``***``: it would stay in the history of a shell.
@@ -60,4 +63,6 @@ def worker_line(study: str, *, storage: str | None, root: Path | None) -> str:
     words = ["sgquant", "worker", study, "--storage", shown_storage(storage)]
     if root is not None:
         words += ["--root", str(root.absolute())]
+    if own is not None:
+        words += ["--study", own.absolute().text]
     return shlex.join(words)

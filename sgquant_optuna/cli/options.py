@@ -48,7 +48,22 @@ Quiet = Annotated[
 ]
 StudyName = Annotated[
     str | None,
-    typer.Option(show_default="MODEL-DATASET-GRANULARITY", help="Name of the study."),
+    typer.Option(
+        "--name",
+        show_default="MODEL-DATASET-GRANULARITY or FILE-GRANULARITY",
+        help="Name of the study.",
+    ),
+]
+StudyFile = Annotated[
+    str | None,
+    typer.Option(
+        "--study",
+        metavar="FILE.py",
+        envvar="SGQUANT_STUDY",
+        show_default=False,
+        help="The file of a study of your own models: FILE.py, FILE.py:function or "
+        "package.module:function.",
+    ),
 ]
 
 
@@ -71,6 +86,7 @@ def _complete_study_name(context: typer.Context, incomplete: str) -> list[str]:
 StudyArgument = Annotated[
     str | None,
     typer.Argument(
+        metavar="[NAME]",
         help="Name of the study; may be left out if there is only one.",
         autocompletion=_complete_study_name,
     ),

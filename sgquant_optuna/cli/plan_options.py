@@ -14,6 +14,7 @@ from sgquant_optuna.cli.options import assignments, integers
 from sgquant_optuna.graph.degree_edges import DEFAULT_NUM_BUCKETS, check_degree_edges
 from sgquant_optuna.graph.training_config import (
     FINETUNING,
+    OWN_TRAINING,
     DecayedLayers,
     PaperModel,
     paper_training,
@@ -22,15 +23,32 @@ from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.study.byte_sizes import parse_bytes
 from sgquant_optuna.study.plan import Mode, SearchPlan
 from sgquant_optuna.study.search_space import DEFAULT_CANDIDATES
+from sgquant_optuna.study.study_reference import StudyReference
 
 _OF_THE_PAIR = "by model and data set"
 
 
 def plan_of_options(
-    model: Annotated[PaperModel, typer.Option(help="Model of the paper.")] = SearchPlan.model,
+    model: Annotated[
+        PaperModel | None,
+        typer.Option(show_default=str(SearchPlan.model), help="Model of the paper."),
+    ] = None,
     dataset: Annotated[
-        str, typer.Option(help="digits (embedded), Cora, CiteSeer, PubMed, Computers, ...")
-    ] = SearchPlan.dataset,
+        str | None,
+        typer.Option(
+            show_default=str(SearchPlan.dataset),
+            help="digits (embedded), Cora, CiteSeer, PubMed, Computers, ...",
+        ),
+    ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py",
+            show_default=False,
+            help="Instead, your own models and graph: FILE.py, whose function study() returns "
+            "them, FILE.py:function or package.module:function.",
+        ),
+    ] = None,
     n_trials: Annotated[
         int, typer.Option(min=1, help="Trials of the study, earlier ones included.")
     ] = SearchPlan.n_trials,
@@ -173,8 +191,21 @@ def plan_of_options(
     """
     if budget is not None and max_drop is not None:
         raise ValueError("expected --budget or --max-drop, got both")
+    of_names = {
+        "--model": model,
+        "--dataset": dataset,
+        "--normalize-features": normalize_features,
+    }
+    named = [name for name, value in of_names.items() if value is not None]
+    if study is not None and named:
+        raise ValueError(
+            f"--study: expected without {', '.join(named)}, got both; your file has its own model "
+            f"and graph (--name gives a study its name)"
+        )
+    model, dataset = model or SearchPlan.model, dataset or SearchPlan.dataset
+    assert model is not None and dataset is not None
     budget_bytes = None if budget is None else parse_bytes(budget, what="--budget")
-    usual = paper_training(model, dataset)
+    usual = paper_training(model, dataset) if study is None else OWN_TRAINING
     chosen: dict[str, Any] = {
         "epochs": epochs,
         "patience": training_patience,
@@ -186,8 +217,9 @@ def plan_of_options(
         usual.training, **{name: value for name, value in chosen.items() if value is not None}
     )
     return SearchPlan(
-        model=model,
-        dataset=dataset,
+        model=model if study is None else None,
+        dataset=dataset if study is None else None,
+        own=None if study is None else StudyReference(study),
         normalize_features=usual.normalize_features
         if normalize_features is None
         else normalize_features,

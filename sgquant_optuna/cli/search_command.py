@@ -44,7 +44,7 @@ def search(
     device: Device = "cpu",
     storage: Storage = None,
     artifacts: Artifacts = None,
-    study: StudyName = None,
+    name: StudyName = None,
     attach: Annotated[
         bool,
         typer.Option("--attach", help="Offer the packed best model on the dashboard's page."),
@@ -67,14 +67,14 @@ def search(
     quiet_optuna()
     # The standard output holds the report alone. Dataset and study may look like markup.
     terminal = console(stderr=True, quiet=quiet)
-    training = plain(f"training {plan.model} on {plan.dataset} at full precision")
+    training = plain(f"training {plan.subject} at full precision")
     stopper = Stopper(grace=0.0, margin=PARENT_MARGIN)
     try:
         with stopper.installed():
             with terminal.status(training), short_warnings():
                 opened, store = open_both(storage, artifacts, wait=seconds_to_wait(wait))
                 prepared = prepare_search(
-                    plan, opened, store, study_name=study, root=root, device=device
+                    plan, opened, store, study_name=name, root=root, device=device
                 )
             workers = _Workers(n_jobs, storage, artifacts, root, device)
             _run_trials(prepared, stopper, terminal, workers)
@@ -131,6 +131,7 @@ def _run_trials(
                     root=workers.root,
                     artifacts=workers.artifacts,
                     device=workers.device,
+                    own=plan.own,
                     grace=stopper.grace,
                     log_level="error" if console.quiet else "warning",
                     # A quiet console would swallow the errors, too.
@@ -152,13 +153,15 @@ def _measure_again(prepared: PreparedSearch) -> None:
     from sgquant_optuna.storage.lease import exclusive
 
     # Two searches of one study that end together open the test nodes once.
+    plan, data, own = prepared.plan, prepared.data, prepared.own
+    can_train = own is None or not own.own.trained
     with exclusive(prepared.study, "final report", unless=lambda: False):
         final_report(
             prepared.study,
             prepared.objective,
-            prepared.data,
-            seeds=prepared.plan.final_seeds,
-            retrain=lambda seed: train_model(prepared.plan, prepared.data, seed),
+            data,
+            seeds=plan.final_seeds,
+            retrain=(lambda seed: train_model(plan, data, seed, own)) if can_train else None,
         )
 
 
@@ -177,6 +180,7 @@ def _attach(
             artifact_store=store,
             # Only the trial is finetuned again; models of another device are loaded anew.
             objective=prepared.objective if device == "cpu" else None,
+            study_file=None if prepared.plan.own is None else prepared.plan.own.text,
         )
         attach_best_model(prepared.study, store, path)
     return done

@@ -14,6 +14,7 @@ from sgquant_optuna.cli.options import (
     Root,
     Storage,
     StudyArgument,
+    StudyFile,
     Wait,
     seconds_to_wait,
 )
@@ -31,6 +32,7 @@ def worker(
     storage: Storage = None,
     root: Root = None,
     artifacts: Artifacts = None,
+    study_file: StudyFile = None,
     n_jobs: Annotated[
         int, typer.Option(min=1, help="Processes; the cores are divided among them.")
     ] = 1,
@@ -81,7 +83,8 @@ def worker(
 ) -> None:
     """Measure trials of a study until it has all that its plan asks for, or has settled.
 
-    The study tells what is measured; only its database and the data sets are needed. SIGTERM or
+    The study tells what is measured; only its database, the data sets and the file of own models
+    (--study), if it is of such, are needed. SIGTERM or
     Ctrl+C lets the trial finish within --grace or gives it back; a second signal does so at once.
     """
     import warnings
@@ -89,11 +92,13 @@ def worker(
 
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.exceptions import ExportWarning
+    from sgquant_optuna.search.study_file import check_given
     from sgquant_optuna.search.workers.engines import run_here, run_processes
     from sgquant_optuna.storage import open_storage
     from sgquant_optuna.storage.artifacts import open_artifacts
     from sgquant_optuna.study.loading import load_study
     from sgquant_optuna.study.plan import SearchPlan
+    from sgquant_optuna.study.study_reference import StudyReference
 
     if (engine is Engine.DASK) != (scheduler is not None):
         raise ValueError("--scheduler: expected together with --engine dask, and only then")
@@ -104,6 +109,8 @@ def worker(
     opened = load_study(study, storage=database)
     start_logging(opened.study_name, LogLevel.ERROR if quiet else log_level)
     plan = SearchPlan.load(opened)
+    check_given(plan, opened.study_name, study_file)
+    own = None if not study_file else StudyReference(study_file)
     if total is not None:
         if total < plan.n_trials:
             raise ValueError(f"--total: expected at least the plan's {plan.n_trials}, got {total}")
@@ -118,6 +125,7 @@ def worker(
             open_artifacts(artifacts, storage_url=storage),
             root=root,
             device=device,
+            own=own,
             n_trials=n_trials,
             timeout=timeout,
             grace=grace,
@@ -131,6 +139,7 @@ def worker(
             root=root,
             artifacts=artifacts,
             device=device,
+            own=own,
             n_trials=n_trials,
             timeout=timeout,
             grace=grace,

@@ -87,6 +87,9 @@ class PaperTraining:
     training: TrainingConfig
 
 
+OWN_TRAINING = PaperTraining(normalize_features=False, training=TrainingConfig())
+"""How a user's own model is trained by default."""
+
 _ELSEWHERE: dict[str, PaperTraining] = {
     "gcn": PaperTraining(normalize_features=False, training=TrainingConfig()),
     "agnn": PaperTraining(normalize_features=False, training=TrainingConfig()),

@@ -15,6 +15,12 @@ from torch_geometric.data import Data
 from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.study_creation import create_study, default_sampler
+from sgquant_optuna.search.study_file import (
+    StudyFile,
+    load_study_file,
+    named_study_file,
+    objective_of,
+)
 from sgquant_optuna.search.trained_models import (
     load_plan_graph,
     share_models,
@@ -42,12 +48,15 @@ class PreparedSearch:
             Objective that measures its trials.
         data:
             Graph, test nodes included.
+        own:
+            File that made graph and models, if they are the user's own.
     """
 
     plan: SearchPlan
     study: optuna.Study
     objective: QuantizationObjective
     data: Data
+    own: StudyFile | None = None
 
 
 def prepare_search(
@@ -66,7 +75,7 @@ def prepare_search(
 
     Args:
         plan:
-            All settings.
+            All settings. A file of own models that it names is imported.
         storage:
             Study database.
         artifacts:
@@ -83,17 +92,22 @@ def prepare_search(
             If the trained models cannot be stored, or were altered.
         GraphError:
             If the graph cannot be loaded.
+        StudyFileError:
+            If own models cannot be made.
         StudyMismatchError:
             If the study is of another graph, model, training, space or protocol.
     """
-    data = load_plan_graph(plan, root, device=device)  # a mistake shows before a study is made
+    # A mistake shows before a study is made.
+    own = None if plan.own is None else load_study_file(plan.own.text)
+    plan = plan if own is None else own.completed(plan)
+    data = load_plan_graph(plan, root, device=device, own=own)
     study = optuna.create_study(
         storage=storage,
         study_name=study_name or plan.study_name,
         directions=[StudyDirection.MINIMIZE] * len(plan.metric_names),
         load_if_exists=True,
     )
-    prepared = _prepare(plan, study, storage, artifacts, data)
+    prepared = _prepare(plan, study, storage, artifacts, data, own)
     plan.save(study)  # a resumed search may ask for more trials
     return prepared
 
@@ -105,6 +119,7 @@ def join_search(
     *,
     root: str | Path | None = None,
     device: str = "cpu",
+    study_file: str | None = None,
 ) -> PreparedSearch:
     """Rebuild graph, models and objective of a study from its plan, on any machine.
 
@@ -122,18 +137,24 @@ def join_search(
             Folder of data sets.
         device:
             Device of all tensors: ``"cpu"``, ``"cuda"``, ...
+        study_file:
+            File of own models that the user of this process names; what the study says is never
+            imported.
 
     Raises:
+        StudyFileError:
+            If own models cannot be made.
         StudyMismatchError:
-            If the study has no plan, or this graph or these models differ from it.
+            If the study has no plan, or this graph, these models or this file differ from it.
         ArtifactError:
             If the trained models were altered.
         GraphError:
             If the graph cannot be loaded.
     """
     plan = SearchPlan.load(study)
-    data = load_plan_graph(plan, root, device=device)
-    return _prepare(plan, study, storage, artifacts, data)
+    own = named_study_file(plan, study.study_name, study_file)
+    data = load_plan_graph(plan, root, device=device, own=own)
+    return _prepare(plan, study, storage, artifacts, data, own)
 
 
 def _prepare(
@@ -142,30 +163,31 @@ def _prepare(
     storage: BaseStorage,
     artifacts: ArtifactStore,
     data: Data,
+    own: StudyFile | None,
 ) -> PreparedSearch:
     def is_prepared() -> bool:
         return RECORD_ATTR in study.user_attrs
 
     def signed(models: list[nn.Module]) -> PreparedSearch:
-        objective = QuantizationObjective(models, data, plan)
+        objective = objective_of(models, data, plan, own)
         sampler = default_sampler(
             objective, seed=plan.seed, acquisition=plan.acquisition, cost_model=plan.cost_model
         )
         made = create_study(
             objective, storage=storage, study_name=study.study_name, sampler=sampler
         )
-        return PreparedSearch(plan, made, objective, data)
+        return PreparedSearch(plan, made, objective, data, own)
 
     with exclusive(study, "preparation", unless=is_prepared) as mine:
         if mine:
             models = None
             if PLAN_ATTR in study.user_attrs:  # a worker was killed after it had trained, perhaps
                 if not plan.trains_otherwise(SearchPlan.load(study)):
-                    models = shared_models(plan, data, study, artifacts)
+                    models = shared_models(plan, data, study, artifacts, own)
             # Now, so that any worker can take over if this one is killed.
             plan.save(study)
             if models is None:
-                models = train_models(plan, data)
+                models = train_models(plan, data, own)
                 share_models(models, study, artifacts)
             return signed(models)
     if PLAN_ATTR in study.user_attrs:
@@ -175,5 +197,5 @@ def _prepare(
                 f"study {study.study_name!r} was made with other trained models ({difference}). "
                 f"Repeat its settings to resume it, or choose another study name"
             )
-    models = shared_models(plan, data, study, artifacts)
-    return signed(train_models(plan, data) if models is None else models)
+    models = shared_models(plan, data, study, artifacts, own)
+    return signed(train_models(plan, data, own) if models is None else models)

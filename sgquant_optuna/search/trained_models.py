@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,15 @@ import optuna
 import safetensors.torch
 from optuna.artifacts import upload_artifact
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import ArtifactError
 from sgquant_optuna.graph.datasets import load_graph
+from sgquant_optuna.graph.model_copies import copy_state, named_state, restore_state
 from sgquant_optuna.graph.paper_models import make_model
 from sgquant_optuna.graph.training import fit
+from sgquant_optuna.search.study_file import StudyFile
 from sgquant_optuna.storage.attributes import WEIGHTS_ATTR
 from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.stored_values import reading, stored_mapping
@@ -33,25 +35,37 @@ _logger = logging.getLogger(__name__)
 
 
 def load_plan_graph(
-    plan: SearchPlan, root: str | Path | None = None, *, device: str = "cpu"
+    plan: SearchPlan,
+    root: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    own: StudyFile | None = None,
 ) -> Data:
     """Load the graph of a plan as it trains on it; ``root`` is the folder of data sets."""
+    if own is not None:
+        return own.own.data.to(device)
+    assert plan.dataset is not None
     data = load_graph(
         plan.dataset, root, seed=plan.seed, normalize_features=plan.normalize_features
     )
     return data.to(device)
 
 
-def train_model(plan: SearchPlan, data: Data, seed: int) -> nn.Module:
+def train_model(
+    plan: SearchPlan, data: Data, seed: int, own: StudyFile | None = None
+) -> nn.Module:
     """Train a full-precision model of a plan from a seed."""
-    model = _untrained(plan, data, seed)
-    fit(model, data, plan.training, seed=seed)
+    model = _untrained(plan, data, seed, own)
+    if own is None:
+        fit(model, data, plan.training, seed=seed)
+    else:
+        own.train(model, data, plan, seed)
     return model
 
 
-def train_models(plan: SearchPlan, data: Data) -> list[nn.Module]:
+def train_models(plan: SearchPlan, data: Data, own: StudyFile | None = None) -> list[nn.Module]:
     """Train the models that each trial of a plan is measured on."""
-    return [train_model(plan, data, seed) for seed in plan.training_seeds]
+    return [train_model(plan, data, seed, own) for seed in plan.training_seeds]
 
 
 def share_models(models: Sequence[nn.Module], study: optuna.Study, store: ArtifactStore) -> None:
@@ -70,9 +84,9 @@ def share_models(models: Sequence[nn.Module], study: optuna.Study, store: Artifa
             If it cannot be written.
     """
     tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
+        f"{index}.{name}": value.cpu().contiguous()  # copies: tied weights share their memory
         for index, model in enumerate(models)
-        for name, value in model.state_dict().items()
+        for name, value in copy_state(model).items()
     }
     content = safetensors.torch.save(tensors)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +107,11 @@ def share_models(models: Sequence[nn.Module], study: optuna.Study, store: Artifa
 
 
 def shared_models(
-    plan: SearchPlan, data: Data, study: optuna.Study, store: ArtifactStore
+    plan: SearchPlan,
+    data: Data,
+    study: optuna.Study,
+    store: ArtifactStore,
+    own: StudyFile | None = None,
 ) -> list[nn.Module] | None:
     """Load the models that another worker trained.
 
@@ -106,6 +124,8 @@ def shared_models(
             Study that names the artifact.
         store:
             Artifact store of the study.
+        own:
+            File that makes the models, if they are the user's own.
 
     Returns:
         The models, or ``None`` if the study shares none or this machine cannot reach them.
@@ -132,23 +152,36 @@ def shared_models(
     label = f"trained models of study {study.study_name!r}, artifact {known['artifact_id']}"
     if hashlib.sha256(content).hexdigest() != known["sha256"]:
         raise ArtifactError(f"{label}: its checksum differs, the file was altered; copy it again")
-    models = [_untrained(plan, data, seed) for seed in plan.training_seeds]
+    models = [_untrained(plan, data, seed, own) for seed in plan.training_seeds]
     try:
         tensors = safetensors.torch.load(content)
         for index, model in enumerate(models):
             prefix = f"{index}."
-            model.load_state_dict(
+            _load(
+                model,
                 {
                     name.removeprefix(prefix): value
                     for name, value in tensors.items()
                     if name.startswith(prefix)
-                }
+                },
             )
-    except (SafetensorError, RuntimeError) as error:
-        raise ArtifactError(f"{label}: expected weights of {plan.model}, got others") from error
+    except (SafetensorError, ValueError) as error:
+        raise ArtifactError(f"{label}: expected weights of {plan.subject}, got others") from error
     return [model.eval() for model in models]
 
 
-def _untrained(plan: SearchPlan, data: Data, seed: int) -> nn.Module:
+def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    shapes, expected = (
+        {name: value.shape for name, value in one.items()} for one in (state, named_state(model))
+    )
+    if shapes != expected:
+        raise ValueError("names or shapes differ")
+    restore_state(model, state)
+
+
+def _untrained(plan: SearchPlan, data: Data, seed: int, own: StudyFile | None) -> nn.Module:
+    if own is not None:
+        return own.untrained(plan, data, seed)
+    assert plan.model is not None
     classes = int(data.y.max()) + 1
     return make_model(plan.model, data.num_features, classes, seed=seed).to(data.x.device)

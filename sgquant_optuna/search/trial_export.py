@@ -13,6 +13,7 @@ import optuna
 from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.packed.export import ExportedModel, export_packed
 from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.search.study_file import named_study_file, objective_of
 from sgquant_optuna.search.trained_models import load_plan_graph, shared_models, train_models
 from sgquant_optuna.storage.out_files import check_out_file
 from sgquant_optuna.study.assignment import Assignment
@@ -59,6 +60,7 @@ def export_study(
     root: str | Path | None = None,
     artifact_store: ArtifactStore | None = None,
     objective: QuantizationObjective | None = None,
+    study_file: str | None = None,
 ) -> ExportedTrial:
     """Finetune as a trial did, and write its first model packed.
 
@@ -77,6 +79,9 @@ def export_study(
         objective:
             Objective of the study, on the CPU, if it is at hand: nothing is loaded or trained
             again. A study that was made in Python needs it.
+        study_file:
+            File of the study's own models: ``FILE.py``, ``FILE.py:function`` or
+            ``package.module:function``.
 
     Raises:
         ArtifactError:
@@ -96,7 +101,7 @@ def export_study(
     chosen, final = _choose(study, record, trial)
     plan = SearchPlan.load(study) if SearchPlan.is_in(study) else None
     if objective is None:
-        objective = _objective(plan, study, path, root, artifact_store)
+        objective = _objective(plan, study, path, root, artifact_store, study_file)
     record.check(study, objective.fingerprint)
     count = max(chosen.result.trainings, 1)  # as many as the trial was measured on
     trainings = islice(objective.finetuned(chosen.result.bit_widths), count)
@@ -158,8 +163,12 @@ def export_assignment(
 
 def _origin(plan: SearchPlan) -> dict[str, Any]:
     """Return what tells how to load the graph again, and all other settings."""
+    settings = asdict(plan)
+    if plan.own is not None:
+        return {"plan": settings}
+    del settings["own"]
     graph = {"dataset": plan.dataset, "normalize_features": plan.normalize_features}
-    return {**graph, "plan": asdict(plan)}
+    return {**graph, "plan": settings}
 
 
 def _choose(
@@ -174,6 +183,7 @@ def _objective(
     path: Path,
     root: str | Path | None,
     artifact_store: ArtifactStore | None,
+    study_file: str | None,
 ) -> QuantizationObjective:
     if plan is None:
         raise StudyMismatchError(
@@ -181,11 +191,13 @@ def _objective(
             f"pack it there by export_study(study, {path.name!r}, objective=objective), or write "
             f"its bit widths alone by --assignment-only"
         )
-    data = load_plan_graph(plan, root)
+    own = named_study_file(plan, study.study_name, study_file)
+    data = load_plan_graph(plan, root, own=own)
     models = None
     if artifact_store is not None:
-        models = shared_models(plan, data, study, artifact_store)
-    return QuantizationObjective(models or train_models(plan, data), data, plan)
+        models = shared_models(plan, data, study, artifact_store, own)
+    models = models or train_models(plan, data, own)
+    return objective_of(models, data, plan, own)
 
 
 def _source(

@@ -31,6 +31,7 @@ from sgquant_optuna.study.search_space import (
     parse_granularity,
 )
 from sgquant_optuna.study.stored_values import compact, reading, stored_fields, stored_mapping
+from sgquant_optuna.study.study_reference import StudyReference
 
 if TYPE_CHECKING:
     import optuna
@@ -41,6 +42,7 @@ Mode = Literal["constrained", "pareto", "budget"]
 
 _VERSION = 3
 _OF_TRAINED_MODELS = ("model", "dataset", "normalize_features", "seed", "models")
+_OWN = "study file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +167,11 @@ class SearchPlan(ObjectiveConfig):
 
     Args:
         model:
-            Model of the paper: ``"gcn"``, ``"agnn"`` or ``"gat"``.
+            Model of the paper: ``"gcn"``, ``"agnn"`` or ``"gat"``; ``None`` with own models.
         dataset:
-            Name of the graph.
+            Name of the graph; ``None`` with own models, whose function returns theirs.
+        own:
+            Reference of the function that returns own models and their graph.
         normalize_features:
             Whether each row of the graph's features is divided by its sum.
         n_trials:
@@ -195,8 +199,9 @@ class SearchPlan(ObjectiveConfig):
             If an option is out of range.
     """
 
-    model: PaperModel = "gcn"
-    dataset: str = "digits"
+    model: PaperModel | None = "gcn"
+    dataset: str | None = "digits"
+    own: StudyReference | None = None
     normalize_features: bool = False
     n_trials: int = 48
     patience: int = 15
@@ -216,7 +221,15 @@ class SearchPlan(ObjectiveConfig):
         super().__post_init__()
         Acquisition(self.acquisition)
         check_cost_model(self.cost_model)
-        if self.model not in PAPER_MODELS:
+        if self.own is not None:
+            if self.model is not None or self.dataset is not None:
+                raise ValueError(
+                    f"own: expected neither model nor dataset with it, got {self.model!r} and "
+                    f"{self.dataset!r}"
+                )
+        elif self.dataset is None:
+            raise ValueError("dataset: expected a name, got None")
+        elif self.model not in PAPER_MODELS:
             known = ", ".join(PAPER_MODELS)
             raise ValueError(f"model: expected one of {known}, got {self.model!r}")
         if self.patience < 0:
@@ -227,7 +240,13 @@ class SearchPlan(ObjectiveConfig):
     @property
     def study_name(self) -> str:
         """Name of the study where none is given."""
-        return f"{self.model}-{self.dataset}-{self.granularity}"
+        named = f"{self.model}-{self.dataset}" if self.own is None else self.own.short_name
+        return f"{named}-{self.granularity}"
+
+    @property
+    def subject(self) -> str:
+        """What is trained, in words."""
+        return f"{self.model} on {self.dataset}" if self.own is None else self.own.text
 
     @property
     def training_seeds(self) -> range:
@@ -239,6 +258,7 @@ class SearchPlan(ObjectiveConfig):
         mine, others = (
             {
                 **{name: getattr(plan, name) for name in _OF_TRAINED_MODELS},
+                _OWN: None if plan.own is None else plan.own.fingerprint,
                 **{f"training {key}": value for key, value in plan.training.to_dict().items()},
             }
             for plan in (self, other)
@@ -288,6 +308,7 @@ class SearchPlan(ObjectiveConfig):
             return cls(
                 **{
                     **values,
+                    "own": StudyReference(**values["own"]) if values.get("own") else None,
                     "quantizer": QuantizerConfig(**values["quantizer"]),
                     "training": TrainingConfig(**values["training"]),
                     "finetuning": TrainingConfig(**values["finetuning"]),

@@ -62,7 +62,7 @@ def test_a_search_whose_model_cannot_be_exported_says_so_in_one_line(monkeypatch
 
     monkeypatch.setattr("sgquant_optuna.search.objective.try_export", cannot)
     for command in ("init", "search"):
-        arguments = [command, *QUICK[1:], "--study", command, "--quiet"]
+        arguments = [command, *QUICK[1:], "--name", command, "--quiet"]
         code, _, err = run(capsys, *arguments)
         assert (code, err) == (0, "warning: export of GCN: it is too new\n")
 
@@ -197,7 +197,7 @@ def test_every_option_reaches_the_study(capsys):
         *("--model", "agnn", "--granularity", "lwq+cwq", "--mode", "pareto"),
         *("--widths", "2,16", "--freeze", "lin1=8", "--encoding", "ordinal"),
         *("--rounding", "floor", "--range-estimator", "minmax", "--range-axis", "column"),
-        *("--max-drop", "3", "--models", "2", "--seed", "5", "--study", "mine"),
+        *("--max-drop", "3", "--models", "2", "--seed", "5", "--name", "mine"),
         *("--cost-model", "boosted", "--acquisition", "paper"),
         *("--patience", "9", "--timeout", "600"),
     )

@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
     main_ends_well(
         *("search", "--n-trials", "3", "--models", "2", "--final-seeds", "2"),
         *("--epochs", "5", "--finetune-epochs", "2", "--widths", "2,4,8", *storage),
-        *("--study", NAME),
+        *("--name", NAME),
     )
     main_ends_well("export", "--out", str(folder / "best.safetensors"), *storage)
     return folder
@@ -225,7 +225,7 @@ def test_search_attaches_the_model_of_its_report_without_training_again(
         capsys,
         *("search", "--n-trials", "3", "--models", "2", "--final-seeds", "2", "--attach"),
         *("--epochs", "5", "--finetune-epochs", "2", "--widths", "2,4,8"),
-        *("--storage", str(copy / "s.db"), "--study", NAME, "--quiet"),
+        *("--storage", str(copy / "s.db"), "--name", NAME, "--quiet"),
     )
     assert code == 0, err
     study = the_study(copy)

@@ -17,7 +17,7 @@ from tests.small_search import a_plan, join, prepare
 
 @pytest.fixture
 def no_training(monkeypatch):
-    def refuse(self, data):
+    def refuse(plan, data, own):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(preparation, "train_models", refuse)
@@ -56,7 +56,7 @@ def test_models_that_come_out_otherwise_are_refused_by_name(folder, monkeypatch)
         preparation,
         "train_models",
         # As if this machine computed otherwise.
-        lambda plan, data: train_models(a_plan(seed=7), data),
+        lambda plan, data, own: train_models(a_plan(seed=7), data),
     )
     with pytest.raises(StudyMismatchError, match="another model weights"):
         join(folder)
@@ -106,7 +106,7 @@ def test_two_that_start_at_once_train_once(tmp_path, monkeypatch):
     monkeypatch.setattr(
         preparation,
         "train_models",
-        lambda plan, data: trained.append(1) or train_models(plan, data),
+        lambda plan, data, own: trained.append(1) or train_models(plan, data),
     )
     made = []
 
@@ -126,7 +126,7 @@ def test_two_that_start_at_once_train_once(tmp_path, monkeypatch):
 
 
 def test_a_study_whose_maker_was_killed_is_prepared_by_the_next(tmp_path, monkeypatch):
-    def killed(self, data):
+    def killed(plan, data, own):
         raise SystemExit  # the plan is saved by now, nothing else
 
     with monkeypatch.context() as patch:

@@ -19,6 +19,7 @@ from sgquant_optuna.search.workers.worker_processes import WorkerProcesses
 
 if TYPE_CHECKING:
     from sgquant_optuna.storage.artifacts import ArtifactStore
+    from sgquant_optuna.study.study_reference import StudyReference
 
 _logger = logging.getLogger(__name__)
 _POLL = 0.25  # seconds between two looks at the processes
@@ -31,6 +32,7 @@ def run_here(
     *,
     root: Path | None,
     device: str,
+    own: StudyReference | None,
     n_trials: int | None,
     timeout: float | None,
     grace: float,
@@ -42,7 +44,14 @@ def run_here(
     stopper = Stopper(grace)
     with stopper.installed():
         try:
-            prepared = join_search(study, storage, artifacts, root=root, device=device)
+            prepared = join_search(
+                study,
+                storage,
+                artifacts,
+                root=root,
+                device=device,
+                study_file=None if own is None else own.text,
+            )
             with stopper.protected():
                 finished = run_worker(
                     prepared, n_trials=n_trials, timeout=timeout, stopper=stopper
@@ -62,6 +71,7 @@ def run_processes(
     root: Path | None,
     artifacts: str | None,
     device: str,
+    own: StudyReference | None = None,
     n_trials: int | None = None,
     timeout: float | None = None,
     grace: float = 5.0,
@@ -85,6 +95,8 @@ def run_processes(
             Folder or bucket of the trained models.
         device:
             Device of all tensors.
+        own:
+            File of own models, if the study is of such.
         n_trials:
             Trials of each process at most.
         timeout:
@@ -112,6 +124,8 @@ def run_processes(
             "SGQUANT_STORAGE": storage,
             "SGQUANT_DATA": root,
             "SGQUANT_ARTIFACTS": artifacts,
+            # Empty for named models: one that is set here would be refused.
+            "SGQUANT_STUDY": "" if own is None else own.absolute().text,
         }.items()
         if value is not None
     }

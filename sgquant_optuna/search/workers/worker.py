@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sgquant_optuna.exceptions import SgquantError, WorkerError
 from sgquant_optuna.search.preparation import PreparedSearch
 from sgquant_optuna.search.workers.budget import (
     Callback,
+    Values,
     optimize_within_budget,
     release_own,
 )
@@ -69,23 +70,65 @@ def run_worker(
             If trials failed three times in a row, or the database stays away for some four
             minutes; its cause is the last error.
     """
-    study, stopper = prepared.study, stopper or Stopper(0.0)
-    tally = _Tally(n_trials)
+    study = prepared.study
     seconds = prepared.plan.timeout if timeout is None else timeout
     deadline = time.monotonic() + (math.inf if seconds is None else seconds)
+    finished = measure_trials(
+        study,
+        prepared.objective,
+        lambda: SearchPlan.load(study).n_trials,
+        own_limit=n_trials,
+        deadline=deadline,
+        is_settled=lambda: end_if_settled(study, SearchPlan.load(study)),
+        stopper=stopper,
+        callbacks=callbacks,
+    )
+    if time.monotonic() >= deadline:
+        record_timeout(study, SearchPlan.load(study))
+    return finished
 
-    def is_late() -> bool:
-        return time.monotonic() >= deadline
 
+def measure_trials(
+    study: optuna.Study,
+    objective: Callable[[Trial], Values],
+    n_trials: Callable[[], int],
+    *,
+    own_limit: int | None = None,
+    deadline: float = math.inf,
+    is_settled: Callable[[], bool] = lambda: False,
+    stopper: Stopper | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> int:
+    """Measure trials as :func:`run_worker` does, with any objective.
+
+    Args:
+        study:
+            Study with its sampler.
+        objective:
+            Function that measures a trial.
+        n_trials:
+            Function that returns the trials of the study, of all its workers.
+        own_limit:
+            Largest number of trials of this worker.
+        deadline:
+            Time of ``time.monotonic()`` after which this worker begins no further trial.
+        is_settled:
+            Function that returns whether the study needs no further trial.
+        stopper:
+            Signals that end the worker; the caller installs it.
+        callbacks:
+            Functions that are called with study and trial after each trial of this worker.
+    """
+    tally, stopper = _Tally(own_limit), stopper or Stopper(0.0)
     while True:
         try:
             optimize_within_budget(
                 study,
-                prepared.objective,
-                lambda: SearchPlan.load(study).n_trials,
+                objective,
+                n_trials,
                 stopper=stopper,
-                is_done=lambda: tally.is_full or is_late(),
-                is_settled=lambda: end_if_settled(study, SearchPlan.load(study)),
+                is_done=lambda: tally.is_full or time.monotonic() >= deadline,
+                is_settled=is_settled,
                 callbacks=[tally, *callbacks],
             )
         except SgquantError:
@@ -104,8 +147,6 @@ def run_worker(
             _logger.warning("a trial failed (%s); going on with another", said)
             time.sleep(_PAUSE * tally.failures)
         else:
-            if is_late():
-                record_timeout(study, SearchPlan.load(study))
             return tally.finished
 
 

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from sgquant_optuna.search.workers.stopping import KILL_MARGIN, on_signals
 
@@ -23,11 +25,25 @@ _FIRST_PAUSE = 1.0  # seconds before the first restart; doubled for each further
 _QUIET = 3600.0  # seconds of a process after which the restarts before it are forgotten
 
 
+class Process(Protocol):
+    """What is asked of a process, as of ``subprocess.Popen``."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def poll(self) -> int | None:
+        """Return its exit code, or ``None`` while it runs."""
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+
+
 @dataclass
-class _Slot:
+class Slot:
     """One of the processes, and what became of those in its place before it."""
 
-    process: subprocess.Popen[str] | None = None
+    process: Process | None = None
     restarts: int = 0
     start_at: float = 0.0
     started: float = 0.0
@@ -35,57 +51,34 @@ class _Slot:
     readers: list[threading.Thread] = field(default_factory=list)
 
 
-class WorkerProcesses:
-    """Runs ``sgquant worker`` several times with the cores of the machine divided among them.
+class RestartedProcesses(ABC):
+    """Processes of one kind: started, watched, restarted, stopped.
 
     Args:
-        arguments:
-            Arguments of ``sgquant worker``.
         count:
             Number of processes.
-        environment:
-            Variables besides those of this process; a database URL goes here, because the
-            command line of a process can be read by every user.
         grace:
             Seconds that a process gets to end after a signal; one that is still there a little
             later, because it is paused, is killed.
         max_restarts:
             Number of times that a process that died is replaced; one that ran for an hour is
             replaced as if it were the first.
-        show:
-            Function that takes the lines of the processes; the standard error by default.
     """
 
-    def __init__(
-        self,
-        arguments: Sequence[str],
-        count: int,
-        *,
-        environment: Mapping[str, str],
-        grace: float = 5.0,
-        max_restarts: int = 3,
-        show: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, count: int, *, grace: float = 5.0, max_restarts: int = 3) -> None:
         if count < 1:
             raise ValueError(f"worker processes: expected at least 1, got {count}")
-        self.errors: list[str] = []
-        self._command = [
-            *(sys.executable, "-m", "sgquant_optuna", "worker", "--parent", str(os.getpid())),
-            *arguments,
-        ]
-        self._environment = {
-            **os.environ,
-            **({"OMP_NUM_THREADS": str(threads_for(count))} if count > 1 else {}),
-            **environment,
-        }
         self._grace = grace
         self._max_restarts = max_restarts
-        self._show = show or (lambda line: print(line, file=sys.stderr, flush=True))
-        self._slots = [_Slot() for _ in range(count)]
+        self._slots = [Slot() for _ in range(count)]
         self._stopping: int | None = None
         self._kill_at = math.inf
         for slot in self._slots:
             self._start(slot)
+
+    @abstractmethod
+    def _launch(self, slot: Slot) -> Process:
+        """Start one process."""
 
     def watch(self) -> bool:
         """Restart what died; return whether any process runs still. Call it again and again."""
@@ -99,8 +92,8 @@ class WorkerProcesses:
                     slot.exit_code = 128 + self._stopping
                 elif time.monotonic() >= slot.start_at:
                     self._start(slot)
-            elif slot.process.poll() is not None:
-                self._ended(slot, slot.process.returncode)
+            elif (code := slot.process.poll()) is not None:
+                self._ended(slot, code)
         return any(slot.exit_code is None for slot in self._slots)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -131,23 +124,11 @@ class WorkerProcesses:
         with on_signals(self.stop):
             yield
 
-    def _start(self, slot: _Slot) -> None:
-        # A group of its own: Ctrl+C in the terminal reaches this process alone, which passes it
-        # on once. Twice would mean "at once" to a worker.
+    def _start(self, slot: Slot) -> None:
         slot.started = time.monotonic()
-        slot.process = subprocess.Popen(
-            self._command,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-        slot.readers.append(threading.Thread(target=self._read, args=(slot.process,), daemon=True))
-        slot.readers[-1].start()
+        slot.process = self._launch(slot)
 
-    def _ended(self, slot: _Slot, code: int) -> None:
+    def _ended(self, slot: Slot, code: int) -> None:
         for reader in slot.readers:
             reader.join(timeout=1.0)
         assert slot.process is not None
@@ -174,6 +155,62 @@ class WorkerProcesses:
             "worker process %d ended by %s; restart %d of %d",
             *(process.pid, how, slot.restarts, self._max_restarts),
         )
+
+
+class WorkerProcesses(RestartedProcesses):
+    """Runs ``sgquant worker`` several times with the cores of the machine divided among them.
+
+    Args:
+        arguments:
+            Arguments of ``sgquant worker``.
+        count:
+            Number of processes.
+        environment:
+            Variables besides those of this process; a database URL goes here, because the
+            command line of a process can be read by every user.
+        show:
+            Function that takes the lines of the processes; the standard error by default.
+        options:
+            Options of :class:`RestartedProcesses`.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        count: int,
+        *,
+        environment: Mapping[str, str],
+        show: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        self.errors: list[str] = []
+        self._command = [
+            *(sys.executable, "-m", "sgquant_optuna", "worker", "--parent", str(os.getpid())),
+            *arguments,
+        ]
+        self._environment = {
+            **os.environ,
+            **({"OMP_NUM_THREADS": str(threads_for(count))} if count > 1 else {}),
+            **environment,
+        }
+        self._show = show or (lambda line: print(line, file=sys.stderr, flush=True))
+        super().__init__(count, **options)
+
+    def _launch(self, slot: Slot) -> Process:
+        # A group of its own: Ctrl+C in the terminal reaches this process alone, which passes it
+        # on once. Twice would mean "at once" to a worker.
+        process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+        slot.readers.append(threading.Thread(target=self._read, args=(process,), daemon=True))
+        slot.readers[-1].start()
+        return process
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from operator import index
+from typing import Any, Literal, get_args
 
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, packed_nbytes
 from sgquant_optuna.quantization.sites import FULL_PRECISION
@@ -54,8 +55,40 @@ class InputContent:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> InputContent:
-        """Read the dictionary that ``dataclasses.asdict`` returned."""
-        return cls(**{**content, "lossless": tuple(content["lossless"])})
+        """Read the dictionary that ``dataclasses.asdict`` returned.
+
+        Raises:
+            TypeError:
+                If a number is not whole.
+            ValueError:
+                If it is negative, or an origin is unknown.
+        """
+        values = content["num_values"]
+        if content["row_value"] not in (None, *get_args(RowValue)):
+            raise ValueError(f"row_value: expected a known one, got {content['row_value']!r:.60}")
+        return cls(
+            num_nonzeros=whole(content["num_nonzeros"]),
+            max_row_nonzeros=whole(content["max_row_nonzeros"]),
+            num_values=None if values is None else whole(values),
+            keeps_zero=content["keeps_zero"] is True,
+            lossless=tuple(map(whole, content["lossless"])),
+            row_value=content["row_value"],
+        )
+
+
+def whole(number: Any) -> int:
+    """Return a number of something, as a stored layout has it.
+
+    Raises:
+        TypeError:
+            If it is not whole.
+        ValueError:
+            If it is negative, or no machine has so many.
+    """
+    count = index(number)
+    if not 0 <= count < 2**63:
+        raise ValueError(f"expected a number from 0 to 2**63, got {count}")
+    return count
 
 
 def packed_rows_nbytes(

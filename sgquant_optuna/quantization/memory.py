@@ -23,6 +23,7 @@ from sgquant_optuna.quantization.input_stores import (
     InputContent,
     input_stores,
     packed_rows_nbytes,
+    whole,
 )
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, packed_nbytes
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site
@@ -57,9 +58,12 @@ class SiteSize:
     @classmethod
     def from_dict(cls, size: Mapping[str, Any]) -> SiteSize:
         """Read the dictionary that ``dataclasses.asdict`` returned."""
-        content = size.get("content")
+        content = size["content"]
         return cls(
-            **{**size, "content": None if content is None else InputContent.from_dict(content)}
+            num_rows=whole(size["num_rows"]),
+            num_columns=whole(size["num_columns"]),
+            num_ranges=whole(size["num_ranges"]),
+            content=None if content is None else InputContent.from_dict(content),
         )
 
 
@@ -98,8 +102,8 @@ class FeatureLayout:
         sizes = {
             Site.parse(name): SiteSize.from_dict(size) for name, size in layout["sizes"].items()
         }
-        notes = tuple(layout.get("notes", ()))
-        return cls(sizes, layout["num_nodes"], layout["num_buckets"], notes)
+        notes = tuple(map(str, layout.get("notes", ())))
+        return cls(sizes, whole(layout["num_nodes"]), whole(layout["num_buckets"]), notes)
 
 
 @dataclass(frozen=True)

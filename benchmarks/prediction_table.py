@@ -132,6 +132,7 @@ def collect(
         log:
             Function that gets a line every ten configurations.
     """
+    assert plan.model is not None and plan.dataset is not None  # both by name
     num_classes = int(data.y.max()) + 1
     models = []
     for seed in range(trainings):

@@ -118,6 +118,7 @@ class _Truth:
 
 
 def _trained(plan: SearchPlan, data: Data, seed: int) -> nn.Module:
+    assert plan.model is not None  # a model by name
     model = make_model(plan.model, data.num_features, int(data.y.max()) + 1, seed=seed)
     fit(model, data, plan.training, seed=seed)
     return model

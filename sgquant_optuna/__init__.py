@@ -63,7 +63,7 @@ _MODULES = {
     "graph.forward_pass": ("columns",),
     "graph.paper_models": ("AGNN", "GAT", "GCN", "MODELS", "make_model"),
     "graph.tasks.task": ("Task",),
-    "graph": ("tasks",),
+    "graph.tasks": ("tasks",),
     "graph.training": ("accuracy", "fit"),
     "graph.training_config": ("TrainingConfig", "paper_training"),
     "packed.export": ("export_packed", "load_packed"),
@@ -152,7 +152,8 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
+    value = getattr(module, name, module)  # tasks is a module
     globals()[name] = value
     return value
 

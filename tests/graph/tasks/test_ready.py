@@ -1,5 +1,8 @@
 """Ready tasks: what they take, what they refuse, and how graphs are joined."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -125,3 +128,9 @@ def test_links_of_a_random_split_are_joined():
 def test_what_cannot_be_joined_is_refused(train, val, message):
     with pytest.raises(GraphError, match=message):
         tasks.joined_graphs(train, val)
+
+
+def test_tasks_are_offered_by_the_package_alone():
+    code = "import sgquant_optuna as sgq; print(sgq.tasks.regression('RMSE').metric.name)"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "RMSE\n"

@@ -136,15 +136,15 @@ class Campaign:
                 fault = functools.partial(
                     faults.killed_server, times=self.times, server=place.server
                 )
-                self._play(place, "killed server", fault, asked=(100, 300))
-        self._on(("sqlite",), "all workers killed", faults.killed_workers, asked=(80, 300))
+                self._play(place, "killed server", fault, asked=(60, 300))
+        self._on(("sqlite",), "all workers killed", faults.killed_workers, asked=(60, 300))
 
     def zones(self) -> None:
         """Workers and servers in other time zones."""
         for kind in self._kinds_of(("sqlite", "postgresql", "mysql")):
             with self._place(kind) as place:
                 fault = functools.partial(faults.time_zones, server=place.server)
-                self._play(place, "time zones", fault, asked=(40, 60), seconds=1.0)
+                self._play(place, "time zones", fault, asked=(30, 60), seconds=1.0)
 
     def disk(self) -> None:
         """Files written to a full disk."""
@@ -154,10 +154,9 @@ class Campaign:
     def many(self) -> None:
         """Short trials by eight workers."""
         fault = functools.partial(faults.many_trials, workers=8)
-        size = {"asked": (600, 10_000), "seconds": 0.0, "layers": 10}
+        size = {"asked": (400, 10_000), "seconds": 0.0, "layers": 10}
         seldom = {"n_measure": 200}  # each worker ranks, which takes longer than these trials
-        databases = ("sqlite", "postgresql", "mysql")
-        self._on(databases, "short trials", fault, sampler=seldom, **size)
+        self._on(self._databases, "short trials", fault, sampler=seldom, **size)
 
     def versions(self) -> None:
         """Workers of two versions on one study."""
@@ -165,12 +164,12 @@ class Campaign:
             commit = faults.older_version(self.older, Path(folder))
             fault = functools.partial(faults.two_versions, older=Path(folder))
             name = f"beside {commit}"
-            self._on(("sqlite", "postgresql", "mysql"), name, fault, asked=(80, 300))
+            self._on(self._databases, name, fault, asked=(60, 300))
 
     def children(self) -> None:
         """Processes of ``--n-jobs`` killed."""
         fault = functools.partial(faults.killed_children, kills=2 if self.quick else 5)
-        self._on(("sqlite",), "killed children", fault, asked=(100, 300), seconds=0.5)
+        self._on(("sqlite",), "killed children", fault, asked=(80, 300), seconds=0.5)
 
     def claims(self) -> None:
         """Workers that claim at once, simulated."""
@@ -183,13 +182,19 @@ class Campaign:
         row.duplicates = found.duplicates
         self._keep(row)
 
+    @property
+    def _databases(self) -> tuple[str, ...]:
+        """Databases of a fault that hardly depends on them: a quick campaign takes one."""
+        kinds = tuple(kind for kind in ("sqlite", "postgresql", "mysql") if kind in self.kinds)
+        return kinds[:1] if self.quick else kinds
+
     def _run_network(self, kind: str, harms: list[Harm]) -> None:
         with self._place(kind) as place:
             fault = functools.partial(
                 faults.harmed_network, times=self.times, kind=kind, harms=harms
             )
             name = harms[0] if len(harms) == 1 else "network"
-            self._play(place, str(name), fault, asked=(150, 300))
+            self._play(place, str(name), fault, asked=(80, 300))
 
     def _kinds_of(self, kinds: tuple[str, ...]) -> list[str]:
         return [kind for kind in kinds if kind in self.kinds]

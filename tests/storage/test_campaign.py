@@ -16,7 +16,7 @@ CAMPAIGN = BENCHMARKS / "campaign.py"
 @pytest.mark.skipif("mysql" not in BACKENDS, reason="needs MariaDB")
 def test_a_paused_worker_and_a_silent_connection_lose_nothing_and_stop_no_other():
     # In a process of its own: it starts a server and many processes.
-    options = ["--quick", "--database", "mysql", "--trials", "50"]
+    options = ["--quick", "--database", "mysql", "--trials", "40"]
     command = [sys.executable, str(CAMPAIGN), "--only", "pause", "stall", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr

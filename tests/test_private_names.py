@@ -74,7 +74,7 @@ ATTRIBUTES = {
 
 # Rooms that know no Optuna; the private names that they use are of torch and PyTorch Geometric.
 ROOMS_WITHOUT_OPTUNA = {"graph", "quantization", "attachment", "packed"}
-OTHER_LIBRARIES = {"_exit"}  # of os
+OTHER_LIBRARIES = {"_exit", "_replace"}  # of os and of named tuples
 
 # Tables and columns of Optuna's schema that study/rows.py and storage/reading.py select.
 COLUMNS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import uuid
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from sgquant_optuna.storage import limits
 from sgquant_optuna.storage.attributes import BIRTH_ATTR
 from sgquant_optuna.storage.batching import Batch, current_batch
 from sgquant_optuna.storage.connections import close_when_idle, reuse_tls_settings
@@ -307,7 +309,8 @@ class ServerDatabase(StudyDatabase):
         limit_waits(self.engine)  # both before the hook that connects
         reuse_tls_settings(self.engine)
         retry_connecting(self.engine, self.retry_seconds)
-        tell_long_statements(self.engine)
+        is_psycopg = self.engine.dialect.driver.startswith("psycopg")
+        tell_long_statements(self.engine, deadline=limits.SILENCE if is_psycopg else math.inf)
         close_when_idle(self.engine)
 
 

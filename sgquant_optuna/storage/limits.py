@@ -20,7 +20,7 @@ IDLE_TRANSACTION = 20  # seconds that a transaction may wait for its client
 LOCK = 15  # seconds that a statement may wait for a lock
 STATEMENT = 50  # seconds of a statement; shorter than a client waits for the answer
 _CONNECTING = 10  # seconds
-_SILENCE = 60  # seconds
+SILENCE = 60  # seconds
 _PSYCOPG = {
     "connect_timeout": _CONNECTING,
     # A server that is gone without a word is noticed after 15 + 3 * 5 seconds.
@@ -31,8 +31,8 @@ _PSYCOPG = {
 }
 _PYMYSQL = {
     "connect_timeout": _CONNECTING,
-    "read_timeout": _SILENCE,
-    "write_timeout": _SILENCE,
+    "read_timeout": SILENCE,
+    "write_timeout": SILENCE,
 }
 _CLIENT_LIMITS = {
     "psycopg": _PSYCOPG,

@@ -6,12 +6,16 @@ trains. So each call is noted while it runs, and one that lasts is logged, once.
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -35,14 +39,25 @@ class _Watch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: dict[int, tuple[str, float, Reason]] = {}  # by thread
+        self._cuts: dict[int, tuple[float, Callable[[], None]]] = {}  # thread -> when and how
         self._told: dict[int, float] = {}  # thread -> beginning of its call that was logged
         self._last_use = 0.0
         self._is_looking = False
 
-    def begin(self, what: str, reason: Reason = _unknown) -> None:
+    def begin(
+        self,
+        what: str,
+        reason: Reason = _unknown,
+        *,
+        deadline: float = math.inf,
+        cut: Callable[[], None] = _unknown,
+    ) -> None:
         """Note the call that this thread begins; it has no other that runs."""
         self._last_use = now = time.monotonic()
-        self._calls[threading.get_ident()] = what, now, reason
+        thread = threading.get_ident()
+        self._calls[thread] = what, now, reason
+        if deadline < math.inf:
+            self._cuts[thread] = now + deadline, cut
         if not self._is_looking:
             with self._lock:
                 if not self._is_looking:
@@ -52,6 +67,7 @@ class _Watch:
     def end(self) -> None:
         """Forget the call of this thread; tell that it is over if it was told that it lasts."""
         thread = threading.get_ident()
+        self._cuts.pop(thread, None)
         what, began, _ = self._calls.pop(thread, ("", 0.0, _unknown))
         if self._told.pop(thread, None) == began:
             _logger.warning("%s: over after %.0f s", _shortened(what), time.monotonic() - began)
@@ -67,6 +83,9 @@ class _Watch:
                     text, found = _shortened(what), reason()
                     why = f" ({found})" if found else ""
                     _logger.warning("%s: no answer for %.0f s%s", text, now - began, why)
+            for thread, (end, cut) in list(self._cuts.items()):
+                if now >= end and self._cuts.pop(thread, None) is not None:
+                    cut()
         self._is_looking = False
 
 
@@ -98,7 +117,9 @@ def told_if_long(what: str) -> Iterator[None]:
         watch.end()
 
 
-def tell_long_statements(engine: sa.Engine, reason: Reason = _unknown) -> None:
+def tell_long_statements(
+    engine: sa.Engine, reason: Reason = _unknown, *, deadline: float = math.inf
+) -> None:
     """Log a line for each statement of an engine that lasts for some seconds.
 
     Args:
@@ -106,17 +127,39 @@ def tell_long_statements(engine: sa.Engine, reason: Reason = _unknown) -> None:
             Engine of any database.
         reason:
             Function that returns what a statement waits for, if that is known.
+        deadline:
+            Seconds after which a connection is cut, for psycopg, which waits without end where
+            something between keeps the connection alive.
     """
 
-    def begin(connection: object, cursor: object, statement: str, *_: object) -> None:
-        _watch.begin(f"database: {statement}", reason)
+    def begin(connection: object, cursor: Any, statement: str, *_: object) -> None:
+        cut = functools.partial(_cut, getattr(cursor, "connection", None))
+        _watch.begin(f"database: {statement}", reason, deadline=deadline, cut=cut)
+
+    def begin_commit(connection: sa.Connection) -> None:
+        cut = functools.partial(_cut, connection.connection.dbapi_connection)
+        _watch.begin("database: end of a transaction", reason, deadline=deadline, cut=cut)
 
     def end(*_: object) -> None:
         _watch.end()
 
+    if deadline < math.inf:
+        for event in ("commit", "rollback"):
+            sa.event.listen(engine, event, begin_commit)
+        sa.event.listen(engine, "checkin", end)
+
     sa.event.listen(engine, "before_cursor_execute", begin)
     sa.event.listen(engine, "after_cursor_execute", end)
     sa.event.listen(engine, "handle_error", end)
+
+
+def _cut(connection: Any) -> None:
+    """End a connection from another thread; who waits for it gets an error."""
+    try:
+        with socket.socket(fileno=os.dup(connection.fileno())) as shared:
+            shared.shutdown(socket.SHUT_RDWR)
+    except Exception as error:  # closed meanwhile, or of a driver without a socket
+        _logger.debug("cannot cut a connection: %s", error)
 
 
 def _shortened(what: str) -> str:

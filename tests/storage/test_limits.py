@@ -123,6 +123,22 @@ def test_a_statement_that_lasts_too_long_ends_and_is_repeated(backend, url, monk
     assert time.monotonic() - started < 4
 
 
+@pytest.mark.skipif("postgresql" not in SERVED, reason="needs TEST_POSTGRESQL_URL")
+def test_a_server_that_never_answers_is_given_up_by_the_client(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "SILENCE", 1.0)
+    with fresh_database("postgresql", tmp_path) as url:
+        storage = open_storage(f"{url}?options=-c%20statement_timeout%3D0", retry_seconds=20)
+        statements = iter(["SELECT pg_sleep(15)", "SELECT 1"])
+
+        def query(connection):
+            return connection.execute(sa.text(next(statements))).scalar()
+
+        started = time.monotonic()
+        assert read_from(storage, query) == 1
+        assert time.monotonic() - started < 6
+        storage.engine.dispose()
+
+
 def test_a_worker_that_is_paused_in_a_transaction_stops_no_other(url):
     engine = sa.create_engine(resolve_url(url), poolclass=sa.pool.NullPool)
     with engine.begin() as connection:

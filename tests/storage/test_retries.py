@@ -1,4 +1,5 @@
 import sqlite3
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -21,8 +22,9 @@ from sgquant_optuna.storage.retries import (
 def pauses(monkeypatch):
     """Record the pauses instead of sleeping, on a clock that only they move."""
     found = []
-    monkeypatch.setattr("sgquant_optuna.storage.retries.time.sleep", found.append)
-    monkeypatch.setattr("sgquant_optuna.storage.retries.time.monotonic", lambda: sum(found))
+    # Of this module alone: threads of other tests sleep, too.
+    clock = SimpleNamespace(sleep=found.append, monotonic=lambda: sum(found))
+    monkeypatch.setattr("sgquant_optuna.storage.retries.time", clock)
     monkeypatch.setattr("sgquant_optuna.storage.retries.random.uniform", lambda low, high: high)
     return found
 

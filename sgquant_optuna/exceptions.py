@@ -14,6 +14,7 @@
     ├── ArtifactError           a file of a study that cannot be written or read
     ├── StudyFileError          a file of own models that cannot be run, or returns other things
     ├── StudyNotFoundError      a study that the storage does not hold
+    ├── StudyDeletedError       a study that was deleted while a worker measured its trials
     ├── StudyMismatchError      a study that belongs to another graph, model, space or protocol,
     │                           or to another version of this package
     └── WorkerError             a worker whose trials fail, or whose database stays away
@@ -70,6 +71,10 @@ class StudyFileError(SgquantError):
 
 class StudyNotFoundError(SgquantError):
     """The storage does not hold the study that was asked for."""
+
+
+class StudyDeletedError(SgquantError):
+    """A study was deleted while a worker measured its trials."""
 
 
 class StudyMismatchError(SgquantError):

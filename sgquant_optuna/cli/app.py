@@ -21,10 +21,11 @@ from sgquant_optuna.cli.serve_command import serve
 from sgquant_optuna.cli.status_command import status
 from sgquant_optuna.cli.terminal import visible, visible_streams
 from sgquant_optuna.cli.worker_command import worker
-from sgquant_optuna.exceptions import SgquantError, WorkerError
+from sgquant_optuna.exceptions import SgquantError, StudyDeletedError, WorkerError
 
 FAILED = 1
 BAD_INPUT = 2
+DELETED = 3
 INTERRUPTED = 130
 
 _LONGEST_ERROR = 2000  # characters
@@ -77,8 +78,8 @@ def options(
 ) -> None:
     """Find how few bits each part of a graph neural network needs.
 
-    Exit codes: 0 done, 1 a worker or its database failed, 2 bad input, 130 stopped by Ctrl+C,
-    143 by SIGTERM.
+    Exit codes: 0 done, 1 a worker or its database failed, 2 bad input, 3 the study was
+    deleted under its workers, 130 stopped by Ctrl+C, 143 by SIGTERM.
     """
 
 
@@ -112,6 +113,8 @@ def _message(error: Exception) -> tuple[str, int] | None:
     """Return what to say of an error and the exit code; ``None`` for a mistake of this program."""
     if isinstance(error, WorkerError):
         return str(error), FAILED
+    if isinstance(error, StudyDeletedError):
+        return str(error), DELETED
     if isinstance(error, (SgquantError, ValueError)):
         return str(error), BAD_INPUT
     if "sgquant_optuna.storage.retries" not in sys.modules:  # then no database has been asked

@@ -62,6 +62,7 @@ def search(
     from sgquant_optuna.search.preparation import prepare_search
     from sgquant_optuna.search.workers.stopping import PARENT_MARGIN, Stopped, Stopper
     from sgquant_optuna.study.byte_sizes import megabytes
+    from sgquant_optuna.study.deletion import telling_deletion
     from sgquant_optuna.study.report import report
 
     quiet_optuna()
@@ -78,17 +79,18 @@ def search(
                 )
             workers = _Workers(n_jobs, storage, artifacts, root, device)
             _run_trials(prepared, stopper, terminal, workers)
-            if "test_mask" in prepared.data:
-                with terminal.status("measuring the best trials again on fresh trainings"):
-                    _measure_again(prepared)
-            console().print(report(prepared.study))
-            if attach:
-                with terminal.status("packing the model of the report"):
-                    done = _attach(prepared, store, root, device)
-                typer.echo(
-                    f"attached: trial {done.trial}, {megabytes(done.model.file_nbytes)}, "
-                    f"validation accuracy {done.accuracy:.2f} %"
-                )
+            with telling_deletion(prepared.study):
+                if "test_mask" in prepared.data:
+                    with terminal.status("measuring the best trials again on fresh trainings"):
+                        _measure_again(prepared)
+                console().print(report(prepared.study))
+                if attach:
+                    with terminal.status("packing the model of the report"):
+                        done = _attach(prepared, store, root, device)
+                    typer.echo(
+                        f"attached: trial {done.trial}, {megabytes(done.model.file_nbytes)}, "
+                        f"validation accuracy {done.accuracy:.2f} %"
+                    )
     except Stopped:
         typer.echo(_RESUME, err=True)
         raise typer.Exit(stopper.exit_code) from None
@@ -113,11 +115,13 @@ def _run_trials(
     from sgquant_optuna.search.workers.engines import run_processes
     from sgquant_optuna.search.workers.stopping import Stopped
     from sgquant_optuna.search.workers.worker import run_worker
+    from sgquant_optuna.study.deletion import telling_deletion
     from sgquant_optuna.study.rows import trial_rows
     from sgquant_optuna.study.trial_result import TrialScore
 
     plan, study = prepared.plan, prepared.study
-    finished = sum(row.result is not None for row in trial_rows(study, TrialScore))
+    with telling_deletion(study):
+        finished = sum(row.result is not None for row in trial_rows(study, TrialScore))
     if finished < plan.n_trials:
         with SearchProgress(study, total=plan.n_trials, console=console) as progress:
             if workers.count == 1:

@@ -96,6 +96,7 @@ def worker(
     from sgquant_optuna.search.workers.engines import run_here, run_processes
     from sgquant_optuna.storage import open_storage
     from sgquant_optuna.storage.artifacts import open_artifacts
+    from sgquant_optuna.study.deletion import telling_deletion
     from sgquant_optuna.study.loading import load_study
     from sgquant_optuna.study.plan import SearchPlan
     from sgquant_optuna.study.study_reference import StudyReference
@@ -117,7 +118,8 @@ def worker(
         plan = replace(plan, n_trials=total)
     if patience is not None:
         plan = replace(plan, patience=patience)
-    plan.save(opened)
+    with telling_deletion(opened):
+        plan.save(opened)
     if n_jobs == 1 and engine is Engine.LOCAL:
         code = run_here(
             opened,

@@ -29,6 +29,7 @@ from sgquant_optuna.search.trained_models import (
 )
 from sgquant_optuna.storage.attributes import PLAN_ATTR, RECORD_ATTR
 from sgquant_optuna.storage.lease import exclusive
+from sgquant_optuna.study.deletion import telling_deletion
 from sgquant_optuna.study.plan import SearchPlan
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def prepare_search(
             If the graph cannot be loaded.
         StudyFileError:
             If own models cannot be made.
+        StudyDeletedError:
+            If the study was deleted meanwhile.
         StudyMismatchError:
             If the study is of another graph, model, training, space or protocol.
     """
@@ -107,8 +110,9 @@ def prepare_search(
         directions=[StudyDirection.MINIMIZE] * len(plan.metric_names),
         load_if_exists=True,
     )
-    prepared = _prepare(plan, study, storage, artifacts, data, own)
-    plan.save(study)  # a resumed search may ask for more trials
+    with telling_deletion(study):
+        prepared = _prepare(plan, study, storage, artifacts, data, own)
+        plan.save(study)  # a resumed search may ask for more trials
     return prepared
 
 
@@ -144,6 +148,8 @@ def join_search(
     Raises:
         StudyFileError:
             If own models cannot be made.
+        StudyDeletedError:
+            If the study was deleted meanwhile.
         StudyMismatchError:
             If the study has no plan, or this graph, these models or this file differ from it.
         ArtifactError:
@@ -151,10 +157,11 @@ def join_search(
         GraphError:
             If the graph cannot be loaded.
     """
-    plan = SearchPlan.load(study)
-    own = named_study_file(plan, study.study_name, study_file)
-    data = load_plan_graph(plan, root, device=device, own=own)
-    return _prepare(plan, study, storage, artifacts, data, own)
+    with telling_deletion(study):
+        plan = SearchPlan.load(study)
+        own = named_study_file(plan, study.study_name, study_file)
+        data = load_plan_graph(plan, root, device=device, own=own)
+        return _prepare(plan, study, storage, artifacts, data, own)
 
 
 def _prepare(

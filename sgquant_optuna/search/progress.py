@@ -67,11 +67,12 @@ class SearchProgress:
         self._progress.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         """Draw a last time and stop."""
         try:
             self.update()
-            ended = EarlyStop.load(self._study)
+            # A study that ended by an error may be deleted.
+            ended = EarlyStop.load(self._study) if kind is None else None
             if ended is not None:
                 self.print(f"the search ended early: {ended.reason}")
         finally:
@@ -85,7 +86,10 @@ class SearchProgress:
     def update(self) -> None:
         """Read from the study what all its workers have finished."""
         # Optuna has read finished trials before; rows of a database would be read anew each time.
-        trials = self._study.get_trials(deepcopy=False)
+        try:
+            trials = self._study.get_trials(deepcopy=False)
+        except KeyError:  # deleted; the workers tell it
+            return
         results = [row.result for row in rows_of(self._study, trials, TrialScore)]
         best = best_feasible(results, self._limit)
         self._progress.update(

@@ -13,6 +13,7 @@ from sgquant_optuna.sampler import SGQuantSampler
 from sgquant_optuna.sampler.cost_model import DEFAULT_COST_MODEL, CostModel, CostModelName
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.study.deletion import WorkersStudy
 from sgquant_optuna.study.limit import NEAR_BUDGET
 
 
@@ -28,7 +29,8 @@ def create_study(
     """Make the study of an objective, or resume it if the storage holds it already.
 
     A study made by ``optuna.create_study`` serves as well; this function sets directions, names
-    of the values and the sampler. :class:`SearchProgress` draws the bar of ``sgquant search``.
+    of the values and the sampler, and lets ``optimize`` end with one ``StudyDeletedError`` if the
+    study is deleted meanwhile. :class:`SearchProgress` draws the bar of ``sgquant search``.
 
     Args:
         objective:
@@ -50,7 +52,7 @@ def create_study(
         StudyMismatchError:
             If the study was measured on another graph, model, space or protocol.
     """
-    study = optuna.create_study(
+    made = optuna.create_study(
         storage=storage if isinstance(storage, BaseStorage) else open_storage(storage),
         study_name=study_name,
         sampler=sampler or default_sampler(objective, seed=seed),
@@ -58,6 +60,7 @@ def create_study(
         directions=objective.directions,
         load_if_exists=True,
     )
+    study = WorkersStudy.of(made)
     objective.sign(study)
     if study.metric_names != objective.metric_names:
         study.set_metric_names(objective.metric_names)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.storage.batching import write_together
     from sgquant_optuna.storage.heartbeat import heartbeats_from_creation
     from sgquant_optuna.storage.opening import open_storage
-    from sgquant_optuna.storage.retries import RETRY_SECONDS, outage
+    from sgquant_optuna.storage.retries import RETRY_SECONDS, may_pass, outage
     from sgquant_optuna.storage.serving import serve_storage
     from sgquant_optuna.storage.urls import DEFAULT_FILE, STORAGE_VARIABLE
 
@@ -19,6 +19,7 @@ _MODULE_OF = {
     "RETRY_SECONDS": "retries",
     "STORAGE_VARIABLE": "urls",
     "heartbeats_from_creation": "heartbeat",
+    "may_pass": "retries",
     "open_storage": "opening",
     "outage": "retries",
     "serve_storage": "serving",
@@ -30,6 +31,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "RETRY_SECONDS",
     "STORAGE_VARIABLE",
     "heartbeats_from_creation",
+    "may_pass",
     "open_storage",
     "outage",
     "serve_storage",

@@ -6,6 +6,7 @@ Trials are read in two statements. What is set together is written in one transa
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -28,6 +29,7 @@ from sgquant_optuna.storage import limits
 from sgquant_optuna.storage.attributes import BIRTH_ATTR
 from sgquant_optuna.storage.batching import Batch, current_batch
 from sgquant_optuna.storage.connections import close_when_idle, reuse_tls_settings
+from sgquant_optuna.storage.deleting import delete_rows
 from sgquant_optuna.storage.heartbeat import is_heartbeat_due_at_creation
 from sgquant_optuna.storage.limits import limit_waits
 from sgquant_optuna.storage.processes import birth_signature
@@ -167,6 +169,36 @@ class StudyDatabase(RDBStorage):
             values,
             seconds=self.retry_seconds,
         )
+
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study with all its rows, while workers may be writing them.
+
+        Optuna deletes the rows that it has read, and keeps the study without a word where a worker
+        has added one since.
+
+        Raises:
+            KeyError:
+                If there is no such study.
+        """
+        tries = 0
+
+        def once() -> None:
+            nonlocal tries
+            tries += 1
+            try:
+                with _create_scoped_session(self.scoped_session) as session:
+                    delete_rows(study_id, session)
+            except KeyError:
+                if tries == 1:  # else an earlier try was executed, but its answer was lost
+                    raise
+
+        retry(once, self.retry_seconds)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Note that a trial runs; nothing if its study was deleted."""
+        # Optuna reads the row twice, and asserts that nobody deleted it in between.
+        with contextlib.suppress(AssertionError):
+            super().record_heartbeat(trial_id)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read a trial; see Optuna's base class."""
@@ -341,6 +373,7 @@ def _on_connect(connection: Any, record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")  # no row for a trial whose study was deleted
     cursor.close()
 
 

@@ -67,11 +67,11 @@ class AttributeHeartbeat(BaseHeartbeat):
         self._seen = {}
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Write a new word; a finished trial needs none."""
+        """Write a new word; a finished trial needs none, nor does one of a deleted study."""
         storage: BaseStorage = self  # type: ignore[assignment]  # mixed into one
         try:
             storage.set_trial_system_attr(trial_id, BEAT_ATTR, _new_beat())
-        except optuna.exceptions.UpdateFinishedTrialError:
+        except (optuna.exceptions.UpdateFinishedTrialError, KeyError):
             return
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:

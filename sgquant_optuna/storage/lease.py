@@ -147,6 +147,8 @@ def _beat(lease: _Lease, stop: threading.Event, interval: float) -> None:
             count += 1
             try:
                 lease.write(count)
+            except KeyError:  # the study was deleted; its worker finds out
+                return
             except Exception as error:  # a database that restarts; the next heartbeat follows
                 _logger.warning("lease: cannot renew it (%s)", error)
     finally:

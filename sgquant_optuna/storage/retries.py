@@ -106,7 +106,7 @@ def retry(call: Callable[[], T], seconds: float) -> T:
         try:
             return call()
         except Exception as error:
-            cause = next(filter(_is_temporary, _chain(error)), None)
+            cause = _temporary_cause(error)
             if cause is None or not backoff.pause(cause):
                 raise
 
@@ -219,6 +219,11 @@ def outage(error: BaseException) -> str | None:
     return found
 
 
+def may_pass(error: BaseException) -> bool:
+    """Tell whether a database was away or undid a transaction, so that it may work later."""
+    return _temporary_cause(error) is not None or is_server_away(error)
+
+
 def is_server_away(error: BaseException) -> bool:
     """Tell whether a database server does not answer, but may answer later."""
     return any(
@@ -237,6 +242,10 @@ def _may_come_back(error: Any) -> bool:
     if error.args and isinstance(error.args[0], int):  # pymysql
         return error.args[0] in _MYSQL_AWAY
     return not any(word in str(error).lower() for word in _REFUSED)
+
+
+def _temporary_cause(error: BaseException) -> BaseException | None:
+    return next(filter(_is_temporary, _chain(error)), None)
 
 
 def _is_temporary(error: BaseException) -> bool:

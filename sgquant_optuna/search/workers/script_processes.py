@@ -17,17 +17,19 @@ import optuna
 import torch
 from optuna.storages import InMemoryStorage
 
-from sgquant_optuna.exceptions import SgquantError, WorkerError
+from sgquant_optuna.exceptions import SgquantError, StudyDeletedError, WorkerError
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.workers.stopping import Stopped, Stopper, stop_with_parent
 from sgquant_optuna.search.workers.worker import measure_trials
 from sgquant_optuna.search.workers.worker_processes import (
     BAD_INPUT,
+    DELETED,
     Process,
     RestartedProcesses,
     Slot,
     threads_for,
 )
+from sgquant_optuna.study.deletion import deletion_of, telling_deletion
 
 _POLL = 0.1  # seconds between two looks at the processes
 _GUARD = 'if __name__ == "__main__":'
@@ -68,6 +70,8 @@ def run_trials(
     Raises:
         KeyboardInterrupt:
             After Ctrl+C or SIGTERM, when all processes have ended.
+        StudyDeletedError:
+            If the study was deleted meanwhile.
         StudyMismatchError:
             If the study was measured on another graph, model, space or protocol.
         TypeError:
@@ -82,7 +86,8 @@ def run_trials(
         raise ValueError(
             f"run_trials: expected n_trials and n_jobs of at least 1, got {n_trials} and {n_jobs}"
         )
-    objective.sign(study)
+    with telling_deletion(study):
+        objective.sign(study)
     deadline = time.time() + (math.inf if timeout is None else timeout)
     if n_jobs == 1:
         stopper = Stopper(grace)
@@ -102,6 +107,8 @@ def run_trials(
     with processes.forwarding_signals():
         while processes.watch():
             time.sleep(_POLL)
+    if processes.exit_code == DELETED:
+        raise deletion_of(study)
     processes.raise_what_went_wrong()
 
 
@@ -171,6 +178,8 @@ class _Work:
                     deadline=time.monotonic() + self._deadline - time.time(),
                     stopper=stopper,
                 )
+        except StudyDeletedError:  # the parent tells it, once for all
+            sys.exit(DELETED)
         except SgquantError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             sys.exit(1 if isinstance(error, WorkerError) else BAD_INPUT)

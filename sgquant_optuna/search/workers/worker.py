@@ -21,6 +21,7 @@ from sgquant_optuna.search.workers.budget import (
 )
 from sgquant_optuna.search.workers.stopping import Stopper
 from sgquant_optuna.storage import outage
+from sgquant_optuna.study.deletion import raise_if_deleted, telling_deletion
 from sgquant_optuna.study.early_stop import end_if_settled, record_timeout
 from sgquant_optuna.study.plan import SearchPlan
 
@@ -64,6 +65,8 @@ def run_worker(
     Raises:
         Stopped:
             If a signal interrupted a trial or the wait for the last ones.
+        StudyDeletedError:
+            If the study was deleted meanwhile.
         StudyMismatchError:
             If the study is not of this objective.
         WorkerError:
@@ -84,7 +87,8 @@ def run_worker(
         callbacks=callbacks,
     )
     if time.monotonic() >= deadline:
-        record_timeout(study, SearchPlan.load(study))
+        with telling_deletion(study):
+            record_timeout(study, SearchPlan.load(study))
     return finished
 
 
@@ -131,9 +135,10 @@ def measure_trials(
                 is_settled=is_settled,
                 callbacks=[tally, *callbacks],
             )
-        except SgquantError:
-            raise  # another try would end the same
         except Exception as error:
+            raise_if_deleted(study, error)
+            if isinstance(error, SgquantError):
+                raise  # another try would end the same
             if outage(error) is not None:
                 _wait_for(study, error, tally)
                 continue
@@ -172,6 +177,7 @@ def _wait_for(study: optuna.Study, error: Exception, tally: _Tally) -> None:
         try:
             release_own(study)
         except Exception as again:
+            raise_if_deleted(study, again)
             if outage(again) is None:
                 raise
             error = again

@@ -21,6 +21,7 @@ from sgquant_optuna.search.workers.stopping import KILL_MARGIN, on_signals
 _logger = logging.getLogger(__name__)
 
 BAD_INPUT = 2
+DELETED = 3  # the study, under its workers
 _FIRST_PAUSE = 1.0  # seconds before the first restart; doubled for each further one
 _QUIET = 3600.0  # seconds of a process after which the restarts before it are forgotten
 
@@ -105,12 +106,13 @@ class RestartedProcesses(ABC):
 
     @property
     def exit_code(self) -> int:
-        """0 if all ended well, 2 on bad input, 128 + signal after a stop, otherwise 1."""
+        """0 if all ended well, 3 if the study is gone, 2 on bad input, 128 + signal, else 1."""
         codes = {slot.exit_code or 0 for slot in self._slots}
         if codes == {0}:
             return 0
-        if BAD_INPUT in codes:
-            return BAD_INPUT
+        for known in (DELETED, BAD_INPUT):
+            if known in codes:
+                return known
         return 1 if self._stopping is None else 128 + self._stopping
 
     def _signal(self, number: int) -> None:
@@ -138,7 +140,7 @@ class RestartedProcesses(ABC):
             return
         # The others have the same input. Not so what a replacement stumbles over: the one before
         # it had taken the input, so something happened since, and may pass.
-        if code == BAD_INPUT and not slot.restarts:
+        if code == DELETED or (code == BAD_INPUT and not slot.restarts):
             slot.exit_code = code
             self.stop()
             return
@@ -184,6 +186,7 @@ class WorkerProcesses(RestartedProcesses):
         **options: Any,
     ) -> None:
         self.errors: list[str] = []
+        self._shows_errors_alone = False
         self._command = [
             *(sys.executable, "-m", "sgquant_optuna", "worker", "--parent", str(os.getpid())),
             *arguments,
@@ -195,6 +198,11 @@ class WorkerProcesses(RestartedProcesses):
         }
         self._show = show or (lambda line: print(line, file=sys.stderr, flush=True))
         super().__init__(count, **options)
+
+    def _ended(self, slot: Slot, code: int) -> None:
+        if code == DELETED:  # one line says so; how the others end is of no interest
+            self._shows_errors_alone = True
+        super()._ended(slot, code)
 
     def _launch(self, slot: Slot) -> Process:
         # A group of its own: Ctrl+C in the terminal reaches this process alone, which passes it
@@ -221,6 +229,8 @@ class WorkerProcesses(RestartedProcesses):
                     if line in self.errors:  # all processes make the same mistake: shown once
                         continue
                     self.errors.append(line)
+                elif self._shows_errors_alone:
+                    continue
                 self._show(line)
 
 

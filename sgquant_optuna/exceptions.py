@@ -17,6 +17,7 @@
     ├── StudyDeletedError       a study that was deleted while a worker measured its trials
     ├── StudyMismatchError      a study that belongs to another graph, model, space or protocol,
     │                           or to another version of this package
+    ├── EnqueuedTrialError      a trial that was enqueued with other parameters than the study's
     └── WorkerError             a worker whose trials fail, or whose database stays away
 
 ``ExportWarning`` says, before a search, what its packed model will lack.
@@ -79,6 +80,10 @@ class StudyDeletedError(SgquantError):
 
 class StudyMismatchError(SgquantError):
     """A study was made with another graph, model, search space, protocol or version of this."""
+
+
+class EnqueuedTrialError(SgquantError):
+    """A trial was enqueued with a parameter that is not in the search space."""
 
 
 class WorkerError(SgquantError):

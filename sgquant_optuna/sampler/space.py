@@ -183,11 +183,11 @@ class _Dimension:
             )
 
     def position_of(self, value: Any) -> int | None:
-        if self._choices is not None:
-            position = self._positions.get(value)
-            if position is not None:
-                return position
         try:
+            if self._choices is not None:
+                position = self._positions.get(value)
+                if position is not None:
+                    return position
             internal = self.distribution.to_internal_repr(value)
         except (ValueError, TypeError):
             return None

@@ -35,6 +35,7 @@ from sgquant_optuna.storage.limits import limit_waits
 from sgquant_optuna.storage.processes import birth_signature
 from sgquant_optuna.storage.read_only import READING, is_reading, mark_readers, only_reading
 from sgquant_optuna.storage.reading import with_details
+from sgquant_optuna.storage.refused_values import attributes_of, name_refused, naming
 from sgquant_optuna.storage.retries import (
     REPEATABLE,
     retry,
@@ -64,6 +65,13 @@ _REPEATABLE = (
     "record_heartbeat",
     "_set_trial_param",
     "write_batch",
+)
+_NAMED = (
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "_set_trial_param",
 )
 
 
@@ -146,7 +154,10 @@ class StudyDatabase(RDBStorage):
             )
             if created is not None:
                 return created  # type: ignore[no-any-return]
-        trial = super()._get_prepared_new_trial(study_id, bare, session)
+        # Optuna would try it five times.
+        with naming(lambda: _attributes(template_trial)):
+            trial = super()._get_prepared_new_trial(study_id, bare, session)
+            session.flush()
         session.add(attributes(trial_id=trial.trial_id, key=BIRTH_ATTR, value_json=token))
         if template_trial is None and is_heartbeat_due_at_creation():
             session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id))
@@ -257,13 +268,14 @@ class StudyDatabase(RDBStorage):
 
     def write_batch(self, batch: Batch) -> None:
         """Write parameters and attributes in one transaction."""
-        try:
-            with _create_scoped_session(self.scoped_session) as session:
-                self._write_in_session(batch, session)
-        except sa.exc.IntegrityError:
-            # The parameters exist: an earlier try was executed, but its answer was lost.
-            with _create_scoped_session(self.scoped_session) as session:
-                self._write_in_session(Batch(attrs=batch.attrs), session)
+        with naming(lambda: attributes_of(batch)):
+            try:
+                with _create_scoped_session(self.scoped_session) as session:
+                    self._write_in_session(batch, session)
+            except sa.exc.IntegrityError:
+                # The parameters exist: an earlier try was executed, but its answer was lost.
+                with _create_scoped_session(self.scoped_session) as session:
+                    self._write_in_session(Batch(attrs=batch.attrs), session)
 
     def _write_in_session(self, batch: Batch, session: Any) -> None:
         trials = {param[0] for param in batch.params} | {trial_id for trial_id, _ in batch.attrs}
@@ -303,7 +315,12 @@ class StudyDatabase(RDBStorage):
         )
 
 
+def _attributes(trial: FrozenTrial | None) -> dict[str, Any]:
+    return {} if trial is None else {**trial.params, **trial.user_attrs, **trial.system_attrs}
+
+
 retry_methods(StudyDatabase, _REPEATABLE)
+name_refused(StudyDatabase, _NAMED)
 mark_readers(StudyDatabase, _READING)
 
 

@@ -16,9 +16,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sgquant_optuna.storage.full_servers import note_max_connections
+
 IDLE_TRANSACTION = 20  # seconds that a transaction may wait for its client
 LOCK = 15  # seconds that a statement may wait for a lock
 STATEMENT = 50  # seconds of a statement; shorter than a client waits for the answer
+_MAX_CONNECTIONS = "current_setting('max_connections')"  # of PostgreSQL
 _CONNECTING = 10  # seconds
 SILENCE = 60  # seconds
 _PSYCOPG = {
@@ -61,6 +64,8 @@ def limit_waits(engine: sa.Engine) -> None:
     # PgBouncer refuses options at the start of a session, so they are set by statements.
     settings = _of_mysql if engine.dialect.name in ("mysql", "mariadb") else _of_postgresql
     statements = settings(set_by_user)
+    # Now, for a server that is full cannot be asked.
+    allowed = f"SELECT {'@@max_connections' if settings is _of_mysql else _MAX_CONNECTIONS}"
 
     def add(dialect: object, record: object, arguments: object, options: dict[str, Any]) -> None:
         for name, value in _CLIENT_LIMITS[driver].items():
@@ -69,6 +74,8 @@ def limit_waits(engine: sa.Engine) -> None:
     def set_session(connection: Any, record: object) -> None:
         with connection.cursor() as cursor:
             cursor.execute(statements)
+            cursor.execute(allowed)
+            note_max_connections(cursor.fetchone()[0])
         connection.commit()  # a rollback would undo the settings of PostgreSQL
 
     sa.event.listen(engine, "do_connect", add)

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+from sgquant_optuna.storage.full_servers import MYSQL_FULL, said_of_full_server
 from sgquant_optuna.storage.read_only import READING
 from sgquant_optuna.storage.waits import told_if_long
 
@@ -49,8 +50,8 @@ _REFUSED = (
     "certificate",
     "invalid ",  # a port, a setting
 )
-# MariaDB: cannot connect, lost, too many connections, shutting down, ended while idle.
-_MYSQL_AWAY = {1040, 1053, 1927, 2002, 2003, 2006, 2013, 4031}
+# MariaDB: cannot connect, lost, shutting down, ended while idle.
+_MYSQL_AWAY = {1053, 1927, 2002, 2003, 2006, 2013, 4031, *MYSQL_FULL}
 # MariaDB: record changed, lock wait timeout, deadlock, disk full, statement killed or too long.
 # The transaction is undone.
 _MYSQL_UNDONE = {1020, 1021, 1205, 1213, 1114, 1317, 1969, 3024}
@@ -199,7 +200,9 @@ def write_state_once(
 
 
 def message(error: BaseException) -> str:
-    """Return the first line of the message of a database or of its proxy."""
+    """Return what a database or its proxy says, in one line."""
+    if (full := said_of_full_server(getattr(error, "orig", None) or error)) is not None:
+        return full
     if _proxy_status(error) is not None:
         text = str(error.details())  # type: ignore[attr-defined]
     else:
@@ -209,7 +212,12 @@ def message(error: BaseException) -> str:
 
 
 def outage(error: BaseException) -> str | None:
-    """Return the message of the database or its proxy if it caused an error, else ``None``."""
+    """Return the message of the database or its proxy if it caused an error, else ``None``.
+
+    A value that the database refuses is no outage: no later try would help.
+    """
+    if refused_value(error) is not None:
+        return None
     found = None
     for cause in _chain(error):
         if isinstance(cause, (StorageInternalError, sa.exc.SQLAlchemyError)) or (
@@ -217,6 +225,11 @@ def outage(error: BaseException) -> str | None:
         ):
             found = message(cause)
     return found
+
+
+def refused_value(error: BaseException) -> BaseException | None:
+    """Return the error by which a database refused a value, too long for its column perhaps."""
+    return next((one for one in _chain(error) if isinstance(one, sa.exc.DataError)), None)
 
 
 def may_pass(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from sgquant_optuna.exceptions import EnqueuedTrialError
 from sgquant_optuna.quantization.sites import BitWidths, Site, check_bit_width
 
 if TYPE_CHECKING:
@@ -115,7 +116,18 @@ class BitWidthSearchSpace:
         return CategoricalDistribution(self.candidates)
 
     def suggest(self, trial: BaseTrial) -> BitWidths:
-        """Ask a trial for every parameter."""
+        """Ask a trial for every parameter.
+
+        Raises:
+            EnqueuedTrialError:
+                If the trial was enqueued with a parameter that is not in the space.
+        """
+        try:
+            return self._suggest(trial)
+        except (TypeError, ValueError) as error:
+            raise _told_of_enqueued(trial, error) from None
+
+    def _suggest(self, trial: BaseTrial) -> BitWidths:
         if self.encoding == "ordinal":
             top = len(self.candidates) - 1
             return self.from_params({n: trial.suggest_int(n, 0, top) for n in self.names})
@@ -248,3 +260,20 @@ def _name(site: Site, parts: frozenset[str]) -> str:
     if "bucket" in parts and site.bucket is not None:
         words.append(f"bucket{site.bucket}")
     return "/".join(words) or "bits"
+
+
+def _told_of_enqueued(trial: BaseTrial, error: Exception) -> Exception:
+    """Return what to raise where a trial gives no widths: another program may enqueue anything."""
+    from optuna.trial import Trial
+
+    from sgquant_optuna.sampler.claims import enqueued_of
+
+    if not isinstance(trial, Trial):
+        return error
+    enqueued = enqueued_of(trial.storage.get_trial_system_attrs(trial._trial_id))
+    if not enqueued:
+        return error
+    given = str(enqueued)[:200]
+    return EnqueuedTrialError(
+        f"expected enqueued parameters of the search space, got {given} ({error})"
+    )

@@ -12,6 +12,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from sgquant_optuna.exceptions import EnqueuedTrialError
 from sgquant_optuna.search.workers.stopping import Stopped, Stopper
 from sgquant_optuna.storage import heartbeats_from_creation
 from sgquant_optuna.storage.attributes import COPY_OF_ATTR, CREATION_ATTRS, SURPLUS_ATTR
@@ -37,6 +38,9 @@ _EMPTY_TIMEOUT = 30.0  # seconds; a trial that begins is empty for some millisec
 
 class _SurplusError(Exception):
     """A trial that was begun when the budget was given out already."""
+
+
+_DROPPED = (_SurplusError, EnqueuedTrialError)  # such a trial fails, and the worker goes on
 
 
 def optimize_within_budget(
@@ -93,6 +97,9 @@ def optimize_within_budget(
         except Stopped:
             release(study, trial)
             raise
+        except EnqueuedTrialError as error:
+            _logger.warning("trial %d: %s", trial.number, error)
+            raise
 
     notes = [_without_surplus(callback) for callback in callbacks]
     empty: dict[int, float] = {}
@@ -114,7 +121,7 @@ def optimize_within_budget(
             continue
         try:
             with heartbeats_from_creation():  # killed before the first, it would run for ever
-                study.optimize(measure, n_trials=1, catch=(_SurplusError,), callbacks=notes)
+                study.optimize(measure, n_trials=1, catch=_DROPPED, callbacks=notes)
         except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
             if not _says_stale(error):
                 raise

@@ -88,8 +88,10 @@ def test_a_script_in_two_processes_raises_it_once(tmp_path):
     out, err = script.communicate(timeout=30)
     assert (script.returncode, out) == (1, "")
     assert "restart" not in err and "error: " not in err
-    assert err.strip().splitlines()[-1].endswith(
-        "StudyDeletedError: study 'mine' was deleted, or renamed; its workers end"
+    assert (
+        err.strip()
+        .splitlines()[-1]
+        .endswith("StudyDeletedError: study 'mine' was deleted, or renamed; its workers end")
     )
 
 

@@ -374,3 +374,22 @@ def test_a_complete_study_keeps_no_leftovers_of_killed_workers(joined):
         )
     assert run_worker(joined) == 0
     assert states(study) == [TrialState.COMPLETE] * 4 + [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_an_enqueued_trial_of_another_program_fails_alone_with_one_line(joined, caplog):
+    name = next(iter(joined.objective.search_space.distributions))
+    foreign = (3, "eight", None, [1], {"a": 1}, -1)
+    for value in foreign:
+        joined.study.enqueue_trial({name: value})
+    joined.study.enqueue_trial({name: 8, "unknown": 1})
+    began = time.monotonic()
+    assert run_worker(joined) == 4
+    assert time.monotonic() - began < 10
+    assert states(joined.study) == [TrialState.FAIL] * 6 + [TrialState.COMPLETE] * 4
+    assert joined.study.trials[6].params[name] == 8
+    # Optuna's lines are not shown by the command line.
+    told = [record.getMessage() for record in caplog.records if "sgquant" in record.name]
+    assert len(told) == 6
+    assert told[1].startswith(
+        f"trial 1: expected enqueued parameters of the search space, got {{'{name}': 'eight'}}"
+    )

@@ -5,9 +5,12 @@ import pytest
 import sqlalchemy as sa
 
 from sgquant_optuna.exceptions import StorageError
+from sgquant_optuna.search.preparation import prepare_search
+from sgquant_optuna.search.workers.worker import run_worker
 from sgquant_optuna.storage import full_servers, open_storage
 from sgquant_optuna.storage.retries import is_server_away, message
 from tests.databases import BACKENDS, SERVERS, fresh_database
+from tests.small_search import a_plan, artifacts_of
 
 SERVERS_HERE = [name for name in SERVERS if name in BACKENDS]
 psycopg = pytest.importorskip("psycopg")
@@ -82,3 +85,22 @@ def test_a_full_server_is_told_when_a_storage_is_opened(backend, tmp_path, caplo
         admin.dispose()
     (line,) = [text for text in caplog.messages if "no free connection" in text]
     assert line.startswith("database: the server has no free connection")
+
+
+@pytest.mark.parametrize("backend", SERVERS_HERE)
+def test_a_worker_takes_two_connections_at_most(backend, tmp_path):
+    with fresh_database(backend, tmp_path) as url:
+        storage = open_storage(url, heartbeat_interval=1, grace_period=10)
+        opened, most = set(), []
+
+        def note(connection, record):
+            opened.add(id(connection))
+            most.append(len(opened))
+
+        prepared = prepare_search(a_plan(n_trials=6), storage, artifacts_of(tmp_path))
+        storage.engine.dispose()
+        sa.event.listen(storage.engine, "connect", note)
+        sa.event.listen(storage.engine, "close", lambda one, record: opened.discard(id(one)))
+        assert run_worker(prepared) == 6
+        storage.engine.dispose()
+    assert 1 <= max(most) <= full_servers.PER_WORKER

@@ -97,6 +97,7 @@ class PassRecord:
         self._sites = sites
         self.nbytes: dict[str, int] = {}
         self._rows: dict[str, list[int]] = {}
+        self._values: dict[str, int] = {}  # of attention
 
     def add(self, name: str, counts: Sequence[int], nbytes: int) -> None:
         """Add one call of a layer.
@@ -124,21 +125,20 @@ class PassRecord:
 
     def add_attention(self, name: str, num_values: int) -> None:
         """Add the attention of some edges, which counts as one run of codes."""
-        site = self._sites[name]
-        (width,), rows = site.bit_widths, self._rows.setdefault(name, [0])
-        rows[0] += num_values // site.num_columns
-        count = rows[0] * site.num_columns
-        if width == FULL_PRECISION or not count:
-            self.nbytes[name] = 4 * count
+        (width,) = self._sites[name].bit_widths
+        values = self._values[name] = self._values.get(name, 0) + num_values
+        if width == FULL_PRECISION or not values:
+            self.nbytes[name] = 4 * values
         else:
-            self.nbytes[name] = packed_nbytes(1, count, width) + RANGE_BYTES
+            self.nbytes[name] = packed_nbytes(1, values, width) + RANGE_BYTES
 
     def layout(self, graph: GraphFeatures) -> FeatureLayout:
         """Return the size of each site on the graph of the pass."""
         sizes = {}
         for name, site in self._sites.items():
             contents = graph.contents.get(name, {})
-            for number, rows in enumerate(self._rows[name]):
+            of_edges = [self._values.get(name, 0) // max(1, site.num_columns)]
+            for number, rows in enumerate(self._rows.get(name, of_edges)):
                 if not rows:
                     continue
                 bucket = number if len(site.bit_widths) > 1 else None

@@ -256,6 +256,11 @@ class PackedModel(nn.Module):
         return self
 
     @property
+    def holds_features(self) -> bool:
+        """Whether it holds the features of a graph; a model alone is called with any graph."""
+        return self._graph is not None
+
+    @property
     def memory(self) -> Memory:
         """Memory of the bit widths by the honest accounting, on the graph of :attr:`layout`."""
         return honest_memory(self.layout, self.bit_widths)

@@ -3,22 +3,23 @@
 import pytest
 import torch
 from torch import nn
-from torch_geometric.data import Data
-from torch_geometric.nn import SAGEConv
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import GCNConv, GINConv, SAGEConv, global_add_pool
+from torch_geometric.transforms import ToSparseTensor
 
 from sgquant_optuna.attachment.calibration import calibrate
 from sgquant_optuna.attachment.quantized_model import attach, bind, set_bit_widths
-from sgquant_optuna.exceptions import GraphError
+from sgquant_optuna.exceptions import GraphError, PackingError
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.graph.fixed_graph import FixedGraph
-from sgquant_optuna.graph.forward_pass import forward
-from sgquant_optuna.packed.container import read_container
+from sgquant_optuna.graph.forward_pass import columns, forward
+from sgquant_optuna.packed.container import read_container, write_container
 from sgquant_optuna.packed.export import export_packed, load_packed
 from sgquant_optuna.packed.model_file import KIND
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.sites import BitWidths
 from tests.conftest import make_graph
-from tests.packed.test_any_model import CONSTANT, EXACT
+from tests.packed.test_any_model import CONSTANT, EXACT, Model, two
 from tests.packed.test_packed_model import (
     BUILT_IN,
     DIVIDED,
@@ -195,3 +196,265 @@ def test_two_graphs_take_turns(tmp_path):
     with pytest.raises(GraphError, match=r"packed\.on\(graph\) runs it on another"):
         packed(second)
     assert packed.layout.num_nodes == 60 and on_second.layout.num_nodes == 30
+
+
+def without_edges(graph):
+    graph.edge_index = torch.empty(2, 0, dtype=torch.long)
+    return graph
+
+
+def of_isolated_nodes(graph):
+    graph.edge_index = graph.edge_index[:, (graph.edge_index[1] < 10)]
+    return graph
+
+
+def of_one_node(graph):
+    return Data(x=graph.x[:1], edge_index=torch.empty(2, 0, dtype=torch.long))
+
+
+@pytest.mark.parametrize("change", [without_edges, of_isolated_nodes, of_one_node])
+@pytest.mark.parametrize("name", MODELS)
+def test_empty_buckets_and_nodes_without_edges(name, change, tmp_path):
+    model, packed = exported(name, tmp_path / "m")
+    data = change(make_graph(seed=1))
+    there = packed.on(data)
+    found, expected = there(data), fake(model, bucketed(data))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert sum(there.stored_nbytes.values()) == there.memory.memory_bytes
+    if change is without_edges:
+        buckets = {site.bucket for site in there.layout.sizes if site.component == "embedding"}
+        assert buckets == {0}
+
+
+def test_a_bucket_that_was_empty_at_calibration_is_refused_as_by_the_quantized_model(tmp_path):
+    ring = torch.stack([torch.arange(60), torch.arange(60).roll(1)])
+    graph = make_graph()
+    graph.edge_index = torch.cat([ring, ring[:, :20] + 0, ring.flip(0)[:, :20]], dim=1)
+    assert bucketed(graph).degree_bucket.max() == 1
+    _, packed = exported("gcn", tmp_path / "m", graph)
+    with pytest.raises(GraphError, match="conv1/embedding: degree bucket 2 had no nodes at calib"):
+        packed(make_graph())
+
+
+@pytest.mark.parametrize("made", ["coo", "csr", "mostly zero"])
+def test_sparse_features_are_those_of_dense_ones(made, tmp_path):
+    model, packed = exported("sage", tmp_path / "m", graph_of(sparse=True))
+    data = graph_of(sparse=True)
+    data.edge_index = make_graph(seed=3).edge_index
+    expected = fake(model, bucketed(data))
+    if made != "mostly zero":
+        data.x = data.x.to_sparse_coo() if made == "coo" else data.x.to_sparse_csr()
+    assert_same(packed(data), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+@pytest.mark.parametrize("name", ["gcn", "sage", "gin"])
+def test_a_new_graph_may_have_a_sparse_adjacency_alone(name, tmp_path):
+    model, packed = exported(name, tmp_path / "m", granularity="lwq")
+    data = make_graph(seed=3)
+    data.edge_index = data.edge_index[:, data.edge_index[0] != data.edge_index[1]]
+    expected = packed(data)
+    sparse = ToSparseTensor(layout=torch.sparse_csr)(data.clone())
+    assert "edge_index" not in sparse
+    assert_same(packed(sparse), expected, tolerance=1e-4)
+    assert_same(packed(sparse), fake(model, sparse))
+
+
+def test_weights_of_edges_and_other_columns_are_those_of_the_new_graph(tmp_path):
+    call = columns("x", "edge_index", "edge_weight")
+    graph, other = make_graph(), make_graph(num_nodes=40, seed=1)
+    for one in (graph, other):
+        one.edge_weight = torch.rand(one.num_edges, generator=torch.Generator().manual_seed(2))
+
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = GCNConv(12, 8), GCNConv(8, 3)
+
+        def forward(self, x, edge_index, edge_weight):
+            h = self.first(x, edge_index, edge_weight).relu()
+            return self.second(h, edge_index, edge_weight)
+
+    model = attach(Weighted())
+    layout = calibrate(model, graph, candidates=(4,), forward=call)
+    set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 4)))
+    path = tmp_path / "m"
+    export_packed(model, graph, path, layout=layout, forward=call, with_features=False)
+    packed = load_packed(path, Weighted(), forward=call)
+    assert_same(packed(other), fake(model, other, call))
+    other.edge_weight = other.edge_weight[:-1]
+    with pytest.raises(GraphError, match="column edge_weight: expected one row for each of"):
+        packed(other)
+
+
+class Molecules(nn.Module):
+    """One output for each graph of a union, through a layer whose rows are graphs."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.conv1 = GINConv(nn.Sequential(nn.Linear(12, 8), nn.ReLU()))
+        self.conv2, self.head = GCNConv(8, 8), nn.Linear(8, outputs)
+
+    def forward(self, x, edge_index, batch):
+        h = self.conv2(self.conv1(x, edge_index), edge_index).relu()
+        return self.head(global_add_pool(h, batch)).squeeze(1)
+
+
+@pytest.mark.parametrize("outputs", [1, 3], ids=["regression", "classification"])
+@pytest.mark.parametrize("buckets", [1, 3])
+def test_new_graphs_as_a_list_or_a_batch(outputs, buckets, tmp_path):
+    def graphs(seed, count):
+        made = [make_graph(num_nodes=8 + n, seed=seed + n) for n in range(count)]
+        return [Data(x=one.x, edge_index=one.edge_index) for one in made]
+
+    def union(given):
+        return bucketed(Batch.from_data_list(given))
+
+    torch.manual_seed(0)
+    model, train = attach(Molecules(outputs), num_buckets=buckets), union(graphs(0, 10))
+    layout = calibrate(model, train, candidates=(2, 4), forward=forward)
+    set_bit_widths(model, BitWidths({s: 2 if s.bucket else 4 for s in layout.sizes}))
+    export_packed(
+        model,
+        train,
+        tmp_path / "m",
+        layout=layout,
+        with_features=False,
+        degree_edges=EDGES if buckets > 1 else None,
+    )
+    packed = load_packed(tmp_path / "m", Molecules(outputs))
+    new = graphs(50, 4)
+    expected = fake(model, union(new))
+    assert expected.shape == ((4,) if outputs == 1 else (4, 3))
+    for given in (new, Batch.from_data_list(new)):
+        there = packed.on(given)
+        assert torch.allclose(there(given), expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(packed(given), there(given))
+        assert sum(there.stored_nbytes.values()) == there.memory.memory_bytes
+    alone = torch.cat([packed([one]) for one in new])
+    assert torch.allclose(alone, expected, rtol=1e-5, atol=1e-6)
+
+
+def changed(**columns):
+    data = make_graph(seed=1)
+    for name, value in columns.items():
+        data[name] = value(data) if callable(value) else value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: changed(x=torch.rand(60, 11)), r"column x: .* float32 \[N, 12\], got \[60, 11\]"),
+        (lambda: changed(x=torch.rand(60)), r"column x: .* float32 \[N, 12\], got \[60\]"),
+        (
+            lambda: changed(x=lambda data: data.x.double()),
+            r"column x: expected float32 .*, got float64; data.x = data.x.to\(torch.float32\)",
+        ),
+        (lambda: changed(x=lambda data: data.x.long()), "column x: expected float32 .* int64"),
+        (lambda: changed(x=lambda data: data.x / 0), "column x: expected finite numbers"),
+        (lambda: changed(x=torch.rand(0, 12)), "column x: .* at least one node"),
+        (lambda: Data(edge_index=make_graph().edge_index), "column x: expected one"),
+        (lambda: Data(x=make_graph().x), "column edge_index: expected one"),
+        (
+            lambda: changed(edge_index=lambda data: data.edge_index + 1),
+            "column edge_index: expected nodes from 0 to 59, got 1 to 60",
+        ),
+        (
+            lambda: changed(edge_index=lambda data: data.edge_index.int()),
+            r"column edge_index: expected int64 \[2, E\], got int32",
+        ),
+        (
+            lambda: changed(degree_bucket=torch.zeros(59, dtype=torch.long)),
+            r"column degree_bucket: expected int64 \[60\], got int64 \[59\]",
+        ),
+        (
+            lambda: changed(degree_bucket=torch.full((60,), 3)),
+            "column degree_bucket: expected 0 to 2, got 3 to 3",
+        ),
+        (lambda: [], "graphs: expected at least one"),
+        (lambda: [make_graph().x], "graph: expected torch_geometric.data.Data, got a Tensor"),
+        (lambda: {"x": 1}, "graph: expected torch_geometric.data.Data, got a dict"),
+    ],
+)
+def test_a_graph_that_does_not_fit_is_refused_by_its_column(data, message, tmp_path):
+    _, packed = exported("gcn", tmp_path / "m")
+    for call in (packed, packed.on):
+        with pytest.raises(GraphError, match=message) as caught:
+            call(data())
+        assert "\n" not in str(caught.value)
+
+
+def test_without_degree_edges_a_new_graph_brings_its_buckets(tmp_path):
+    model, data, layout, *_ = quantized("gcn", make_graph())
+    export_packed(model, data, tmp_path / "m", layout=layout, with_features=False)
+    packed, other = load_packed(tmp_path / "m"), make_graph(seed=1)
+    with pytest.raises(GraphError, match="column degree_bucket: expected one of 3 .*degree_edges"):
+        packed(other)
+    assert_same(packed(bucketed(other)), fake(model, bucketed(other)))
+
+
+@pytest.mark.parametrize(
+    ("edges", "error", "message"),
+    [
+        ((2,), GraphError, "degree_edges: expected 2, .* got 1"),
+        ((2, 5), GraphError, r"degree_edges: expected those .* got \(2, 5\), by which \d+ nodes"),
+        ((4, 2), ValueError, "degree edges: expected positive integers in rising order"),
+    ],
+)
+def test_degree_edges_of_other_buckets_are_not_exported(edges, error, message, tmp_path):
+    model, data, layout, *_ = quantized("gcn", make_graph())
+    with pytest.raises(error, match=message):
+        export_packed(model, data, tmp_path / "m", layout=layout, degree_edges=edges)
+    assert not (tmp_path / "m").exists()
+
+
+def test_ranges_of_single_nodes_fit_no_other_graph(tmp_path):
+    model, data, layout, *_ = quantized("gcn", make_graph(), axis="row", granularity="lwq")
+    with pytest.raises(GraphError, match="conv1/embedding: expected ranges that fit any graph"):
+        export_packed(model, data, tmp_path / "m", layout=layout, with_features=False)
+    export_packed(model, data, tmp_path / "m", layout=layout)
+    packed = load_packed(tmp_path / "m")
+    with pytest.raises(GraphError, match="a range for each node"):
+        packed.on(make_graph(seed=1))
+    assert packed(data).shape == (60, 3)
+
+
+def test_a_file_of_an_older_version_says_that_it_lacks_ranges(tmp_path):
+    exported(
+        "gcn", tmp_path / "m", divided_graph("sparse 1/count"), widths=(4,), with_features=True
+    )
+    fields, tensors = read_container(tmp_path / "m", KIND)
+    older = {n: t.clone() for n, t in tensors.items() if "conv1/embedding" not in n[:24]}
+    kept = {n: t.clone() for n, t in tensors.items() if n.startswith("input.")}
+    write_container(tmp_path / "m", KIND, fields, {**older, **kept})
+    packed = load_packed(tmp_path / "m")
+    packed(make_graph())
+    with pytest.raises(GraphError, match="conv1/embedding: the file holds .* export it again"):
+        packed.on(make_graph())
+
+
+@pytest.mark.parametrize("value", [5, [4, 2], [2], [2.5, 4], [2, 10**30], [2, 0]])
+def test_degree_edges_of_a_header_are_checked(value, tmp_path):
+    exported("gcn", tmp_path / "m")
+    fields, tensors = read_container(tmp_path / "m", KIND)
+    copied = {name: tensor.clone() for name, tensor in tensors.items()}
+    write_container(tmp_path / "m", KIND, {**fields, "degree_edges": value}, copied)
+    with pytest.raises(PackingError, match="degree edge"):
+        load_packed(tmp_path / "m")
+
+
+def test_a_model_of_two_layers_by_function_is_its_own_on_each_graph(tmp_path):
+    def build():
+        return Model(two, first=GCNConv(12, 8), second=GCNConv(8, 3))
+
+    graph, other = make_graph(), make_graph(num_nodes=33, seed=6)
+    torch.manual_seed(0)
+    model = attach(build())
+    layout = calibrate(model, graph, candidates=(3,), forward=forward)
+    set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 3)))
+    done = export_packed(model, graph, tmp_path / "m", layout=layout, with_features=False)
+    packed = load_packed(tmp_path / "m", build())
+    assert done.file_nbytes == (tmp_path / "m").stat().st_size
+    assert done.stored_nbytes == packed.memory.memory_bytes  # those of the calibration
+    assert_same(packed.on(other)(other), fake(model, other))

@@ -66,13 +66,18 @@ def _measure(kind: Kind, path: str, folder: Path) -> int:
     data = Data(**load_file(folder / "edges"))
     contents = ModelContents.read(path)
     if kind == "packed":
-        PackedModel(contents.fields, contents.tensors)(data)
+        model = PackedModel(contents.fields, contents.tensors)
+        if not model.holds_features:
+            data.x = load_file(folder / "x")["x"]
+            model = model.on(data)
+            del data.x
+        model(data)
     else:
         data.x = load_file(folder / "x")["x"]
-        model = contents.plain_model().eval()
+        plain = contents.plain_model().eval()
         del contents
         with torch.no_grad():
-            forward(model, data)
+            forward(plain, data)
     return _status("VmHWM") - before
 
 

@@ -49,7 +49,8 @@ class ExportedModel:
         file_nbytes:
             Size of the file.
         stored_nbytes:
-            Bytes of packed features, attention and bucket ids, by the honest accounting.
+            Bytes of packed features, attention and bucket ids on the graph of the calibration, by
+            the honest accounting; a file without features does not hold them.
         exact_nbytes:
             Bytes of the exact features beyond them, where the model uses the graph's features
             outside of its quantized layers.

@@ -183,6 +183,41 @@ def test_what_is_made_of_x_is_made_of_that_of_the_new_graph(kind, tmp_path):
     assert sum(there.stored_nbytes.values()) == there.memory.memory_bytes
 
 
+def test_exact_features_that_a_layer_held_without_loss_are_stored_where_it_does_not(tmp_path):
+    build, graph = EXACT["concatenated"], make_graph()
+    graph.x = (graph.x > 0.7).float()  # a bit holds each value
+    torch.manual_seed(0)
+    model = attach(build())
+    layout = calibrate(model, graph, candidates=(1,), forward=forward)
+    set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 1)))
+    export_packed(model, graph, tmp_path / "m", layout=layout, with_features=False)
+    packed, other = load_packed(tmp_path / "m", build()), make_graph(seed=1)
+    for data, nbytes in ((graph, 0), (other, 4 * other.x.numel())):
+        there = packed.on(data)
+        assert_same(there(data), fake(model, data))
+        assert there.exact_nbytes == nbytes
+
+
+@pytest.mark.parametrize("config", [{"rounding": "floor"}, {"range_estimator": "percentile"}])
+def test_other_settings_of_the_quantizers_hold_on_new_graphs(config, tmp_path):
+    graph, other = make_graph(), make_graph(num_nodes=90, seed=7)
+    torch.manual_seed(0)
+    model = attach(MODELS["gat"](), config=QuantizerConfig(**config))
+    layout = calibrate(model, graph, candidates=(2,), forward=forward)
+    set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 2)))
+    export_packed(model, graph, tmp_path / "m", layout=layout, with_features=False)
+    assert_same(load_packed(tmp_path / "m")(other), fake(model, other))
+
+
+def test_the_features_of_a_graph_may_be_freed_once_they_are_packed(tmp_path):
+    _, packed = exported("gcn", tmp_path / "m")
+    data = make_graph(seed=1)
+    there, expected = packed.on(data), packed(data)
+    del data.x
+    assert torch.equal(there(data), expected)
+    assert torch.equal(there(data.edge_index.clone()), expected)
+
+
 def test_two_graphs_take_turns(tmp_path):
     model, packed = exported("gat", tmp_path / "m", with_features=True)
     first, second = make_graph(seed=1), make_graph(num_nodes=30, seed=2)

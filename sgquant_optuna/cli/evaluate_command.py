@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import typer
 
-from sgquant_optuna.cli.options import Quiet
+from sgquant_optuna.cli.options import Quiet, StudyFile
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sgquant_optuna.packed.evaluation import Evaluation
+    from sgquant_optuna.study.metric_words import MetricWords
 
 _LARGEST = 10**9  # trial or number of trainings that is shown
 _LONGEST_NAME = 200  # characters
@@ -30,18 +31,19 @@ def evaluate(
         typer.Option("--test", help="Look at the test nodes too: once more than the report did."),
     ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved timed runs.")] = 7,
+    study_file: StudyFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure accuracy, bytes, peak memory and time of a packed model against float32."""
     from sgquant_optuna.cli.console import console
     from sgquant_optuna.cli.logs import quiet_optuna
-    from sgquant_optuna.packed.evaluation import evaluate_packed
+    from sgquant_optuna.search.model_evaluation import evaluate_file
 
     quiet_optuna()
     if not file.is_file():
         raise ValueError(f"packed model: expected a file at {file}, found none")
     with console(stderr=True, quiet=quiet).status("measuring"):
-        found = evaluate_packed(file, root, test=test, repeats=repeats)
+        found = evaluate_file(file, root, study_file=study_file, test=test, repeats=repeats)
     console().print(_table(file, found))
 
 
@@ -50,27 +52,28 @@ def _table(file: Path, found: Evaluation) -> Table:
 
     from sgquant_optuna.cli.console import plain
     from sgquant_optuna.study.byte_sizes import megabytes
+    from sgquant_optuna.study.metric_words import MetricWords
 
-    origin = found.provenance
+    origin, words = found.provenance, MetricWords(**found.metric)
     # Names of studies, files and sites may look like markup.
     table = Table(title=plain(f"{file.name}{_source(origin)}"))
     for column in ("", "float32", "packed", ""):
         table.add_column(column, justify="right" if column else "left")
     table.add_row(
-        "validation accuracy",
-        _percent(origin.get("full_precision_accuracy")),
-        f"{found.validation_accuracy:.2f} %",
-        _recorded(origin),
+        plain(f"validation {words.name}"),
+        _value(words, origin.get("full_precision_accuracy")),
+        words.value(found.validation_accuracy),
+        _recorded(words, origin),
     )
-    final = _final_row(origin.get("final"))
+    final = _final_row(words, origin.get("final"))
     if final is not None:
         table.add_row("test, of the final report", *final)
     if found.test_accuracy is not None:
-        table.add_row("test, opened now", "", f"{found.test_accuracy:.2f} %", "by --test")
+        table.add_row("test, opened now", "", words.value(found.test_accuracy), "by --test")
     stored = sum(found.stored_nbytes.values())
     equal = "equal to" if stored == found.honest_nbytes else f"not the {found.honest_nbytes:,} of"
     table.add_row(
-        "features stored",
+        "features stored" if found.holds_features else "features, packed now",
         megabytes(found.full_precision_nbytes),
         megabytes(stored),
         f"{found.full_precision_nbytes / stored:.1f}x smaller, {equal} the honest accounting",
@@ -105,21 +108,21 @@ def _source(origin: Mapping[str, Any]) -> str:
     return f": trial {trial} of {name}"
 
 
-def _recorded(origin: Mapping[str, Any]) -> str:
+def _recorded(words: MetricWords, origin: Mapping[str, Any]) -> str:
     """Say the accuracies of the export and of the trial, as far as the provenance has them."""
     texts = {
-        "at export": _percent(origin.get("accuracy")),
-        "trial's mean": _percent(origin.get("trial_accuracy")),
+        "at export": _value(words, origin.get("accuracy")),
+        "trial's mean": _value(words, origin.get("trial_accuracy")),
     }
     return ", ".join(f"{name} {text}" for name, text in texts.items() if text)
 
 
-def _final_row(final: object) -> tuple[str, str, str] | None:
+def _final_row(words: MetricWords, final: object) -> tuple[str, str, str] | None:
     """Return the accuracies of a final report and their origin; ``None`` if there is none."""
     if not isinstance(final, Mapping):
         return None
     kinds = ("full_precision_test", "quantized_test")
-    texts = [_percent(_mean(final.get(kind))) for kind in kinds]
+    texts = [_value(words, _mean(words, final.get(kind))) for kind in kinds]
     if not all(texts):
         return None
     seeds = final.get("seeds")
@@ -127,18 +130,25 @@ def _final_row(final: object) -> tuple[str, str, str] | None:
     return texts[0], texts[1], f"mean of {many}fresh trainings, not of this one"
 
 
-def _mean(values: object) -> float | None:
+def _mean(words: MetricWords, values: object) -> float | None:
     """Return the mean of a list of accuracies; ``None`` for anything else."""
-    if not isinstance(values, list) or not values or not all(map(_is_percent, values)):
+    if not isinstance(values, list) or not values:
+        return None
+    if not all(_is_value(value, words) for value in values):
         return None
     return float(sum(values) / len(values))
 
 
-def _percent(value: object) -> str:
-    """Write an accuracy; nothing if it is none."""
-    return f"{value:.2f} %" if _is_percent(value) else ""
+def _value(words: MetricWords, value: object) -> str:
+    """Write a value of the metric; nothing if it is none."""
+    return words.value(value) if _is_value(value, words) else ""
 
 
-def _is_percent(value: object) -> TypeGuard[float]:
-    """Whether a value is a number from 0 to 100; JSON has NaN and whole numbers of any length."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
+def _is_value(value: object, words: MetricWords) -> TypeGuard[float]:
+    """Whether a value is a number, of percent one from 0 to 100.
+
+    JSON has NaN and whole numbers of any length.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 <= value <= 100 if words.unit == "%" else abs(value) <= _LARGEST

@@ -26,6 +26,12 @@ def export(
     assignment_only: Annotated[
         bool, typer.Option("--assignment-only", help="Write the bit widths alone, as JSON.")
     ] = False,
+    without_features: Annotated[
+        bool,
+        typer.Option(
+            "--without-features", help="Write the model alone, to be called with any graph."
+        ),
+    ] = False,
     attach: Annotated[
         bool, typer.Option("--attach", help="Offer the file on the dashboard's page, too.")
     ] = False,
@@ -36,6 +42,8 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a trial as one file: weights, bit widths, ranges and the packed features."""
+    if without_features and (assignment_only or (out is not None and out.suffix == ".json")):
+        raise ValueError("--without-features: expected a packed model, got --assignment-only")
     from sgquant_optuna.cli.console import console
     from sgquant_optuna.cli.logs import quiet_optuna
     from sgquant_optuna.search.trial_export import export_assignment, export_study
@@ -63,15 +71,19 @@ def export(
             root=root,
             artifact_store=store,
             study_file=study_file,
+            with_features=not without_features,
         )
     if attach:
         attach_best_model(opened, store, path)
+    stored = f"features stored: {megabytes(done.model.stored_nbytes)}"
+    if without_features:
+        stored = f"features on this graph, not in the file: {megabytes(done.model.stored_nbytes)}"
     typer.echo(
         f"trial {done.trial} of {opened.study_name}: {path}, "
         f"{megabytes(done.model.file_nbytes)}\n"
         f"validation accuracy: trial {done.trial_accuracy:.2f} %, measured again "
         f"{done.reproduced_accuracy:.2f} %, of the packed training {done.accuracy:.2f} %\n"
-        f"features stored: {megabytes(done.model.stored_nbytes)}, equal to the accounting; "
+        f"{stored}, equal to the accounting; "
         f"scores differ by {done.model.score_difference:.1g} of the largest at most"
     )
 

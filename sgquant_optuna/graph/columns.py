@@ -32,8 +32,17 @@ def check_features_and_edges(data: Data) -> None:
     x = column(data, "x")
     advice = "data.x = data.x.float()" if x.dim() == 2 and not x.is_complex() else None
     check_column(x.dim() == 2 and x.is_floating_point(), "x", "float features [N, F]", x, advice)
-    num_nodes = x.shape[0]
-    _check_size_of_values(x)
+    check_finite_features(x)
+    check_edges(data, x.shape[0])
+
+
+def check_edges(data: Data, num_nodes: int) -> None:
+    """Check ``edge_index``, or ``adj_t`` in a graph without one, as those of N nodes.
+
+    Raises:
+        GraphError:
+            If both are missing, or one has another type or shape or ends outside the nodes.
+    """
     if "edge_index" not in data and "adj_t" in data:
         adj_t: Any = data.adj_t
         sizes = [adj_t.size(0), adj_t.size(1)]
@@ -59,7 +68,13 @@ def check_type(data: object) -> None:
     raise GraphError(f"graph: expected torch_geometric.data.Data, got {_kind(data)}; {advice}")
 
 
-def _check_size_of_values(x: Tensor) -> None:
+def check_finite_features(x: Tensor) -> None:
+    """Check that features, ``[N, F]``, are finite, and so small that a norm does not overflow.
+
+    Raises:
+        GraphError:
+            If they are not.
+    """
     values = x.non_zeros if isinstance(x, SparseFeatures) else x
     if not values.numel():
         return

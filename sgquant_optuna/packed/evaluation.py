@@ -16,9 +16,12 @@ from torch_geometric.data import Data
 from sgquant_optuna.exceptions import GraphError, PackingError
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.fixed_graph import FixedGraph
-from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.tasks.task import Task
+from sgquant_optuna.graph.training import NODE_CLASSIFICATION
 from sgquant_optuna.packed.export import load_packed
 from sgquant_optuna.packed.model_file import ModelContents
+from sgquant_optuna.packed.packed_model import PackedModel
 from sgquant_optuna.packed.peak_memory import Kind, peak_nbytes
 
 _LARGEST_SEED = 2**63 - 1  # of torch
@@ -26,8 +29,29 @@ _LONGEST_NAME = 100  # characters
 
 
 @dataclass(frozen=True)
+class OwnModel:
+    """A user's own model with its graph, as a file alone does not tell them.
+
+    Args:
+        model:
+            Instance of the architecture, with any weights.
+        data:
+            Graph with targets and masks.
+        forward:
+            Function that calls the model with the graph.
+        task:
+            Items and metric.
+    """
+
+    model: nn.Module
+    data: Data
+    forward: Forward = forward
+    task: Task = NODE_CLASSIFICATION
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Measurements of a packed model. Accuracies are in percent.
+    """Measurements of a packed model. Accuracies are in percent, or in the unit of the metric.
 
     Args:
         provenance:
@@ -56,6 +80,10 @@ class Evaluation:
             and sparse products.
         repeats:
             Number of interleaved runs, of which the ratios are medians.
+        metric:
+            Name, unit and direction of the metric.
+        holds_features:
+            Whether the features are in the file; otherwise they were packed for the measurement.
     """
 
     provenance: Mapping[str, Any]
@@ -70,6 +98,8 @@ class Evaluation:
     time_pyg: float
     time_sparse: float
     repeats: int
+    metric: Mapping[str, Any]
+    holds_features: bool
 
 
 @torch.no_grad()
@@ -77,6 +107,7 @@ def evaluate_packed(
     path: str | Path,
     root: str | Path | None = None,
     *,
+    own: OwnModel | None = None,
     test: bool = False,
     repeats: int = 7,
 ) -> Evaluation:
@@ -87,6 +118,9 @@ def evaluate_packed(
             File to measure.
         root:
             Folder of data sets.
+        own:
+            Model and graph of the file, where it is none of a named model and data set; their
+            peak memory is not measured.
         test:
             Whether to measure the accuracy on test nodes too.
         repeats:
@@ -98,28 +132,38 @@ def evaluate_packed(
         PackingError:
             If the file is cut, altered, or not of ``sgquant export``.
     """
-    packed = load_packed(path)
-    provenance = packed.fields["provenance"]
-    data = _graph(path, provenance, root)
+    opened = load_packed(path) if own is None else _load_own(path, own)
+    provenance = opened.fields["provenance"]
+    task = NODE_CLASSIFICATION if own is None else own.task
+    call = forward if own is None else own.forward
+    data = _graph(path, provenance, root) if own is None else own.data
+    packed = opened if opened.holds_features else opened.on(data)
     scores = packed(data)
     contents = ModelContents.read(path, verify=False)
-    time_pyg, time_sparse = _times(packed, contents.plain_model().eval(), data, repeats)
+    model = contents.plain_model(None if own is None else own.model).eval()
+    time_pyg, time_sparse = _times(packed, model, data, repeats, call)
     parts = _part_nbytes(contents.tensors)
     size = Path(path).stat().st_size
     return Evaluation(
         provenance=provenance,
-        validation_accuracy=_accuracy(scores, data, "val_mask"),
-        test_accuracy=_accuracy(scores, data, "test_mask") if test else None,
+        validation_accuracy=_score(task, model, scores, data, "val_mask"),
+        test_accuracy=_score(task, model, scores, data, "test_mask") if test else None,
         stored_nbytes=packed.stored_nbytes,
         honest_nbytes=int(packed.memory.memory_bytes),
         full_precision_nbytes=int(packed.memory.full_precision_bytes),
         file_nbytes=size,
         file_parts={**parts, "header": size - sum(parts.values())},
-        peaks=peak_nbytes(path, data),
+        peaks=peak_nbytes(path, data) if own is None else None,
         time_pyg=time_pyg,
         time_sparse=time_sparse,
         repeats=repeats,
+        metric=task.describe_metric(),
+        holds_features=opened.holds_features,
     )
+
+
+def _load_own(path: str | Path, own: OwnModel) -> PackedModel:
+    return load_packed(path, own.model, forward=own.forward)
 
 
 def _graph(path: str | Path, provenance: Mapping[str, Any], root: str | Path | None) -> Data:
@@ -139,23 +183,27 @@ def _graph(path: str | Path, provenance: Mapping[str, Any], root: str | Path | N
             return data
     raise PackingError(
         f"{path}: expected a file of `sgquant export`, got one made from Python, which does "
-        f"not name its data set and the seed of its split; load_packed() it and call it with "
-        f"your graph"
+        f"not name its data set and the seed of its split; give the Python file of your model "
+        f"and graph by --study, or load_packed() it and call it with your graph"
     )
 
 
-def _accuracy(scores: Tensor, data: Data, mask: str) -> float:
-    nodes = data.get(mask)
-    if nodes is None or not bool(nodes.any()):
-        raise GraphError(f"column {mask}: expected at least one node, got none")
-    return 100.0 * float((scores.argmax(dim=1) == data.y)[nodes].double().mean())
+def _score(task: Task, model: nn.Module, scores: Tensor, data: Data, name: str) -> float:
+    """Return the metric of the items of a mask."""
+    mask = data.get(name)
+    if mask is None or not bool(mask.any()):
+        raise GraphError(f"column {name}: expected at least one {task.items}, got none")
+    targets = task.labels(data, mask)
+    return float(task.metric(task.check_outputs(model, scores, task.targets(data))[mask], targets))
 
 
-def _times(packed: nn.Module, model: nn.Module, data: Data, repeats: int) -> tuple[float, float]:
+def _times(
+    packed: nn.Module, model: nn.Module, data: Data, repeats: int, call: Forward
+) -> tuple[float, float]:
     """Return the time of the packed model, divided by that of PyG and of sparse products."""
     with FixedGraph(data).speed_up(model) as graph:
-        time_sparse = _ratio(lambda: forward(model, graph), lambda: packed(data), repeats)
-    return _ratio(lambda: forward(model, data), lambda: packed(data), repeats), time_sparse
+        time_sparse = _ratio(lambda: call(model, graph), lambda: packed(data), repeats)
+    return _ratio(lambda: call(model, data), lambda: packed(data), repeats), time_sparse
 
 
 def _part_nbytes(tensors: Mapping[str, Tensor]) -> dict[str, int]:

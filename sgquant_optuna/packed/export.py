@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.quantized_model import bind, detach, site_quantizers
-from sgquant_optuna.exceptions import PackingError, SgquantError
+from sgquant_optuna.exceptions import GraphError, PackingError, SgquantError
+from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
+from sgquant_optuna.graph.degree_edges import check_degree_edges
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.graph.model_copies import copy_model
@@ -23,6 +26,7 @@ from sgquant_optuna.graph.sparse_features import SparseFeatures
 from sgquant_optuna.packed.container import read_container, write_container
 from sgquant_optuna.packed.input_placeholder import RawFeaturesError
 from sgquant_optuna.packed.model_file import KIND, ModelContents
+from sgquant_optuna.packed.model_packing import contents_of
 from sgquant_optuna.packed.packed_model import PackedModel
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.storage.out_files import replacing
@@ -45,7 +49,8 @@ class ExportedModel:
         file_nbytes:
             Size of the file.
         stored_nbytes:
-            Bytes of packed features, attention and bucket ids, by the honest accounting.
+            Bytes of packed features, attention and bucket ids on the graph of the calibration, by
+            the honest accounting; a file without features does not hold them.
         exact_nbytes:
             Bytes of the exact features beyond them, where the model uses the graph's features
             outside of its quantized layers.
@@ -69,8 +74,10 @@ def export_packed(
     layout: FeatureLayout,
     forward: Forward = forward,
     provenance: Mapping[str, Any] | None = None,
+    with_features: bool = True,
+    degree_edges: Sequence[int] | None = None,
 ) -> ExportedModel:
-    """Pack a quantized model with the features of its graph into one file.
+    """Pack a quantized model into one file, with the features of its graph or alone.
 
     Before the file gets its name it is loaded again and run: it must give the scores of the
     fake-quantized model, to a relative :data:`TOLERANCE`, and take the bytes of the honest
@@ -90,10 +97,17 @@ def export_packed(
             Function that calls the model with the graph.
         provenance:
             Origin of the model and measurements of it, ready for JSON.
+        with_features:
+            Whether the file holds the features of the graph. Without them it holds the model
+            alone, which is called with any graph.
+        degree_edges:
+            Degrees at which the degree buckets begin, as :class:`.AddDegreeBuckets` got them.
+            Without them, another graph needs a column ``degree_bucket`` of its own.
 
     Raises:
         GraphError:
-            If the graph does not fit the layout.
+            If the graph does not fit the layout, or its degree buckets are not those of the edges,
+            or without features, if there is a range for each node.
         ModelError:
             If weights or features are not float32, or the features are changed in place.
         PackingError:
@@ -101,8 +115,11 @@ def export_packed(
         ValueError:
             If the file cannot be written.
     """
-    source = Source(model, FixedGraph(data), layout, forward)
-    exported = write_packed(source, path, {**_circumstances(), **(provenance or {})})
+    edges = check_degree_edges(degree_edges or ())
+    _check_buckets(data, layout, edges)
+    source = Source(model, FixedGraph(data), layout, forward, edges)
+    told = {**_circumstances(), **(provenance or {})}
+    exported = write_packed(source, path, told, with_features=with_features)
     bind(model, data)
     return exported
 
@@ -113,6 +130,7 @@ def write_packed(
     provenance: Mapping[str, Any],
     *,
     fast: bool | None = None,
+    with_features: bool = True,
 ) -> ExportedModel:
     """Write a file as :func:`export_packed` does.
 
@@ -125,9 +143,13 @@ def write_packed(
             Origin of the model, ready for JSON.
         fast:
             Whether to pack hidden features by the compiled kernel; by default where installed.
+        with_features:
+            Whether the file holds the features of the graph.
     """
     with replacing(path) as part:
         packed, found = _write(source, part, provenance, fast=fast)
+        if not with_features:
+            packed, found = _write_alone(source, part, provenance, fast=fast)
         difference = _difference(found, source.scores)
         stored = sum(packed.stored_nbytes.values())
         if stored != packed.memory.memory_bytes:
@@ -197,12 +219,20 @@ class Source:
             Result of ``calibrate``.
         forward:
             Function that calls the model with the graph.
+        degree_edges:
+            Degrees at which the degree buckets begin, if they are known.
     """
 
     def __init__(
-        self, model: nn.Module, graph: FixedGraph, layout: FeatureLayout, forward: Forward
+        self,
+        model: nn.Module,
+        graph: FixedGraph,
+        layout: FeatureLayout,
+        forward: Forward,
+        degree_edges: Sequence[int] = (),
     ) -> None:
         self.model, self.graph, self.layout, self.forward = model, graph, layout, forward
+        self.degree_edges = tuple(degree_edges)
 
     @cached_property
     def scores(self) -> Tensor:
@@ -255,13 +285,15 @@ def _write(
     constants: dict[tuple[str, int], Tensor] = {}
     exact = False
     while True:
-        contents = ModelContents.of(
-            source.model, source.graph.data, source.layout, constants=constants, exact=exact
+        contents = contents_of(
+            source.model,
+            source.graph.data,
+            source.layout,
+            constants=constants,
+            exact=exact,
+            degree_edges=source.degree_edges,
         )
-        fields = {**contents.fields, "provenance": provenance}
-        write_container(path, KIND, fields, contents.tensors)
-        plain = None if fields["model"] is not None else detach(copy_model(source.model))
-        packed = PackedModel(*read_container(path, KIND), plain, forward=source.forward, fast=fast)
+        packed = _written(contents, source, path, provenance, fast=fast)
         try:
             return packed, packed(source.graph.data)
         except RawFeaturesError as error:
@@ -275,6 +307,52 @@ def _write(
                 exact, constants = True, {}
             else:
                 constants[error.site, error.call] = features
+
+
+def _write_alone(
+    source: Source, path: Path, provenance: Mapping[str, Any], *, fast: bool | None
+) -> tuple[PackedModel, Tensor]:
+    """Write the file again without what it holds of the graph; return what that gives on it."""
+    fields, tensors = read_container(path, KIND)
+    # The tensors are mapped from the file that is written now.
+    contents = ModelContents(fields, {name: value.clone() for name, value in tensors.items()})
+    alone = _written(contents.without_graph(), source, path, provenance, fast=fast)
+    packed = alone.on(source.graph.data)
+    return packed, packed(source.graph.data)
+
+
+def _written(
+    contents: ModelContents,
+    source: Source,
+    path: Path,
+    provenance: Mapping[str, Any],
+    *,
+    fast: bool | None,
+) -> PackedModel:
+    """Write a file and open it."""
+    fields = {**contents.fields, "provenance": provenance}
+    write_container(path, KIND, fields, contents.tensors)
+    plain = None if fields["model"] is not None else detach(copy_model(source.model))
+    return PackedModel(*read_container(path, KIND), plain, forward=source.forward, fast=fast)
+
+
+def _check_buckets(data: Data, layout: FeatureLayout, edges: tuple[int, ...]) -> None:
+    """Refuse degree edges that did not make the degree buckets of a graph."""
+    if not edges:
+        return
+    if len(edges) != layout.num_buckets - 1:
+        raise GraphError(
+            f"degree_edges: expected {layout.num_buckets - 1}, one less than the layout has "
+            f"degree buckets, got {len(edges)}"
+        )
+    bucket = data.get("degree_bucket")
+    if isinstance(bucket, Tensor) and len(bucket) == data.num_nodes:
+        others = int((AddDegreeBuckets(edges)(copy.copy(data)).degree_bucket != bucket).sum())
+        if others:
+            raise GraphError(
+                f"degree_edges: expected those of the column degree_bucket, got {edges}, by which "
+                f"{others} nodes have another bucket"
+            )
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

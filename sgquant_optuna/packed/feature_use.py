@@ -177,7 +177,7 @@ def feature_use(
         if lossless:
             place = {"site": lossless[0]}
         else:
-            part = _pack_exact(x)
+            part = exact_part(x)
             place = {"store": part.store, "count_bits": part.count_bits}
             tensors = {f"{EXACT}{name}": tensor for name, tensor in part.tensors.items()}
     dtype = str(x.dtype).removeprefix("torch.")
@@ -203,7 +203,7 @@ def _is_place(value: object) -> bool:
     return set(value) == {"store", "count_bits"}
 
 
-def _pack_exact(x: Tensor) -> InputPart:
+def exact_part(x: Tensor) -> InputPart:
     """Pack features exactly, ``[N, F]`` float32, in the store of the fewest bytes."""
     if x.dim() != 2 or x.dtype != torch.float32:
         raise ModelError(

@@ -32,6 +32,8 @@ from sgquant_optuna.quantization.row_values import reciprocals, row_values
 from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 ROW_VALUE_STORES = ("sparse 1/count", "sparse row codebook", "sparse row values")
+CODE_STORES = ("rows", "sparse")
+"""Stores that hold codes and their ranges, where a width quantizes."""
 STORES = ("rows", "codebook", "sparse", "sparse codebook", *ROW_VALUE_STORES)
 _MOST_BITS = 31  # of a count: it is at most the number of columns
 _BLOCK_INTEGERS = 1 << 16

@@ -1,4 +1,4 @@
-"""The contents of a packed model: taken from a fake-quantized one, or read from a file."""
+"""The contents of a packed model, as its file holds them."""
 
 from __future__ import annotations
 
@@ -9,38 +9,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
-from sgquant_optuna.attachment.hops import HOPS, hop_ports
-from sgquant_optuna.attachment.layer_inputs import layer_quantizers
-from sgquant_optuna.attachment.quantized_model import detach, quantizers
-from sgquant_optuna.exceptions import CalibrationError, GraphError, ModelError, PackingError
-from sgquant_optuna.graph.fingerprint import edges_fingerprint, model_fingerprint
-from sgquant_optuna.graph.model_copies import copy_model
-from sgquant_optuna.graph.paper_models import architecture
-from sgquant_optuna.graph.sparse_features import SparseFeatures, as_sparse_features
+from sgquant_optuna.exceptions import GraphError, ModelError, PackingError
 from sgquant_optuna.packed.checks import check_buckets, check_ranges, top_codes
 from sgquant_optuna.packed.container import read_container
-from sgquant_optuna.packed.feature_use import EXACT, feature_use
+from sgquant_optuna.packed.feature_use import EXACT, ExactFeatures
+from sgquant_optuna.packed.graph_features import GraphFeatures
 from sgquant_optuna.packed.input_features import InputPart
-from sgquant_optuna.packed.integers import pack_buckets, read_buckets
+from sgquant_optuna.packed.integers import read_buckets
 from sgquant_optuna.packed.model_header import ModelHeader, ModelSite
-from sgquant_optuna.packed.model_weights import load_weights, paper_model, weights_of, with_tied
+from sgquant_optuna.packed.model_weights import load_weights, paper_model, with_tied
 from sgquant_optuna.packed.packed_features import PackedFeatures, check_full_rows
 from sgquant_optuna.packed.packed_input import PackedInput
-from sgquant_optuna.quantization.memory import FeatureLayout
-from sgquant_optuna.quantization.quantizers import FeatureQuantizer
-from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Site
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 KIND = "packed_model"
-_WEIGHTS = "weights."
+WEIGHTS = "weights."
 
 
 class ModelContents:
     """Header and tensors of a packed model, checked against one another as they are used.
 
-    Tensors are named ``weights.*``, ``bucket``, ``scale.SITE`` and ``zero_point.SITE``, and
-    ``input.SITE.BUCKET.*``, ``constant.SITE.CALL`` and ``exact.*`` for the graph's own features.
+    Tensors are named ``weights.*``, ``scale.SITE`` and ``zero_point.SITE``, and for the graph's
+    own features ``bucket``, ``input.SITE.BUCKET.*``, ``constant.SITE.CALL`` and ``exact.*``.
 
     Args:
         fields:
@@ -56,19 +47,58 @@ class ModelContents:
     def __init__(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.fields, self.tensors = dict(fields), dict(tensors)
         self.header = ModelHeader.parse(fields)
-        use = self.header.features
-        known, prefixes = {"bucket"}, [_WEIGHTS]
-        known |= {_constant(name, call) for name, calls in use.constant.items() for call in calls}
-        if use.exact is not None and use.exact_site is None:
-            prefixes.append(EXACT)
+        known, prefixes = self._of_graph() if self.header.has_graph else (set(), [])
+        prefixes.append(WEIGHTS)
         for site in self.header.sites:
-            if site.is_input:
-                prefixes += [_input_prefix(site, number) for number in site.sizes]
-            elif not site.is_identity:
-                known |= set(_range_names(site))
+            if not site.is_identity:
+                known |= set(range_names(site))
         for name in sorted(self.tensors):
             if name not in known and not name.startswith(tuple(prefixes)):
                 raise PackingError(f"packed model: expected no tensor {name}")
+
+    def _of_graph(self) -> tuple[set[str], list[str]]:
+        """Return the names of the tensors that are of one graph alone, and how others begin."""
+        use = self.header.features
+        pairs = [(name, call) for name, calls in use.constant.items() for call in calls]
+        prefixes = [
+            input_prefix(site, number)
+            for site in self.header.sites
+            if site.is_input
+            for number in site.sizes
+        ]
+        if use.exact is not None and use.exact_site is None:
+            prefixes.append(EXACT)
+        return {"bucket", *(constant_name(*pair) for pair in pairs)}, prefixes
+
+    def without_graph(self) -> ModelContents:
+        """Return the contents without what they hold of the graph.
+
+        Raises:
+            GraphError:
+                If ranges are those of single nodes.
+        """
+        for site in self.header.sites:
+            if site.axis == "row":
+                raise GraphError(
+                    f"{site.name}: expected ranges that fit any graph, got one for each node "
+                    f"(axis='row'); quantize with axis='tensor', 'bucket' or 'column', or export "
+                    f"with the features"
+                )
+        fields = {name: value for name, value in self.fields.items() if name != "edges"}
+        known, prefixes = self._of_graph()
+        tensors = {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if name not in known and not name.startswith(tuple(prefixes))
+        }
+        for site in self.header.sites:
+            if site.is_input and not site.is_identity:
+                ranges = self.input_ranges(site)
+                assert ranges is not None
+                lines = site.stored_lines(None)
+                stored = (part[lines].contiguous() for part in ranges)
+                tensors |= dict(zip(range_names(site), stored, strict=True))
+        return ModelContents(fields, tensors)
 
     @classmethod
     def read(cls, path: str | Path, *, verify: bool = True) -> ModelContents:
@@ -85,67 +115,6 @@ class ModelContents:
                 If the file is cut, altered, of another kind, or not ours.
         """
         return cls(*read_container(path, KIND, verify=verify))
-
-    @classmethod
-    @torch.no_grad()
-    def of(
-        cls,
-        model: nn.Module,
-        data: Data,
-        layout: FeatureLayout,
-        *,
-        constants: Mapping[tuple[str, int], Tensor] | None = None,
-        exact: bool = False,
-    ) -> ModelContents:
-        """Take a fake-quantized model apart.
-
-        Args:
-            model:
-                Model with calibrated quantizers and chosen widths.
-            data:
-                Graph of the calibration, with ``degree_bucket`` if there are several.
-            layout:
-                Result of ``calibrate``.
-            constants:
-                Features that a layer takes and that are computed of ``x`` alone, ``[N, F]``, by
-                the name of its site and the number of its call.
-            exact:
-                Whether to store ``x`` exactly, for uses outside of quantized layers.
-
-        Raises:
-            CalibrationError:
-                If the layout is not that of the model.
-            GraphError:
-                If the graph is not that of the layout.
-            ModelError:
-                If weights or features are not float32.
-        """
-        if data.num_nodes != layout.num_nodes:
-            raise GraphError(f"graph: expected {layout.num_nodes} nodes, got {data.num_nodes}")
-        plain = detach(copy_model(model)).eval()
-        weights, tied = weights_of(plain)
-        tensors = {f"{_WEIGHTS}{name}": value for name, value in weights.items()}
-        bucket = None
-        if layout.num_buckets > 1:
-            if "degree_bucket" not in data:
-                raise GraphError("column degree_bucket: expected one for each node, got none")
-            bucket = data.degree_bucket
-            tensors["bucket"] = pack_buckets(bucket, layout.num_buckets)
-        x, is_sparse = _dense_features(data)
-        fields = _fields(model, plain, data, layout, is_sparse=is_sparse)
-        fields |= {"tied": tied} if tied else {}
-        calls = constants or {}
-        use, more = feature_use(x, layout, fields["bit_widths"], calls, exact=exact)
-        fields |= {} if use is None else {"features": use.to_dict()}
-        tensors |= more
-        by_name = dict(quantizers(model))
-        for site in ModelHeader.parse(fields).sites:
-            of_site = bucket if len(site.bit_widths) > 1 else None
-            tensors |= _site_tensors(site, by_name[site.name], x, of_site)
-        contents = cls(fields, {name: value.contiguous() for name, value in tensors.items()})
-        for (name, call), given in calls.items():
-            contents.tensors[_constant(name, call)] = contents.pack(name, given).data
-        return contents
 
     def pack(self, name: str, x: Tensor) -> PackedFeatures:
         """Pack features that a layer takes, ``[N, F]`` float32, as its site says."""
@@ -166,7 +135,7 @@ class ModelContents:
             PackingError:
                 If they are missing or do not fit.
         """
-        tensor = _constant(site.name, call)
+        tensor = constant_name(site.name, call)
         if tensor not in self.tensors:
             raise PackingError(f"packed model: expected a tensor {tensor}, got none")
         bucket = self.bucket_of(site)
@@ -185,16 +154,38 @@ class ModelContents:
         check_full_rows(packed)
         return packed
 
-    def exact_features(self) -> PackedInput | None:
-        """Return the exact features, if the model uses them outside of its quantized layers.
+    def graph_features(self) -> GraphFeatures | None:
+        """Return what the file holds of its graph; ``None`` if it holds the model alone.
 
         Raises:
             PackingError:
-                If their tensors do not fit.
+                If its tensors do not fit.
         """
-        use = self.header.features
-        if use.exact is None:
+        header, exact = self.header, None
+        if not header.has_graph:
             return None
+        if header.features.exact is not None:
+            exact = ExactFeatures(self._exact_features())
+        by_name = {site.name: site for site in header.sites}
+        return GraphFeatures(
+            edges=self.fields["edges"],
+            num_nodes=header.layout.num_nodes,
+            shape=header.features.shape,
+            bucket=self.bucket,
+            num_buckets=header.layout.num_buckets,
+            inputs={site.name: self.input_of(site) for site in header.sites if site.is_input},
+            contents={},
+            constants={
+                (name, call): self.constant_of(by_name[name], call)
+                for name, calls in header.features.constant.items()
+                for call in calls
+            },
+            exact=exact,
+            has_own_exact=header.features.exact_site is None,
+        )
+
+    def _exact_features(self) -> PackedInput:
+        use = self.header.features
         if use.exact_site is not None:
             sites = [site for site in self.header.sites if site.name == use.exact_site]
             return self.input_of(sites[0])
@@ -203,13 +194,15 @@ class ModelContents:
 
     @cached_property
     def bucket(self) -> Tensor | None:
-        """Degree bucket of each node, ``[N]`` uint8, or ``None`` where there is one.
+        """Degree bucket of each node, ``[N]`` uint8; ``None`` for one bucket, or no graph.
 
         Raises:
             PackingError:
                 If the buckets are missing, too many, or out of range.
         """
         num_buckets = self.header.layout.num_buckets
+        if not self.header.has_graph:
+            return None
         if (num_buckets > 1) != ("bucket" in self.tensors):
             raise PackingError(
                 f"degree buckets: expected those of {num_buckets}, the file has "
@@ -239,7 +232,7 @@ class ModelContents:
                 If the weights do not fit.
         """
         known, fingerprint = self.fields.get("model"), self.fields["model_fingerprint"]
-        weights = self._named(_WEIGHTS)
+        weights = self._named(WEIGHTS)
         if model is not None:
             model = load_weights(model, weights, self.header.tied, fingerprint)
         elif known is not None:
@@ -266,7 +259,7 @@ class ModelContents:
                 store,
                 site.bit_widths[number],
                 (size.num_rows, size.num_columns),
-                self._named(_input_prefix(site, number)),
+                self._named(input_prefix(site, number)),
                 site.count_bits(number),
             )
             if part.nbytes != expected:
@@ -284,7 +277,7 @@ class ModelContents:
             PackingError:
                 If they are missing or cannot be ranges of the site.
         """
-        names = _range_names(site)
+        names = range_names(site)
         for name in names:
             if name not in self.tensors:
                 raise PackingError(f"packed model: expected a tensor {name}, got none")
@@ -296,6 +289,35 @@ class ModelContents:
         columns = site.num_columns if site.axis == "column" else 1
         check_ranges(scale, zero_point, site.name, {(len(tops), columns)}, tops)
         return scale, zero_point
+
+    def input_ranges(self, site: ModelSite) -> tuple[Tensor, Tensor] | None:
+        """Return scale and zero point of a site that takes the graph's features.
+
+        Returns:
+            Scale and zero point, ``[B, 1]`` or ``[B, F]`` each, 1 where nothing is quantized;
+            ``None`` if the file does not hold them, or has one for each node.
+
+        Raises:
+            PackingError:
+                If they cannot be ranges of the site.
+        """
+        columns = site.num_columns if site.axis == "column" else 1
+        spread = torch.ones(2, len(site.bit_widths), columns)
+        lines = self.header.range_lines(site)
+        if lines:
+            if not all(name in self.tensors for name in range_names(site)):
+                return None
+            tops = top_codes(site.bit_widths)[lines]
+            scale, zero_point = (self.tensors[name] for name in range_names(site))
+            check_ranges(scale, zero_point, site.name, {(len(lines), columns)}, tops)
+            spread[0, lines], spread[1, lines] = scale, zero_point
+        if site.axis == "row":
+            return None
+        for number, width in enumerate(site.bit_widths):
+            if width != FULL_PRECISION and number not in lines:
+                named = self._named(input_prefix(site, number))
+                spread[0, number], spread[1, number] = named["scale"][0], named["zero_point"][0]
+        return spread[0], spread[1]
 
     def ranges(self, site: ModelSite) -> tuple[Tensor, Tensor]:
         """Return scale and zero point of all degree buckets or rows of a site.
@@ -326,104 +348,16 @@ class ModelContents:
         }
 
 
-def _fields(
-    model: nn.Module, plain: nn.Module, data: Data, layout: FeatureLayout, *, is_sparse: bool
-) -> dict[str, Any]:
-    """Return the header of a fake-quantized model, without provenance."""
-    by_name = dict(quantizers(model))
-    names = {site: str(Site(site.layer, site.component)) for site in layout.sizes}
-    for name in sorted(set(by_name) ^ set(names.values())):
-        raise CalibrationError(f"{name}: expected a layout of this model; calibrate() gives it")
-    bits = {site: by_name[name].bit_widths[site.bucket or 0] for site, name in names.items()}
-    inputs = {names[site]: None for site, size in layout.sizes.items() if size.content is not None}
-    arguments: dict[str, list[tuple[str, str]]] = {}
-    for path, argument, quantizer in layer_quantizers(model):
-        arguments.setdefault(path, []).append((argument, quantizer.name))
-    known = architecture(plain)
-    config = next(q.config for name, q in by_name.items() if name.endswith("/embedding"))
-    return {
-        "model": None if known is None else {"name": known[0], "arguments": known[1]},
-        "model_fingerprint": model_fingerprint(plain),
-        "edges": edges_fingerprint(data),
-        "layout": layout.to_dict(),
-        "bit_widths": BitWidths(bits).to_dict(),
-        "quantizer": config.to_dict(),
-        "arguments": arguments,
-        "hops": {
-            path: hop_ports(module)
-            for path, module in model.named_modules()
-            if HOPS in module._modules
-        },
-        "sparse_inputs": [
-            name
-            for name in inputs
-            if is_sparse and (by_name[name].is_identity or by_name[name].keeps_zero())
-        ],
-    }
-
-
-def _dense_features(data: Data) -> tuple[Tensor | None, bool]:
-    """Return the graph's features, if it has any, and whether products run on the non-zeros."""
-    x = data.get("x")
-    if not isinstance(x, Tensor):
-        return None, False
-    given = as_sparse_features(x)
-    return (given.dense(), True) if isinstance(given, SparseFeatures) else (x, False)
-
-
-def _site_tensors(
-    site: ModelSite, quantizer: FeatureQuantizer, x: Tensor | None, bucket: Tensor | None
-) -> dict[str, Tensor]:
-    """Return the stored tensors of a site: the graph's features packed, or ranges."""
-    if site.is_input:
-        assert x is not None
-        if x.dtype != torch.float32:
-            raise ModelError(
-                f"x: expected float32 features, got {str(x.dtype).removeprefix('torch.')}; give "
-                f"the graph float32 ones, data.x = data.x.float()"
-            )
-        return {
-            f"{_input_prefix(site, number)}{name}": tensor
-            for number in site.sizes
-            for name, tensor in _input_part(x, bucket, number, site, quantizer).tensors.items()
-        }
-    if site.is_identity:
-        return {}
-    table, lines = quantizer.table(), site.stored_lines(bucket)
-    ranges = table.scale[lines], table.zero_point[lines]
-    return dict(zip(_range_names(site), ranges, strict=True))
-
-
-def _input_part(
-    x: Tensor, bucket: Tensor | None, number: int, site: ModelSite, quantizer: FeatureQuantizer
-) -> InputPart:
-    """Pack the rows of one degree bucket of the graph's features, ``[N, F]``."""
-    rows = x if bucket is None else x[bucket == number]
-    width = site.bit_widths[number]
-    scale = zero_point = x.new_ones(1, 1)
-    if width != FULL_PRECISION:
-        table = quantizer.table()
-        line: Tensor | slice = slice(number, number + 1)
-        if site.axis == "row":
-            line = slice(None) if bucket is None else bucket == number
-        scale, zero_point = table.scale[line], table.zero_point[line]
-    store, expected = site.store(number)
-    part = InputPart.from_dense(rows, store, width, scale, zero_point, quantizer.config.rounding)
-    if (part.nbytes, part.count_bits) != (expected, site.count_bits(number)):
-        raise GraphError(
-            f"{site.name}, degree bucket {number}: the accounting says {expected} bytes, the "
-            f"graph takes {part.nbytes}; give the graph and the layout of one calibration"
-        )
-    return part
-
-
-def _range_names(site: ModelSite) -> tuple[str, str]:
+def range_names(site: ModelSite) -> tuple[str, str]:
+    """Return the names of the tensors with scale and zero point of a site."""
     return f"scale.{site.name}", f"zero_point.{site.name}"
 
 
-def _constant(name: str, call: int) -> str:
+def constant_name(name: str, call: int) -> str:
+    """Return the name of the tensor that a call of a layer takes each time."""
     return f"constant.{name}.{call}"
 
 
-def _input_prefix(site: ModelSite, number: int) -> str:
+def input_prefix(site: ModelSite, number: int) -> str:
+    """Return how the names of the packed features of a degree bucket begin."""
     return f"input.{site.name}.{number}."

@@ -3,7 +3,7 @@
 ===================== ========================================================================
 ``model``             name and arguments of a model of the paper, or null
 ``model_fingerprint`` class and hash of the architecture
-``edges``             number and hash of the edges of the graph
+``edges``             number and hash of the edges of the graph; missing without features
 ``layout``            number of nodes and of degree buckets, and the size of each site
 ``bit_widths``        bit width of each site
 ``quantizer``         settings of the quantizers
@@ -11,6 +11,7 @@
 ``hops``              calls of ``propagate`` between which hidden features are quantized, by layer
 ``sparse_inputs``     layers whose products with the graph's features run on the non-zeros alone
 ``features``          only where the graph's features are used otherwise: :mod:`.feature_use`
+``degree_edges``      only where known: the degrees at which the degree buckets begin
 ``tied``              only where weights have two names: the name that stores each of the others
 ``provenance``        where the file comes from: content of the user
 ===================== ========================================================================
@@ -31,8 +32,10 @@ from torch import Tensor
 from sgquant_optuna.attachment.hops import Port, hop_site
 from sgquant_optuna.attachment.quantized_model import ROOT
 from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.graph.degree_edges import check_degree_edges
 from sgquant_optuna.packed.checks import MAX_BUCKETS, check_count, check_flag, check_widths
 from sgquant_optuna.packed.feature_use import FeatureUse
+from sgquant_optuna.packed.input_features import CODE_STORES
 from sgquant_optuna.quantization.input_stores import RowValue
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize, site_store
@@ -139,6 +142,10 @@ class ModelHeader:
             Use of the graph's own features.
         tied:
             Name of the weights that are stored, for each other name of the same weights.
+        degree_edges:
+            Degrees at which the degree buckets begin, if the file tells them.
+        has_graph:
+            Whether the file holds the features of a graph.
     """
 
     layout: FeatureLayout
@@ -149,6 +156,23 @@ class ModelHeader:
     hops: Mapping[str, tuple[Port, ...]]
     features: FeatureUse
     tied: Mapping[str, str]
+    degree_edges: tuple[int, ...] | None
+    has_graph: bool
+
+    def range_lines(self, site: ModelSite) -> list[int]:
+        """Return the degree buckets whose ranges lie beside the features that a site takes.
+
+        They are those of all rows that are quantized, where the file holds no features, and
+        otherwise of those that are stored as values: no code of them needs a range, but those of
+        another graph do.
+        """
+        return [
+            number
+            for number, width in enumerate(site.bit_widths)
+            if width != FULL_PRECISION
+            and site.axis != "row"
+            and not (self.has_graph and site.store(number)[0] in CODE_STORES)
+        ]
 
     def is_own(self, path: str, argument: str) -> bool:
         """Whether the site of an argument is named after it, and stores what it takes."""
@@ -169,9 +193,11 @@ class ModelHeader:
             PackingError:
                 If a field is missing, of another type, or contradicts another.
         """
-        edges = _mapping(fields, "edges")
-        check_count(edges.get("edges"), "edges of the graph")
-        _check_text(edges, "hash", "edges of the graph")
+        has_graph = "edges" in fields
+        if has_graph:
+            edges = _mapping(fields, "edges")
+            check_count(edges.get("edges"), "edges of the graph")
+            _check_text(edges, "hash", "edges of the graph")
         for name in ("class", "hash"):
             _check_text(_mapping(fields, "model_fingerprint"), name, "model fingerprint")
         try:
@@ -183,6 +209,8 @@ class ModelHeader:
             raise PackingError(f"packed model: expected a field {error}, got none") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise PackingError(f"packed model: expected other fields: {error}") from error
+        if config.axis == "row" and not has_graph:
+            raise PackingError("quantizer: expected ranges of any graph, got axis='row'")
         if set(bits) != set(layout.sizes):
             raise PackingError("bit widths: expected one for each site of the layout")
         sites = _sites(layout, bits, config, fields.get("sparse_inputs"))
@@ -190,7 +218,9 @@ class ModelHeader:
         features = _features(fields.get("features"), sites, inputs, layout.num_nodes)
         names = {site.name for site in sites if site.component == "embedding"}
         arguments, hops = _arguments(fields, names), _hops(fields)
-        header = cls(layout, bits, config, sites, arguments, hops, features, _tied(fields))
+        degrees = _degree_edges(fields.get("degree_edges"), layout.num_buckets)
+        more = _tied(fields), degrees, has_graph
+        header = cls(layout, bits, config, sites, arguments, hops, features, *more)
         _check_reached(header, names)
         return header
 
@@ -292,6 +322,20 @@ def _tied(fields: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
         raise PackingError(f"tied: expected names of weights, got {tied!r}")
     return tied
+
+
+def _degree_edges(value: object, num_buckets: int) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, list) or any(type(edge) is not int for edge in value):
+            raise ValueError(f"degree edges: expected a list of degrees, got {value!r}")
+        edges = check_degree_edges([check_count(edge, "degree edge") for edge in value])
+    except ValueError as error:
+        raise PackingError(str(error)) from None
+    if len(edges) != num_buckets - 1:
+        raise PackingError(f"degree edges: expected {num_buckets - 1}, got {len(edges)}")
+    return edges
 
 
 def _arguments(fields: Mapping[str, Any], names: set[str]) -> dict[str, dict[str, str]]:

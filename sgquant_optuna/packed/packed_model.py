@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,23 +17,21 @@ from torch_geometric.nn import MessagePassing
 from sgquant_optuna.attachment.attention import quantized_class
 from sgquant_optuna.attachment.caches import suspend_caches
 from sgquant_optuna.attachment.class_switch import switch_class
-from sgquant_optuna.attachment.graph_context import GraphContext
 from sgquant_optuna.attachment.hops import HOPS, install_hops, with_states
 from sgquant_optuna.attachment.layer_arguments import change_argument, node_dim, position_of
 from sgquant_optuna.attachment.quantized_model import ROOT
 from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import EDGE_COLUMNS, edges_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
-from sgquant_optuna.packed.feature_use import ExactFeatures
+from sgquant_optuna.packed.graph_features import GraphFeatures, PassRecord
+from sgquant_optuna.packed.graph_packer import GraphPacker, one_graph
 from sgquant_optuna.packed.input_placeholder import InputPlaceholder
 from sgquant_optuna.packed.message_passing import MessagePasser, Quantize
 from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.model_header import ModelSite
-from sgquant_optuna.packed.site_packer import SitePacker
+from sgquant_optuna.packed.site_packer import CurrentPass, SitePacker
 from sgquant_optuna.quantization.affine import fake_quantize
-from sgquant_optuna.quantization.input_stores import RANGE_BYTES
-from sgquant_optuna.quantization.layout import packed_nbytes
-from sgquant_optuna.quantization.memory import Memory, honest_memory
+from sgquant_optuna.quantization.memory import FeatureLayout, Memory, honest_memory
 from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 
@@ -86,18 +84,18 @@ class PackedModel(nn.Module):
         super().__init__()
         contents = ModelContents(fields, tensors)
         self.fields, self._sites = contents.fields, contents.header.sites
-        self.layout, self.bit_widths = contents.header.layout, contents.header.bit_widths
+        self._layout, self.bit_widths = contents.header.layout, contents.header.bit_widths
         self._rounding = contents.header.config.rounding
         self._forward, self._frees, self._fast = forward, model is None, fast
         self.model = contents.plain_model(model)
         suspend_caches(self.model)
-        ids = contents.tensors.get("bucket")
-        self._part_nbytes = {"bucket ids": 0 if ids is None else ids.nbytes}
-        self._use, exact = contents.header.features, contents.exact_features()
-        self._exact = None if exact is None else ExactFeatures(exact)
-        self._exact_nbytes = 0 if exact is None or self._use.exact_site else exact.nbytes
-        self._used: dict[str, int] = {}
-        self._counts: dict[str, int] = {}
+        self._use, self._graph = contents.header.features, contents.graph_features()
+        inputs = [site for site in self._sites if site.is_input]
+        ranges = {site.name: contents.input_ranges(site) for site in inputs}
+        self._graph_packer = GraphPacker(contents.header, ranges)
+        self._now = CurrentPass()
+        self._record: PassRecord | None = None
+        self._is_other = False
         self._checked: tuple[Any, ...] | None = None
         attention: dict[str, Quantize | None] = {}
         for site in self._sites:
@@ -111,7 +109,6 @@ class PackedModel(nn.Module):
     def _pack_features(self, contents: ModelContents) -> dict[str, SitePacker]:
         """Put a packer at each argument and at the hops that a site serves."""
         header = contents.header
-        graph = GraphContext((), self.layout.num_buckets, degree_bucket=contents.bucket)
         served = Counter(
             name for of_layer in header.arguments.values() for name in of_layer.values()
         )
@@ -119,9 +116,7 @@ class PackedModel(nn.Module):
             site.name: SitePacker(
                 site,
                 contents,
-                graph,
-                self._used,
-                self._exact,
+                self._now,
                 frees=self._frees,
                 fast=self._fast,
                 is_shared=served[site.name] > 1,
@@ -158,33 +153,90 @@ class PackedModel(nn.Module):
         except AttributeError:
             raise PackingError(f"packed model: the model has no layer {path!r}") from None
 
-    def forward(self, graph: Data | Tensor) -> Tensor:
-        """Return the class scores of all nodes, ``[N, C]``.
+    def forward(
+        self, graph: Data | Sequence[Data] | Tensor, edge_index: Tensor | None = None
+    ) -> Tensor:
+        """Return the outputs of the model, such as class scores ``[N, C]``.
 
         Args:
             graph:
-                Graph that the model was packed for, or its ``edge_index`` alone. Its ``x`` is not
-                read: the features are in the file.
+                Graph that the model was packed for, or its ``edge_index`` alone: its ``x`` is not
+                read, the features are in the file. To a file without features any graph, with
+                ``x``; a list of graphs is their union.
+            edge_index:
+                Edges of any graph, whose ``x`` (``[N, F]``) stands first then.
 
         Raises:
             GraphError:
-                If the edges are not those of the file.
+                If the edges are not those of the file, or a graph does not fit the model.
             QuantizerBypassedError:
                 If the forward pass does not reach a quantized layer.
         """
-        data = Data(edge_index=graph) if isinstance(graph, Tensor) else copy.copy(graph)
-        self._check_edges(data)
-        self._give_features(data)
-        self._used.clear()
+        if edge_index is not None:
+            graph = Data(x=graph, edge_index=edge_index)
+            return self.on(graph)._run(graph)
+        data = Data(edge_index=graph) if isinstance(graph, Tensor) else one_graph(graph)
+        if self._graph is None:
+            return self.on(data)._run(data)
+        self._check_edges(data, self._graph)
+        return self._run(data)
+
+    def on(self, graph: Data | Sequence[Data]) -> PackedModel:
+        """Return the model with the features of another graph packed in the place of the file's.
+
+        They are packed with the ranges of the file: values outside get the nearest end, as in the
+        fake-quantized model. Where widths depend on the degree, a node has the bucket of the
+        column ``degree_bucket``, else that of its degree by the degree edges of the file. Weights
+        are shared. Call the result with the same graph.
+
+        Args:
+            graph:
+                Graph with ``x`` (``[N, F]``, with the type and F of the calibration) and edges,
+                or a list of graphs, whose union gets a column ``batch``.
+
+        Raises:
+            GraphError:
+                If the graph does not fit the model, or the model has ranges of single nodes.
+        """
+        data = one_graph(graph)
+        x = self._graph_packer.features_of(data)
+        other = copy.copy(self)
+        other._graph, other._is_other = self._graph_packer.pack(data, x), True
+        other._record = None
+        other._checked = _versions(data)
+        wanted = {(name, call) for name, calls in self._use.constant.items() for call in calls}
+        if wanted and x is not None:
+            other._keep_constants(data, x, wanted)
+        return other
+
+    def _keep_constants(self, data: Data, x: Tensor, wanted: set[tuple[str, int]]) -> None:
+        """Run once with the features themselves, and keep what layers take of them alone."""
+        self._now.x, self._now.wanted = x, wanted
+        try:
+            self._run(data, x)
+        finally:
+            self._now.x, self._now.wanted = None, ()
+        self._record = None
+
+    def _run(self, data: Data, x: Tensor | None = None) -> Tensor:
+        """Return the outputs on the graph whose features are held."""
+        assert self._graph is not None
+        data = copy.copy(data)
+        self._give_features(data, self._graph)
+        if x is not None:
+            data.x = x
+        record = PassRecord({site.name: site for site in self._sites})
+        self._now.graph, self._now.record = self._graph, record
         try:
             with torch.no_grad():
                 scores = self._forward(self.model, data)
         finally:
             for packer in self._packers.values():
                 packer.end_pass()
-        missed = {site.name for site in self._sites} - set(self._used)
+        missed = {site.name for site in self._sites} - set(record.nbytes)
         if missed:
             raise QuantizerBypassedError(f"the forward pass went round {', '.join(missed)}")
+        self._record = record
         return scores
 
     def train(self, mode: bool = True) -> PackedModel:
@@ -204,9 +256,28 @@ class PackedModel(nn.Module):
         return self
 
     @property
+    def holds_features(self) -> bool:
+        """Whether it holds the features of a graph; a model alone is called with any graph."""
+        return self._graph is not None
+
+    @property
     def memory(self) -> Memory:
-        """Memory of the bit widths by the honest accounting."""
+        """Memory of the bit widths by the honest accounting, on the graph of :attr:`layout`."""
         return honest_memory(self.layout, self.bit_widths)
+
+    @property
+    def layout(self) -> FeatureLayout:
+        """Sizes of the sites: on the graph of :meth:`on`, else on that of the calibration.
+
+        Raises:
+            RuntimeError:
+                Before the first forward pass on the graph of :meth:`on`.
+        """
+        if not self._is_other:
+            return self._layout
+        if self._record is None or self._graph is None:
+            raise RuntimeError("sizes of a graph: call the model with it first")
+        return self._record.layout(self._graph)
 
     @property
     def stored_nbytes(self) -> dict[str, int]:
@@ -216,11 +287,13 @@ class PackedModel(nn.Module):
 
         Raises:
             RuntimeError:
-                Before the first forward pass.
+                Before the first forward pass, and for a file without features: ask the result of
+                :meth:`on`.
         """
-        if not self._used:
-            raise RuntimeError("stored bytes: call the model with its graph first")
-        return {**self._used, **self._part_nbytes}
+        if self._record is None or self._graph is None:
+            on = "" if self._graph is not None else ", there = packed.on(data) and there(data)"
+            raise RuntimeError(f"stored bytes: call the model with its graph first{on}")
+        return {**self._record.nbytes, "bucket ids": self._graph.bucket_nbytes}
 
     @property
     def exact_nbytes(self) -> int:
@@ -229,22 +302,21 @@ class PackedModel(nn.Module):
         They are stored where the model uses the graph's features outside of its quantized layers,
         unless one of these stores them without loss.
         """
-        return self._exact_nbytes
+        return 0 if self._graph is None else self._graph.exact_nbytes
 
-    def _give_features(self, data: Data) -> None:
+    def _give_features(self, data: Data, graph: GraphFeatures) -> None:
         """Put what stands for the features into the graph that the model is called with."""
-        if self._use.shape is None:
-            data.num_nodes = self.layout.num_nodes
-        elif self._exact is not None:
-            data.x = self._exact
+        if graph.shape is None:
+            data.num_nodes = graph.num_nodes
+        elif graph.exact is not None:
+            data.x = graph.exact
         else:
             columns = [value for _, value in data if isinstance(value, Tensor)]
             constants = frozenset(map(id, (*columns, *self.model.buffers())))
-            data.x = InputPlaceholder(self._use.shape, self._use.torch_dtype, constants)
+            data.x = InputPlaceholder(graph.shape, self._use.torch_dtype, constants)
 
-    def _check_edges(self, data: Data) -> None:
-        columns = [data.get(name) for name in EDGE_COLUMNS]
-        now = tuple((column, getattr(column, "_version", None)) for column in columns)
+    def _check_edges(self, data: Data, graph: GraphFeatures) -> None:
+        now = _versions(data)
         if self._checked is not None and all(
             one[0] is other[0] and one[1] == other[1]
             for one, other in zip(self._checked, now, strict=True)
@@ -258,12 +330,12 @@ class PackedModel(nn.Module):
                 f"column edge_index: a packed model runs on the CPU, got it on {edges.device}; "
                 f"call it with data.cpu()"
             )
-        expected, found = self.fields["edges"], edges_fingerprint(data)
+        expected, found = graph.edges, edges_fingerprint(data)
         if expected != found:
             raise GraphError(
                 f"graph: expected the one that the model was packed for ({expected['edges']} "
                 f"edges, hash {expected['hash']}), got {found['edges']} edges, hash "
-                f"{found['hash']}"
+                f"{found['hash']}; packed.on(graph) runs it on another"
             )
         self._checked = now
 
@@ -281,23 +353,17 @@ class PackedModel(nn.Module):
         """Return what is done with the attention of a block of edges."""
         name, (width,) = site.name, site.bit_widths
         if width == FULL_PRECISION:
-            return partial(self._count_attention, name, width)
+            return partial(self._count_attention, name)
         scale, zero_point = contents.stored_ranges(site)
 
         def quantize(alpha: Tensor) -> Tensor:
-            self._count_attention(name, width, alpha)
+            self._count_attention(name, alpha)
             return fake_quantize(alpha, scale, zero_point, width, rounding=self._rounding)
 
         return quantize
 
-    def _count_attention(self, name: str, width: int, alpha: Tensor) -> Tensor:
-        if name not in self._used:
-            self._counts[name] = 0
-        self._counts[name] += alpha.numel()
-        count = self._counts[name]
-        self._used[name] = (
-            4 * count if width == FULL_PRECISION else packed_nbytes(1, count, width) + RANGE_BYTES
-        )
+    def _count_attention(self, name: str, alpha: Tensor) -> Tensor:
+        self._now.record.add_attention(name, alpha.numel())
         return alpha
 
 
@@ -332,3 +398,9 @@ def _check_argument(path: str, layer: nn.Module, argument: str) -> None:
         raise PackingError(
             f"arguments of {path}: expected one of {', '.join(parameters)}, got {argument!r}"
         )
+
+
+def _versions(data: Data) -> tuple[Any, ...]:
+    """Return the columns of the edges, and how often each was changed in place."""
+    columns = [data.get(name) for name in EDGE_COLUMNS]
+    return tuple((column, getattr(column, "_version", None)) for column in columns)

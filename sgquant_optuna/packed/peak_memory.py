@@ -22,6 +22,7 @@ from sgquant_optuna.attachment.quantized_model import attach, set_bit_widths
 from sgquant_optuna.graph.forward_pass import forward
 from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN
 from sgquant_optuna.packed.model_file import ModelContents
+from sgquant_optuna.packed.model_packing import contents_of
 from sgquant_optuna.packed.packed_model import PackedModel
 from sgquant_optuna.quantization.sites import BitWidths
 
@@ -65,13 +66,18 @@ def _measure(kind: Kind, path: str, folder: Path) -> int:
     data = Data(**load_file(folder / "edges"))
     contents = ModelContents.read(path)
     if kind == "packed":
-        PackedModel(contents.fields, contents.tensors)(data)
+        model = PackedModel(contents.fields, contents.tensors)
+        if not model.holds_features:
+            data.x = load_file(folder / "x")["x"]
+            model = model.on(data)
+            del data.x
+        model(data)
     else:
         data.x = load_file(folder / "x")["x"]
-        model = contents.plain_model().eval()
+        plain = contents.plain_model().eval()
         del contents
         with torch.no_grad():
-            forward(model, data)
+            forward(plain, data)
     return _status("VmHWM") - before
 
 
@@ -83,7 +89,7 @@ def _warm_up() -> None:
         layout = calibrate(model, data, candidates=(1, 4), forward=forward)
         set_bit_widths(model, BitWidths(dict.fromkeys(layout.sizes, 4)))
         forward(model.eval(), data)
-        contents = ModelContents.of(model, data, layout)
+        contents = contents_of(model, data, layout)
         PackedModel(contents.fields, contents.tensors)(data)
 
 

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
 
-from sgquant_optuna.attachment.graph_context import GraphContext, version
+from sgquant_optuna.attachment.graph_context import version
 from sgquant_optuna.exceptions import ModelError, PackingError
-from sgquant_optuna.packed.feature_use import ExactFeatures
+from sgquant_optuna.packed.graph_features import GraphFeatures, PassRecord
 from sgquant_optuna.packed.input_placeholder import InputPlaceholder, RawFeaturesError
 from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.model_header import ModelSite
 from sgquant_optuna.packed.packed_features import PackedFeatures
 from sgquant_optuna.packed.packed_tensor import PackedTensor
-from sgquant_optuna.quantization.input_stores import RANGE_BYTES
+
+
+@dataclass(eq=False)
+class CurrentPass:
+    """The forward pass that runs, for all packers of a model.
+
+    Args:
+        graph:
+            Features of the graph that the model is called with.
+        record:
+            Bytes and rows that the pass stores.
+        x:
+            The graph's features as the user gave them, where the model is called with these.
+        wanted:
+            Numbers of the calls, by site, whose features are made of ``x`` alone and to be kept.
+    """
+
+    graph: GraphFeatures = field(init=False)
+    record: PassRecord = field(init=False)
+    x: Tensor | None = None
+    wanted: Collection[tuple[str, int]] = ()
 
 
 class SitePacker(nn.Module):
@@ -27,12 +50,8 @@ class SitePacker(nn.Module):
             Site of the model, other than attention.
         contents:
             Contents of the packed model.
-        graph:
-            Degree buckets of the nodes.
-        used:
-            Bytes that the current forward pass stored, by site; the bytes of each call are added.
-        exact:
-            The graph's own features, where the model is called with them.
+        now:
+            Graph of the current forward pass, and what the pass stores.
         frees:
             Whether float32 features are freed as soon as they are packed.
         fast:
@@ -49,9 +68,7 @@ class SitePacker(nn.Module):
         self,
         site: ModelSite,
         contents: ModelContents,
-        graph: GraphContext,
-        used: dict[str, int],
-        exact: ExactFeatures | None,
+        now: CurrentPass,
         *,
         frees: bool,
         fast: bool | None,
@@ -60,19 +77,11 @@ class SitePacker(nn.Module):
         super().__init__()
         self.name, self._site = site.name, site
         self._rounding = contents.header.config.rounding
-        self._graph, self._used, self._exact = graph, used, exact
-        self._frees, self._fast, self._is_shared = frees, fast, is_shared
+        self._now, self._frees, self._fast, self._is_shared = now, frees, fast, is_shared
         self._last: tuple[Tensor, int, Tensor] | None = None
-        self._num_calls = self._range_nbytes = 0
-        if site.is_input:
-            stored = contents.input_of(site)
-            self._input, self._input_nbytes = PackedTensor(stored), stored.nbytes
-            return
-        calls = contents.header.features.constant.get(site.name, ())
-        self._constants = {call: contents.constant_of(site, call) for call in calls}
-        if not site.is_identity:
+        self._num_calls = 0
+        if not site.is_input:
             self._ranges = contents.ranges(site)
-            self._range_nbytes = RANGE_BYTES * contents.stored_ranges(site)[0].numel()
 
     def forward(self, x: Tensor, node_dim: int = 0, *, is_own: bool = True) -> Tensor:
         """Return the features of one call, packed.
@@ -102,10 +111,9 @@ class SitePacker(nn.Module):
         self._num_calls += 1
         if not is_own and last is not None and last[0] is x and last[1] == version(x):
             return last[2]
-        out, nbytes = self._packed(x, call, node_dim)
-        # Ranges are stored once for all calls.
-        self._used[self.name] = self._used.get(self.name, self._range_nbytes) + nbytes
-        if self._frees and type(x) is Tensor and out is not x and x._base is None:
+        out = self._packed(x, call, node_dim)
+        is_given = x is self._now.x  # the user's own features
+        if self._frees and type(x) is Tensor and not is_given and out is not x and x._base is None:
             x.data = x.new_empty(0)  # the models of the paper do not read it again
         if self._is_shared:
             self._last = (x, version(x), out)
@@ -116,26 +124,45 @@ class SitePacker(nn.Module):
         self._last, self._num_calls = None, 0
 
     def _take_input(self, x: Tensor) -> Tensor:
+        graph = self._now.graph
         is_input = isinstance(x, InputPlaceholder) and x.is_input
-        if self._exact is not None and isinstance(x, PackedTensor):
-            is_input = x.packed is self._exact.packed
-        if not is_input:
+        if graph.exact is not None and isinstance(x, PackedTensor):
+            is_input = x.packed is graph.exact.packed
+        if not is_input and x is not self._now.x:
             raise ModelError(f"{self.name}: expected the graph's features, got {type(x).__name__}")
-        self._used[self.name] = self._input_nbytes
-        return self._input
+        self._now.record.add_input(self.name, graph.inputs[self.name])
+        return graph.tensors[self.name]
 
-    def _packed(self, x: Tensor, call: int, node_dim: int) -> tuple[Tensor, int]:
-        """Return the features of a call in the form that is held, and its bytes."""
+    def _packed(self, x: Tensor, call: int, node_dim: int) -> Tensor:
+        """Return the features of a call in the form that is held, and count its bytes."""
+        constants = self._now.graph.constants
         if isinstance(x, InputPlaceholder):
-            if call not in self._constants:
+            if (self.name, call) not in constants:
                 raise RawFeaturesError(self.name, self.name, call)
-            packed = self._constants[call]
-            return PackedTensor(packed), packed.data.nbytes
+            packed = constants[self.name, call]
+            self._count(packed)
+            return PackedTensor(packed)
         if isinstance(x, PackedTensor):
             x = x.dense()
-        return (x, x.nbytes) if self._site.is_identity else self._pack(x, node_dim)
+        if self._site.is_identity and (self.name, call) not in self._now.wanted:
+            self._count_full(x, node_dim)
+            return x
+        return self._pack(x, call, node_dim)
 
-    def _pack(self, x: Tensor, node_dim: int) -> tuple[Tensor, int]:
+    def _count(self, packed: PackedFeatures) -> None:
+        counts = [len(packed.packed_rows(number)) for number in range(len(packed.bit_widths))]
+        self._now.record.add(self.name, counts, packed.data.nbytes)
+
+    def _count_full(self, x: Tensor, node_dim: int) -> None:
+        """Count rows that stay float32."""
+        counts = [x.shape[:-1].numel()]
+        if len(self._site.bit_widths) > 1:
+            bucket = self._now.graph.context.buckets_of(x, node_dim)
+            assert bucket is not None
+            counts = torch.bincount(bucket.long(), minlength=len(self._site.bit_widths)).tolist()
+        self._now.record.add(self.name, counts, x.nbytes)
+
+    def _pack(self, x: Tensor, call: int, node_dim: int) -> Tensor:
         if x.dtype != torch.float32:
             raise ModelError(
                 f"{self.name}: expected float32 features, got "
@@ -145,12 +172,15 @@ class SitePacker(nn.Module):
         is_by_bucket = len(self._site.bit_widths) > 1
         packed = PackedFeatures.from_dense(
             x if x.dim() == 2 else x.reshape(-1, x.shape[-1]),
-            self._graph.buckets_of(x, node_dim) if is_by_bucket else None,
+            self._now.graph.context.buckets_of(x, node_dim) if is_by_bucket else None,
             self._site.bit_widths,
             *self._ranges,
             rounding=self._rounding,
             ranges_by_row=self._site.axis == "row",
             fast=self._fast,
         )
+        if (self.name, call) in self._now.wanted:
+            self._now.graph.constants[self.name, call] = packed
+        self._count(packed)
         out = PackedTensor(packed)
-        return (out if x.dim() == 2 else out.dense().view(x.shape)), packed.data.nbytes
+        return out if x.dim() == 2 else out.dense().view(x.shape)

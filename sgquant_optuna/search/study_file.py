@@ -140,9 +140,19 @@ class StudyFile:
                 If the function fails, returns no module, or one of another architecture than the
                 first.
         """
+        number = plan.training_seeds.index(seed) if self.own.trained else 0
+        return self.instance(data, seed, number)
+
+    def instance(self, data: Data, seed: int = 0, number: int = 0) -> nn.Module:
+        """Return a new model of a seed; a copy of a trained one, by its number, where given.
+
+        Raises:
+            StudyFileError:
+                As :meth:`untrained` does.
+        """
         text = self.reference.text
         if self.own.trained:
-            made: object = copy_model(self.own.trained[plan.training_seeds.index(seed)])
+            made: object = copy_model(self.own.trained[number])
         else:
             assert not isinstance(self.own.model, nn.Module | Sequence)
             with self._seeded(seed, "model"):

@@ -61,6 +61,7 @@ def export_study(
     artifact_store: ArtifactStore | None = None,
     objective: QuantizationObjective | None = None,
     study_file: str | None = None,
+    with_features: bool = True,
 ) -> ExportedTrial:
     """Finetune as a trial did, and write its first model packed.
 
@@ -82,10 +83,14 @@ def export_study(
         study_file:
             File of the study's own models: ``FILE.py``, ``FILE.py:function`` or
             ``package.module:function``.
+        with_features:
+            Whether the file holds the features of the graph, or the model alone.
 
     Raises:
         ArtifactError:
             If the trained models were altered.
+        GraphError:
+            If a model alone has a range for each node.
         PackingError:
             If the packed model does not do what the fake-quantized one does.
         StudyMismatchError:
@@ -113,11 +118,12 @@ def export_study(
         path,
         layout=objective.layout,
         forward=objective.forward,
+        with_features=with_features,
+        degree_edges=objective.degree_edges,
         provenance={
             **_source(study, chosen, record, final),
             **({} if plan is None else _origin(plan)),
             "seed": objective.config.seed,
-            "degree_edges": list(objective.degree_edges),
             "fingerprint": objective.fingerprint,
             "reproduced_accuracy": reproduced,
             "accuracy": result.accuracy,

@@ -25,7 +25,8 @@ from sgquant_optuna.sampler.claims import CLAIM_KEY, Claim, Opening, enqueued_of
 from sgquant_optuna.sampler.history import History
 from sgquant_optuna.sampler.space import FiniteSpace, Index
 
-_MAX_ATTEMPTS = 16
+_MAX_ATTEMPTS = 64
+_LOST_IN_A_CROWD = 4  # lost claims after which a trial draws the number of candidates to leave
 _DRAWS_BEYOND_RANKING = 1000
 
 Ranker = Callable[[int, Opening, Mapping[str, int]], Ranking]
@@ -83,7 +84,7 @@ def choose(
 
     Returns:
         The choice. It repeats the configuration of another trial only if every configuration was
-        measured already, or if 16 other trials in a row claimed the same one.
+        measured already, or if other trials claimed 64 in a row of those that it chose.
     """
     space, storage, number = history.space, study._storage, trial.number
     attrs = storage.get_trial_system_attrs(trial._trial_id)
@@ -99,13 +100,13 @@ def choose(
     if len(fixed) == len(space.names):  # all parameters are enqueued: there is nothing to choose
         return Choice(tuple(fixed[name] for name in space.names), {})
 
-    for _ in range(_MAX_ATTEMPTS):
+    for attempt in range(_MAX_ATTEMPTS):
         history.read(study)
         occupied = history.occupied_by_others(number)
         if choice is not None and choice.index not in occupied:
             return choice
         choice, claim = _next_choice(
-            history, number, rank, round_size, seed, fixed, occupied, lost=choice
+            history, number, rank, round_size, seed, fixed, occupied, lost=choice, attempt=attempt
         )
         if choice.index in occupied or is_off_grid:  # exhausted, or not on the grid to claim
             return choice
@@ -131,10 +132,12 @@ def _next_choice(
     occupied: set[Index],
     *,
     lost: Choice | None,
+    attempt: int,
 ) -> tuple[Choice, Claim]:
     """Choose from the ranking of the current round, and return the claim to record.
 
-    ``lost`` is the configuration that the trial claimed before and found occupied.
+    ``lost`` is the configuration that the trial claimed before and found occupied, ``attempt``
+    the number of those that it lost.
     """
     space = history.space
     round_ = _current_round(history, round_size)
@@ -142,6 +145,11 @@ def _next_choice(
     ranking = rank(round_, opening, fixed)
     skipped = _num_reserved(history, number, lost)
     entropy = [opening.seed, round_, number]
+    if attempt >= _LOST_IN_A_CROWD:
+        # Hundreds that choose at once see each other's claims in part, so that many leave equally
+        # many candidates, and meet again. A drawn number parts them.
+        entropy.append(attempt)
+        skipped = int(np.random.default_rng(entropy).integers(len(history.unfinished) + 1))
     choice = _pick(space, ranking, occupied, skipped, entropy, fixed)
     is_opener = opening.opener == number
     return choice, Claim(round_, choice.index, space.signature, opening if is_opener else None)

@@ -43,6 +43,7 @@ def export(
     from sgquant_optuna.study.byte_sizes import megabytes
     from sgquant_optuna.study.dashboard.study_files import attach_best_model
     from sgquant_optuna.study.loading import load_study
+    from sgquant_optuna.study.record import StudyRecord
 
     quiet_optuna()
     opened = load_study(study, storage=storage)
@@ -66,11 +67,13 @@ def export(
         )
     if attach:
         attach_best_model(opened, store, path)
+    metric = StudyRecord.of(opened).metric
     typer.echo(
         f"trial {done.trial} of {opened.study_name}: {path}, "
         f"{megabytes(done.model.file_nbytes)}\n"
-        f"validation accuracy: trial {done.trial_accuracy:.2f} %, measured again "
-        f"{done.reproduced_accuracy:.2f} %, of the packed training {done.accuracy:.2f} %\n"
+        f"validation {metric.name}: trial {metric.value(done.trial_accuracy)}, measured again "
+        f"{metric.value(done.reproduced_accuracy)}, of the packed training "
+        f"{metric.value(done.accuracy)}\n"
         f"features stored: {megabytes(done.model.stored_nbytes)}, equal to the accounting; "
         f"scores differ by {done.model.score_difference:.1g} of the largest at most"
     )

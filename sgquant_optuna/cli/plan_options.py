@@ -21,6 +21,7 @@ from sgquant_optuna.graph.training_config import (
 )
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.study.byte_sizes import parse_bytes
+from sgquant_optuna.study.limit import plain_drop
 from sgquant_optuna.study.plan import Mode, SearchPlan
 from sgquant_optuna.study.search_space import DEFAULT_CANDIDATES
 from sgquant_optuna.study.study_reference import StudyReference
@@ -67,10 +68,11 @@ def plan_of_options(
         ),
     ] = None,
     max_drop: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             show_default=str(SearchPlan.max_drop),
-            help="Largest drop of accuracy, in percentage points.",
+            help="Largest drop, in the unit of the metric (points of accuracy), or as 2% of full "
+            "precision.",
         ),
     ] = None,
     confidence: Annotated[
@@ -226,7 +228,7 @@ def plan_of_options(
         n_trials=n_trials,
         patience=patience,
         timeout=timeout,
-        max_drop=SearchPlan.max_drop if max_drop is None else max_drop,
+        max_drop=SearchPlan.max_drop if max_drop is None else plain_drop(max_drop),
         confidence=confidence,
         mode=mode or (SearchPlan.mode if budget is None else "budget"),
         budget_bytes=budget_bytes,

@@ -62,6 +62,7 @@ def search(
     from sgquant_optuna.search.preparation import prepare_search
     from sgquant_optuna.search.workers.stopping import PARENT_MARGIN, Stopped, Stopper
     from sgquant_optuna.study.byte_sizes import megabytes
+    from sgquant_optuna.study.record import StudyRecord
     from sgquant_optuna.study.report import report
 
     quiet_optuna()
@@ -85,9 +86,10 @@ def search(
             if attach:
                 with terminal.status("packing the model of the report"):
                     done = _attach(prepared, store, root, device)
+                metric = StudyRecord.of(prepared.study).metric
                 typer.echo(
                     f"attached: trial {done.trial}, {megabytes(done.model.file_nbytes)}, "
-                    f"validation accuracy {done.accuracy:.2f} %"
+                    f"validation {metric.name} {metric.value(done.accuracy)}"
                 )
     except Stopped:
         typer.echo(_RESUME, err=True)

@@ -23,7 +23,8 @@ from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainin
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.study.drop_slope import DropSlope
 from sgquant_optuna.study.final_result import FinalResult
-from sgquant_optuna.study.plan import ObjectiveConfig
+from sgquant_optuna.study.limit import Limit
+from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.selection import Ranked, rank
 from sgquant_optuna.study.trial_result import TrialResult, is_feasible, learned_slope
@@ -75,7 +76,7 @@ def final_report(
     """
     if seeds < 2 or top < 1:
         raise ValueError(f"final report: expected seeds >= 2 and top >= 1, got {seeds}, {top}")
-    config, limit = objective.config, objective.config.limit
+    config, limit = objective.config, StudyRecord.of(study).limit
     rows = trial_rows(study, TrialResult)
     ranked = rank(study, rows, limit)
     known = FinalResult.load(study)
@@ -86,10 +87,12 @@ def final_report(
     slope = learned_slope(row.result for row in rows)
     trainings = FreshTrainings(objective, retrain)
     measured: dict[int, FreshMeasurement] = {}
-    for trial in _sequence(ranked, config, top):
-        fresh = _measure_until_decided(trainings, trial, slope, config, seeds)
+    for trial in _sequence(ranked, limit, top):
+        fresh = _measure_until_decided(trainings, trial, slope, limit, config.confidence, seeds)
         measured[trial.number] = fresh
-        if is_feasible(fresh.bound(slope, config.confidence), config.max_drop):
+        if limit.budget_bytes is not None:
+            break
+        if is_feasible(fresh.bound(slope, config.confidence), limit.largest_drop):
             break
     bounds = {number: fresh.bound(slope, config.confidence) for number, fresh in measured.items()}
     number = min(bounds, key=lambda number: bounds[number])
@@ -122,7 +125,7 @@ def final_report(
 
 
 def _sequence(
-    ranked: Sequence[Ranked[TrialResult]], config: ObjectiveConfig, top: int
+    ranked: Sequence[Ranked[TrialResult]], limit: Limit, top: int
 ) -> list[Ranked[TrialResult]]:
     """Return the trials to measure again, from the smallest up; the nearest if none is feasible.
 
@@ -130,9 +133,9 @@ def _sequence(
     distances remain, with the smallest and the safest: where the smallest was luck, its neighbours
     probably were lucky too. With a budget it is the best alone: bytes need no training.
     """
-    if config.mode == "budget":
+    if limit.budget_bytes is not None:
         return list(ranked[:1])
-    feasible = [trial for trial in ranked if config.limit.is_feasible(trial.result)]
+    feasible = [trial for trial in ranked if limit.is_feasible(trial.result)]
     if not feasible:
         return list(ranked[:top])
     front = feasible[:1]
@@ -150,18 +153,19 @@ def _measure_until_decided(
     trainings: FreshTrainings,
     trial: Ranked[TrialResult],
     slope: DropSlope,
-    config: ObjectiveConfig,
+    limit: Limit,
+    confidence: float,
     seeds: int,
 ) -> FreshMeasurement:
     """Add trainings until they tell on which side of the limit the bound is."""
     bits, count = trial.result.bit_widths, min(_LEAST_TRAININGS, seeds)
-    if config.mode == "budget":
+    if limit.budget_bytes is not None:
         return trainings.measure(bits, seeds)
     while True:
         fresh = trainings.measure(bits, count)
-        low, high = (fresh.bound(slope, config.confidence, sign=sign) for sign in (-1, 1))
-        is_safe = count >= seeds and is_feasible(high, config.max_drop)
-        if not is_feasible(low, config.max_drop) or is_safe or count >= _MOST_REPEATS * seeds:
+        low, high = (fresh.bound(slope, confidence, sign=sign) for sign in (-1, 1))
+        is_safe = count >= seeds and is_feasible(high, limit.largest_drop)
+        if not is_feasible(low, limit.largest_drop) or is_safe or count >= _MOST_REPEATS * seeds:
             return fresh
         count += 1
 

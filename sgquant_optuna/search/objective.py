@@ -42,6 +42,7 @@ from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR, WORKER_ATTR
 from sgquant_optuna.storage.processes import process_name
 from sgquant_optuna.study.byte_sizes import exact_megabytes
 from sgquant_optuna.study.drop_slope import DropSlope
+from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.reachable_sizes import ReachableSizes
@@ -56,8 +57,6 @@ from sgquant_optuna.study.trial_result import (
     with_learned_bounds,
 )
 
-_WORST_DROP = 100.0  # percentage points
-
 
 class QuantizationObjective:
     """Measures what a choice of bit widths saves and what it costs in accuracy.
@@ -71,9 +70,10 @@ class QuantizationObjective:
     may exceed ``max_drop`` with the given confidence records that as a constraint and is penalised
     to ``full_precision_bytes * (1 + violation)``, so that no infeasible trial ever looks best, not
     even where constraints are ignored. In mode ``"pareto"`` the values are memory in bytes and
-    expected drop in percentage points, both minimised. In mode ``"budget"`` the value is the
+    expected drop in the unit of the metric, both minimised. In mode ``"budget"`` the value is the
     expected drop, to be minimised; a trial that takes more than ``budget_bytes`` records that as a
-    constraint, as a share of the budget, and is penalised to ``100 * (1 + violation)``.
+    constraint, as a share of the budget, and is penalised to ``100 * (1 + violation)`` points, or
+    with another metric to 100 times its full-precision value, times the same factor.
 
     The trainings of a trial are Optuna's steps, so pruners work; they stop as soon as the trial is
     decided.
@@ -161,7 +161,7 @@ class QuantizationObjective:
             "finetuning": config.finetuning.to_dict(),
             "protocol": {
                 "mode": config.mode,
-                **config.limit.to_dict(),
+                **config.asked_limit,
                 "confidence": config.confidence,
                 "models": len(models),
                 "repeats": config.repeats,
@@ -202,12 +202,17 @@ class QuantizationObjective:
     @property
     def metric_names(self) -> list[str]:
         """Names of the values, for ``study.set_metric_names``."""
-        return self.config.metric_names
+        return self.config.metric_names(self._metric)
 
     @cached_property
     def full_precision_accuracy(self) -> float:
         """Validation accuracy at 32 bits after the same finetuning, in percent."""
         return self.reference.accuracy
+
+    @property
+    def limit(self) -> Limit:
+        """What makes a trial feasible; a share of full precision needs its value."""
+        return self.config.limit_at(self.full_precision_accuracy, self._metric)
 
     @cached_property
     def reference(self) -> Reference:
@@ -239,12 +244,12 @@ class QuantizationObjective:
                 User attributes of the trials of a study.
 
         Returns:
-            Points above ``max_drop`` for each trial; ``None`` if it is not of our objective.
+            Amount above ``max_drop``, in the metric's unit, for each trial; ``None`` if it is not
+            of our objective.
         """
         results = [TrialScore.of(one) for one in attrs]
         bounded = with_learned_bounds(results, self.config.confidence)
-        limit = self.config.limit
-        return [None if one is None else (limit.violation(one),) for one in bounded]
+        return [None if one is None else (self.limit.violation(one),) for one in bounded]
 
     def budget_excess(self, params: Mapping[str, Any]) -> float:
         """Return by what share of the budget a choice of parameters is above it."""
@@ -285,16 +290,19 @@ class QuantizationObjective:
 
     def record(self) -> StudyRecord:
         """Return what a study of this objective says of itself."""
+        limit = self.limit
         return StudyRecord(
             fingerprint=self.fingerprint,
             layout=self.layout,
             degree_edges=self.degree_edges,
             full_precision_accuracy=self.full_precision_accuracy,
-            max_drop=self.config.max_drop,
+            # With a budget it is a number without effect.
+            max_drop=float(self.config.max_drop) if limit.max_drop is None else limit.max_drop,
             confidence=self.config.confidence,
             mode=self.config.mode,
             budget_bytes=self.config.budget_bytes,
             metric=self._metric,
+            max_drop_share=limit.share,
         )
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
@@ -322,7 +330,7 @@ class QuantizationObjective:
         slope = learned_slope([*others, result])
         result = result.with_slope(slope, self.config.confidence)
         self._write(trial, result)
-        log_trial(trial, result, others, self.config.limit, self._metric)
+        log_trial(trial, result, others, self.limit)
         if is_pruned:
             raise TrialPruned
         if self.config.mode == "pareto":
@@ -334,14 +342,15 @@ class QuantizationObjective:
     ) -> tuple[Measurement, bool]:
         """Measure until the trial is decided; tell whether a pruner ended it."""
         config, measurement = self.config, None
-        slope, best = learned_slope(others), best_feasible(others, config.limit)
+        slope, best = learned_slope(others), best_feasible(others, self.limit)
         memory = honest_memory(self.layout, bits).memory_bytes
         for step, measurement in enumerate(self._trainings.measure(bits, self.reference)):
             if config.mode == "pareto":
                 continue  # Optuna prunes with one objective only, and a front has no limit
             if self._is_pruned(trial, step, bits, measurement, slope):
                 return measurement, True
-            if measurement.is_decided(slope, config, len(self._trainings), best, memory):
+            count, confidence = len(self._trainings), config.confidence
+            if measurement.is_decided(slope, self.limit, confidence, count, best, memory):
                 break
         assert measurement is not None
         return measurement, False
@@ -361,9 +370,9 @@ class QuantizationObjective:
 
     def _value(self, result: TrialResult) -> float:
         """Return the only value of a trial, or a penalty beyond all feasible ones."""
-        violation = self.config.limit.violation(result)
+        violation = self.limit.violation(result)
         if self.config.mode == "budget":
-            return result.expected_drop if violation <= 0 else _WORST_DROP * (1 + violation)
+            return result.expected_drop if violation <= 0 else self.limit.penalty(result)
         if violation <= 0:
             return result.memory_bytes
         full = honest_memory(self.layout, result.bit_widths).full_precision_bytes
@@ -375,7 +384,7 @@ class QuantizationObjective:
                 trial.set_user_attr(name, value)
         if self.config.mode != "pareto":
             # The list form is the one that both Optuna and its dashboard read.
-            violation = self.config.limit.violation(result)
+            violation = self.limit.violation(result)
             trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS_ATTR, [violation])
 
     def sign(self, study: Study) -> None:

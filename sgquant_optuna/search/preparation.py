@@ -104,7 +104,7 @@ def prepare_search(
     study = optuna.create_study(
         storage=storage,
         study_name=study_name or plan.study_name,
-        directions=[StudyDirection.MINIMIZE] * len(plan.metric_names),
+        directions=[StudyDirection.MINIMIZE] * len(plan.metric_names()),
         load_if_exists=True,
     )
     prepared = _prepare(plan, study, storage, artifacts, data, own)

@@ -105,9 +105,9 @@ def _headline(report: StudyReport) -> str:
             else f" On fresh trainings it is {metric.digits(final.estimated_drop)}."
         )
         return (
-            f"**{metric.drop(report.result.estimated_drop)}** below full precision (validation "
-            f"{metric.name} {full}) in {megabytes(report.result.memory_bytes)}, of a budget of "
-            f"{megabytes(budget)}: trial {report.trial}.{again}"
+            f"**{metric.drop(report.result.estimated_drop)}** {metric.worse_side} full precision "
+            f"(validation {metric.name} {full}) in {megabytes(report.result.memory_bytes)}, of a "
+            f"budget of {megabytes(budget)}: trial {report.trial}.{again}"
         )
     if report.is_feasible:
         held = ""
@@ -123,8 +123,8 @@ def _headline(report: StudyReport) -> str:
         missed = report.record.limit.describe_violation(report.result)
     else:
         missed = (
-            f"up to {metric.drop(report.result.drop_bound)} below full precision where "
-            f"{report.record.max_drop:g} are allowed"
+            f"up to {metric.drop(report.result.drop_bound)} {metric.worse_side} full precision "
+            f"where {report.record.limit.describe_drop()} are allowed"
         )
     return f"**No trial is feasible yet.** The nearest is trial {report.trial}, {missed}."
 
@@ -158,9 +158,10 @@ def trial_note(
             Prediction of the sampler's cost model, if it made one.
     """
     verdict = "feasible" if record.limit.is_feasible(result) else "**not feasible**"
-    of_drop, of_memory = f", limit {record.max_drop:g}: {verdict}", ""
     if record.budget_bytes is not None:
         of_drop, of_memory = "", f", budget {megabytes(record.budget_bytes)}: {verdict}"
+    else:
+        of_drop, of_memory = f", limit {record.limit.describe_drop()}: {verdict}", ""
     metric = record.metric
     bound = f"{metric.drop(result.drop_bound)}{of_drop}"
     rows = [

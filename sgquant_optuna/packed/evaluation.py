@@ -137,9 +137,13 @@ def _graph(path: str | Path, provenance: Mapping[str, Any], root: str | Path | N
         )
         if split is not None or "split_seed" not in data:  # the split of some graphs is public
             return data
+    plan = provenance.get("plan")
+    made = "made from Python"
+    if isinstance(plan, Mapping) and plan.get("own") is not None:
+        made = "of its user's own models"
     raise PackingError(
-        f"{path}: expected a file of `sgquant export`, got one made from Python, which does "
-        f"not name its data set and the seed of its split; load_packed() it and call it with "
+        f"{path}: expected a file of `sgquant export` for a known data set, got one {made}, which "
+        f"does not name its data set and the seed of its split; load_packed() it and call it with "
         f"your graph"
     )
 

@@ -10,15 +10,13 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,11 +32,12 @@ from sgquant_optuna.graph.model_copies import copy_model
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, fit
 from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.search.user_code_time import time_limit, waited_for
 from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.study_reference import StudyReference
 
 IMPORT_SECONDS = 60.0
-_AGAIN = 1.0  # seconds until a time limit that the code caught is told again
+PATIENT_SECONDS = 10.0  # that your code may run before it is told what is waited for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,7 @@ class StudyFile:
             made: object = copy_model(self.own.trained[plan.training_seeds.index(seed)])
         else:
             assert not isinstance(self.own.model, nn.Module | Sequence)
-            with self._seeded(seed, "model"):
+            with self._seeded(seed, "model"), waited_for(text, f"model({seed})", PATIENT_SECONDS):
                 made = self.own.model(seed)
         if not isinstance(made, nn.Module):
             raise StudyFileError(
@@ -249,7 +248,7 @@ def load_study_file(
     """Import a file or module, and call its function.
 
     What it prints goes to the standard error. In the main thread, the import may take a minute;
-    the function may take as long as it likes.
+    the function may take as long as it likes, and a line of the log tells when it takes long.
 
     Args:
         text:
@@ -270,7 +269,7 @@ def load_study_file(
             If the text is no reference.
     """
     reference = StudyReference(text)
-    with _time_limit(IMPORT_SECONDS, text):
+    with time_limit(IMPORT_SECONDS, text):
         path = _file_of(reference)
         try:
             content = path.read_bytes()
@@ -286,10 +285,11 @@ def load_study_file(
                 f"{expected.text!r}: got {reference.fingerprint} by --study {text}; copy the file "
                 f"that made the study to this machine"
             )
-        with _told(text, path, "the import"):
+        with _told(text, path, "the import"), waited_for(text, "its import", PATIENT_SECONDS):
             module = _imported(reference, path, content)
     function = _function(module, reference)
-    with _told(text, path, f"{reference.function}()"):
+    call = f"{reference.function}()"
+    with _told(text, path, call), waited_for(text, call, PATIENT_SECONDS):
         own = function()
     if not isinstance(own, OwnStudy):
         raise StudyFileError(
@@ -354,34 +354,6 @@ def _function(module: ModuleType, reference: StudyReference) -> Callable[[], obj
             f"{', '.join(required)}; give each a default"
         )
     return function  # type: ignore[no-any-return]
-
-
-class _TooLate(BaseException):
-    """The time of an import is over; no ``Exception``, so that no code takes it for its own."""
-
-
-@contextmanager
-def _time_limit(seconds: float, text: str) -> Iterator[None]:
-    """Interrupt the block after some seconds, where a signal can: in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise _TooLate
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
-    try:
-        yield
-    except _TooLate:
-        raise StudyFileError(
-            f"--study {text}: expected an import of at most {seconds:g} s, it takes longer; move "
-            f"slow work into the function"
-        ) from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -306,6 +306,13 @@ class SearchPlan(ObjectiveConfig):
         return PLAN_ATTR in study.user_attrs
 
     @staticmethod
+    def own_models_of(study: optuna.Study) -> StudyReference | None:
+        """Return the reference of a study's own models; ``None`` if it has none of them."""
+        stored = stored_mapping(study, PLAN_ATTR, what="settings") or {}
+        with reading("settings", study):
+            return StudyReference(**stored["own"]) if stored.get("own") else None
+
+    @staticmethod
     def planned_trials(study: optuna.Study) -> int | None:
         """Return the trials that a study was planned with; ``None`` if it does not say."""
         stored = stored_mapping(study, PLAN_ATTR, what="settings")

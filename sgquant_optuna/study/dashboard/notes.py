@@ -12,6 +12,7 @@ from sgquant_optuna.study.measurements import predicted_drop
 from sgquant_optuna.study.plain_tables import markdown_table, markdown_text
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.report import StudyReport
+from sgquant_optuna.study.study_reference import StudyReference
 from sgquant_optuna.study.trial_result import TrialResult
 
 
@@ -30,7 +31,13 @@ class Place:
     artifacts: str | None = None
 
 
-def export_command(study_name: str, place: Place | None, *, widths_only: bool = False) -> str:
+def export_command(
+    study_name: str,
+    place: Place | None,
+    *,
+    widths_only: bool = False,
+    own: StudyReference | None = None,
+) -> str:
     """Return the lines that pack the model of a study and attach it to the study's page.
 
     Args:
@@ -40,6 +47,8 @@ def export_command(study_name: str, place: Place | None, *, widths_only: bool = 
             Storage and files that the lines name.
         widths_only:
             Whether to write the bit widths alone.
+        own:
+            Reference of the study's own models, whose file the reader has to name.
     """
     name = " ".join(study_name.split())  # a line break would end the block of the note
     what = ["--assignment-only"] if widths_only else ["--attach", "--out", "model.sgq"]
@@ -52,6 +61,10 @@ def export_command(study_name: str, place: Place | None, *, widths_only: bool = 
         words += ["--storage", place.storage]
     if place is not None and place.artifacts is not None and not widths_only:
         words += ["--artifacts", place.artifacts]
+    if own is not None and not widths_only:
+        # Not the path that the database has: a reader would run what another person named.
+        lines.append(f"# {own.placeholder}: your copy of the file with SHA-256 {own.sha256[:16]}")
+        words += ["--study", own.placeholder]
     return "\n".join([*lines, shlex.join(words)])
 
 
@@ -62,6 +75,7 @@ def study_note(
     place: Place | None = None,
     hint: str = "",
     has_plan: bool = True,
+    own: StudyReference | None = None,
 ) -> str:
     """Return the result of a study: assignment, accuracy, memory, and how to get the model.
 
@@ -76,6 +90,8 @@ def study_note(
             A sentence in the place of missing plots.
         has_plan:
             Whether the study has a plan, from which its models can be rebuilt.
+        own:
+            Reference of the study's own models.
     """
     bits, summary = report.plain_tables()
     parts = [
@@ -87,7 +103,7 @@ def study_note(
         markdown_table(summary),
         *([report.certainty] if report.certainty else []),
         "## The packed model",
-        *_how_to_export(report.study_name, place, has_plan),
+        *_how_to_export(report.study_name, place, has_plan, own),
     ]
     if images or hint:
         parts.append("## Plots")
@@ -129,10 +145,12 @@ def _headline(report: StudyReport) -> str:
     return f"**No trial is feasible yet.** The nearest is trial {report.trial}, {missed}."
 
 
-def _how_to_export(study_name: str, place: Place | None, has_plan: bool) -> list[str]:
+def _how_to_export(
+    study_name: str, place: Place | None, has_plan: bool, own: StudyReference | None
+) -> list[str]:
     if has_plan:
         return [
-            textwrap.indent(export_command(study_name, place), "    "),
+            textwrap.indent(export_command(study_name, place, own=own), "    "),
             "writes it to a file and offers it here, below the attributes of the study "
             "(`--attach`).",
         ]

@@ -12,6 +12,7 @@ import typer
 
 from sgquant_optuna.cli.options import assignments, integers
 from sgquant_optuna.graph.degree_edges import DEFAULT_NUM_BUCKETS, check_degree_edges
+from sgquant_optuna.graph.split_choice import parse_split
 from sgquant_optuna.graph.training_config import (
     FINETUNING,
     OWN_TRAINING,
@@ -135,6 +136,13 @@ def plan_of_options(
             help="Divide each row of the graph's features by its sum.",
         ),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="Split of a graph with several: its number from 0, or all, a model for each.",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -225,6 +233,7 @@ def plan_of_options(
         normalize_features=usual.normalize_features
         if normalize_features is None
         else normalize_features,
+        split=None if split is None else parse_split(split, what="--split"),
         n_trials=n_trials,
         patience=patience,
         timeout=timeout,

@@ -163,7 +163,9 @@ def _measure_again(prepared: PreparedSearch) -> None:
             prepared.objective,
             data,
             seeds=plan.final_seeds,
-            retrain=(lambda seed: train_model(plan, data, seed, own)) if can_train else None,
+            retrain=(lambda seed, *split: train_model(plan, data, seed, own, *split))
+            if can_train
+            else None,
         )
 
 

@@ -17,6 +17,7 @@ from sgquant_optuna.exceptions import GraphError, PackingError
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import forward
+from sgquant_optuna.graph.splits import choose_split, has_splits
 from sgquant_optuna.packed.export import load_packed
 from sgquant_optuna.packed.model_file import ModelContents
 from sgquant_optuna.packed.peak_memory import Kind, peak_nbytes
@@ -135,6 +136,9 @@ def _graph(path: str | Path, provenance: Mapping[str, Any], root: str | Path | N
             seed=split or 0,
             normalize_features=provenance.get("normalize_features") is True,
         )
+        chosen = provenance.get("split")
+        if has_splits(data) and isinstance(chosen, int):
+            return choose_split(data, chosen)
         if split is not None or "split_seed" not in data:  # the split of some graphs is public
             return data
     plan = provenance.get("plan")

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError
-from sgquant_optuna.graph.fingerprint import graph_fingerprint
-from sgquant_optuna.search.drop_interval import drop_interval
+from sgquant_optuna.search.drop_interval import OpenedTest
 from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings
 from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.search.split_reference import splits_fingerprint
 from sgquant_optuna.study.drop_slope import DropSlope
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.limit import Limit
@@ -40,7 +40,7 @@ def final_report(
     *,
     seeds: int = 5,
     top: int = 6,
-    retrain: Callable[[int], nn.Module] | None = None,
+    retrain: Callable[..., nn.Module] | None = None,
 ) -> FinalResult:
     """Choose a trial with fresh trainings, open the test nodes, and store both in the study.
 
@@ -55,13 +55,15 @@ def final_report(
         data:
             The graph with its ``test_mask`` and all labels.
         seeds:
-            Fresh trainings of the chosen trial, at least 2. Three may refuse a trial; where the
-            number does not decide, up to twice as many are made.
+            Fresh trainings of the chosen trial, at least 2, and one for each split that was
+            searched on. Three may refuse a trial; where the number does not decide, up to twice
+            as many are made.
         top:
             Largest number of trials that are measured again.
         retrain:
             Function that trains the full-precision model anew from a seed. Without it, fresh seeds
-            change the finetuning alone, and the luck of the one trained model remains.
+            change the finetuning alone, and the luck of the one trained model remains. With
+            ``split="all"`` it is called with the number of the split, too.
 
     Raises:
         GraphError:
@@ -83,7 +85,8 @@ def final_report(
     if known is not None and known.knows(ranked[0].number):
         return known
 
-    test_mask = _test_mask(data, objective)
+    graphs = _graphs_with_test(data, objective)
+    seeds = max(seeds, len(graphs))
     slope = learned_slope(row.result for row in rows)
     trainings = FreshTrainings(objective, retrain)
     measured: dict[int, FreshMeasurement] = {}
@@ -99,11 +102,12 @@ def final_report(
     fresh = measured[number]
     chosen = next(trial.result for trial in ranked if trial.number == number)
     full, quantized = (
-        [outputs[test_mask] for outputs in trainings.outputs(bits, fresh.trainings)]
+        trainings.outputs(bits, fresh.trainings)
         for bits in (objective.full_precision, chosen.bit_widths)
     )
-    targets = objective.task.labels(data, test_mask)
     metric = objective.task.metric
+    tests = [graphs[trainings.split(at)] for at in range(fresh.trainings)]
+    opened = OpenedTest(objective.task, tests, full, quantized)
     result = FinalResult(
         trial=number,
         holds=limit.is_feasible(replace(chosen, drop_bound=bounds[number])),
@@ -113,9 +117,9 @@ def final_report(
         flips=fresh.flips,
         estimated_drop=slope.estimate(fresh.evidence.expected_drop),
         drop_bound=bounds[number],
-        full_precision_test=tuple(metric(one, targets) for one in full),
-        quantized_test=tuple(metric(one, targets) for one in quantized),
-        test_drop_interval=drop_interval(full, quantized, targets, metric),
+        full_precision_test=opened.full_precision,
+        quantized_test=opened.quantized,
+        test_drop_interval=opened.drop_interval(),
         higher_is_better=metric.higher_is_better,
         others=tuple(other for other in measured if other != number),
         times_opened=1 if known is None else known.times_opened + 1,
@@ -170,12 +174,14 @@ def _measure_until_decided(
         count += 1
 
 
-def _test_mask(data: Data, objective: QuantizationObjective) -> Tensor:
-    task = objective.task
-    now = graph_fingerprint(task.without_test(data), task.columns)
+def _graphs_with_test(data: Data, objective: QuantizationObjective) -> list[Data]:
+    """Return the graph with its test items, once for each split."""
+    task, graphs = objective.task, objective.checked_graphs(data)
+    now = splits_fingerprint([task.without_test(one) for one in graphs], task)
     if now != objective.fingerprint["graph"]:
         raise GraphError("expected the graph that the study was measured on, got another")
-    mask = data.get("test_mask")
-    if not isinstance(mask, Tensor) or not bool(mask.any()):
-        raise GraphError("column test_mask: expected at least one test node, got none")
-    return mask
+    for graph in graphs:
+        mask = graph.get("test_mask")
+        if not isinstance(mask, Tensor) or not bool(mask.any()):
+            raise GraphError("column test_mask: expected at least one test node, got none")
+    return graphs

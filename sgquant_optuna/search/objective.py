@@ -8,11 +8,9 @@ from dataclasses import replace
 from functools import cached_property, partial
 from statistics import fmean
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from optuna.exceptions import TrialPruned
 from optuna.pruners import NopPruner
-from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import Trial, TrialState
 from torch import nn
@@ -21,9 +19,10 @@ from torch_geometric.data import Data
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets, quantile_degree_edges
 from sgquant_optuna.graph.degree_edges import check_degree_edges
-from sgquant_optuna.graph.fingerprint import graph_fingerprint, model_fingerprint, weights_sketch
+from sgquant_optuna.graph.fingerprint import model_fingerprint, weights_sketch
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.splits import split_graphs, split_of
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult
 from sgquant_optuna.packed.dry_run import try_export
@@ -34,8 +33,14 @@ from sgquant_optuna.quantization.memory import (
     honest_memory,
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
+from sgquant_optuna.search.checked_studies import CheckedStudies
 from sgquant_optuna.search.measurement import Measurement, Trainings
-from sgquant_optuna.search.reference import Reference, reference_of
+from sgquant_optuna.search.reference import Reference
+from sgquant_optuna.search.split_reference import (
+    models_on_graphs,
+    reference_on,
+    splits_fingerprint,
+)
 from sgquant_optuna.search.trial_log import log_trial
 from sgquant_optuna.storage import write_together
 from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR, WORKER_ATTR
@@ -85,9 +90,11 @@ class QuantizationObjective:
         model:
             Trained full-precision model, or several of one architecture that were trained from
             different seeds: each trial is then measured on all of them, so that the search cannot
-            adapt to the luck of one. They are copied and stay as they are.
+            adapt to the luck of one. They are copied and stay as they are. With ``split="all"``,
+            one for each split in their order, which was trained on it.
         data:
-            Graph with ``x``, ``edge_index``, ``y``, ``train_mask`` and ``val_mask``.
+            Graph with ``x``, ``edge_index``, ``y``, ``train_mask`` and ``val_mask``, ``[N]`` or
+            with the option ``split`` ``[N, S]``.
         config:
             Options of the search; the defaults of :class:`ObjectiveConfig` if ``None``.
         forward:
@@ -123,19 +130,21 @@ class QuantizationObjective:
         **options: Any,
     ) -> None:
         self.config = config = replace(config or ObjectiveConfig(), **options)
-        task.check(data)
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.forward, self.task = forward, task
         self._metric = MetricWords(**task.describe_metric())
 
-        data = task.without_test(data)
-        graph_print = graph_fingerprint(data, task.columns)
-        self.degree_edges = _degree_edges(data, config)
+        parts = [task.without_test(one) for one in self.checked_graphs(data)]
+        graph_print = splits_fingerprint(parts, task)
+        self.degree_edges = _degree_edges(parts[0], config)
         if self.degree_edges:
-            data = AddDegreeBuckets(self.degree_edges)(data)
-        self.graph = FixedGraph(data)
+            parts = [AddDegreeBuckets(self.degree_edges)(one) for one in parts]
+        data = parts[0]
+        self.graphs = tuple(FixedGraph(one) for one in parts)
 
-        self.models = [self.calibrated(one) for one in models]
+        self.models = [
+            self.calibrated(one, graph) for one, graph in models_on_graphs(models, self.graphs)
+        ]
         self.models[0].check_effects()
         self.layout = self.models[0].layout
         self._trainings = Trainings(self.models, config, task)
@@ -149,6 +158,7 @@ class QuantizationObjective:
         )
         if config.budget_bytes is not None:
             self._check_budget(config.budget_bytes)
+        split = split_of(data) if config.split is None else config.split
         self.fingerprint: Fingerprint = {
             "graph": graph_print,
             "model": model_fingerprint(models[0]),
@@ -168,10 +178,28 @@ class QuantizationObjective:
                 "first_look": config.first_look,
                 "seed": config.seed,
                 "task": task.fingerprint,
+                **({} if split is None else {"split": split}),
             },
         }
-        self._checked_studies = _CheckedStudies()
+        self._checked_studies = CheckedStudies()
         try_export(self.graph, data, partial(self._smallest, models[0]))
+
+    @property
+    def graph(self) -> FixedGraph:
+        """Graph of the first model, and of all where there is one split."""
+        return self.graphs[0]
+
+    def checked_graphs(self, data: Data) -> list[Data]:
+        """Return a graph once for each split of the search, with masks ``[N]``.
+
+        Raises:
+            GraphError:
+                If it lacks a column or a split, or a mask is empty or overlaps another.
+        """
+        parts = split_graphs(data, self.config.split)
+        for part in parts:
+            self.task.check(part)
+        return parts
 
     def calibrated(self, model: nn.Module, graph: FixedGraph | None = None) -> CalibratedModel:
         """Return a model of the same architecture, ready to be finetuned.
@@ -218,7 +246,8 @@ class QuantizationObjective:
     def reference(self) -> Reference:
         """Predictions of the trainings of a trial at 32 bits, after the same finetuning."""
         found = list(self._trainings.scores(self.full_precision))
-        return reference_of(self.task, found, self.graph.data)
+        splits = [at // self.config.repeats for at in range(len(found))]
+        return reference_on(self.task, found, self.graphs, splits)
 
     @property
     def full_precision(self) -> BitWidths:
@@ -402,25 +431,6 @@ class QuantizationObjective:
             # What is compared with must not differ between workers by rounding.
             self.__dict__["full_precision_accuracy"] = known.full_precision_accuracy
         self._checked_studies.add(study)
-
-
-class _CheckedStudies:
-    """Studies that were checked, told by storage and name: two storages may share a name."""
-
-    def __init__(self) -> None:
-        self._names: WeakKeyDictionary[BaseStorage, set[str]] = WeakKeyDictionary()
-
-    def add(self, study: Study) -> None:
-        self._names.setdefault(study._storage, set()).add(study.study_name)
-
-    def clear(self) -> None:
-        self._names.clear()
-
-    def __contains__(self, study: Study) -> bool:
-        return study.study_name in self._names.get(study._storage, set())
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _CheckedStudies, ()  # another process checks again
 
 
 def _degree_edges(data: Data, config: ObjectiveConfig) -> tuple[int, ...]:

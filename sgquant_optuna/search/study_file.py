@@ -29,6 +29,7 @@ from sgquant_optuna.graph.columns import check_type
 from sgquant_optuna.graph.fingerprint import model_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.graph.model_copies import copy_model
+from sgquant_optuna.graph.split_choice import Split, check_split
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, fit
 from sgquant_optuna.search.objective import QuantizationObjective
@@ -59,6 +60,9 @@ class OwnStudy:
             Function that calls the model with the graph; :func:`.columns` makes one.
         task:
             Items, loss and metric of the models, such as ``tasks.regression()``.
+        split:
+            Split of a graph with masks ``[N, S]``, its number or ``"all"``, where the command line
+            names none. With ``"all"``, trained modules are in the order of the splits.
 
     Raises:
         GraphError:
@@ -72,6 +76,7 @@ class OwnStudy:
     train: Callable[[nn.Module, int], None] | None = None
     forward: Forward = forward
     task: Task = NODE_CLASSIFICATION
+    split: Split | None = None
 
     def __post_init__(self) -> None:
         """Check the types, in the line of the user's file that made it."""
@@ -87,6 +92,8 @@ class OwnStudy:
             raise TypeError(
                 f"task: expected one, as of tasks.regression(), got {_kind(self.task)}"
             )
+        if self.split is not None:
+            check_split(self.split)
         for name in ("train", "forward"):
             value = getattr(self, name)
             if value is not None and not callable(value):
@@ -126,8 +133,20 @@ class StudyFile:
         self._architecture: dict[str, Any] | None = None
 
     def completed(self, plan: SearchPlan) -> SearchPlan:
-        """Return a plan with the hash of the file, and with the number of trained models."""
-        return replace(plan, own=self.reference, models=len(self.own.trained) or plan.models)
+        """Return a plan with the hash of the file, its split, and the number of trained models.
+
+        Raises:
+            StudyFileError:
+                If all splits are meant, and the file has a training loop of its own.
+        """
+        split = self.own.split if plan.split is None else plan.split
+        if split == "all" and self.own.train is not None:
+            raise StudyFileError(
+                f"{self.reference.text}: expected no train with all splits, as it would not know "
+                f"which split it trains on; leave it out, or name one split"
+            )
+        models = len(self.own.trained) or plan.models
+        return replace(plan, own=self.reference, models=models, split=split)
 
     def untrained(self, plan: SearchPlan, data: Data, seed: int) -> nn.Module:
         """Return a new model of a seed; a copy of a trained one where these are given.

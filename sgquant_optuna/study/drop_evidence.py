@@ -73,7 +73,7 @@ class DropEvidence:
     def of(
         cls,
         expected: Sequence[float],
-        lost: Sequence[npt.NDArray[np.integer[Any]]],
+        lost: Sequence[npt.NDArray[Any]],
         deviation: float,
     ) -> Self:
         """Join what the trainings of a trial lost.
@@ -83,13 +83,14 @@ class DropEvidence:
                 Expected drop of each training, in percentage points.
             lost:
                 Change of each training at the labelled nodes, ``[nodes]``: 1 where full precision
-                was right and the quantized model is not, -1 the other way round, else 0.
+                was right and the quantized model is not, -1 the other way round, else 0; times
+                their number over that of a split which measures on some of them only.
             deviation:
                 Standard deviation of the drop over the unknown labels, in percentage points.
         """
         nodes = len(lost[0])
         groups = min(nodes, MAX_GROUPS)
-        summed = np.zeros(groups, dtype=np.int64)
+        summed = np.zeros(groups, dtype=lost[0].dtype)
         np.add.at(summed, np.arange(nodes) % groups, np.sum(lost, axis=0))
         (at,) = np.nonzero(summed)
         return cls(
@@ -98,6 +99,26 @@ class DropEvidence:
             deviation=deviation,
             nodes=nodes,
             lost=dict(zip(at.tolist(), summed[at].tolist(), strict=True)),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Join what the trainings of several splits tell, over the labelled nodes of all.
+
+        Their drops are as lucky together as one of them alone: they share most of the nodes.
+        """
+        summed: dict[int, float] = {}
+        for part in parts:
+            for group, one in part.lost.items():
+                summed[group] = summed.get(group, 0) + one
+        count = sum(part.trainings for part in parts)
+        return cls(
+            expected=tuple(one for part in parts for one in part.expected),
+            measured=tuple(one for part in parts for one in part.measured),
+            deviation=sum(part.trainings * part.deviation for part in parts) / count,
+            nodes=parts[0].nodes,
+            lost={group: one for group, one in sorted(summed.items()) if one},
+            max_groups=parts[0].max_groups,
         )
 
     def lost_by_group(self) -> npt.NDArray[np.float64]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.graph.degree_edges import DEFAULT_NUM_BUCKETS
+from sgquant_optuna.graph.split_choice import Split, check_split
 from sgquant_optuna.graph.training_config import (
     FINETUNING,
     PAPER_MODELS,
@@ -43,7 +44,7 @@ Mode = Literal["constrained", "pareto", "budget"]
 
 _VERSION = 3
 _ACCURACY = MetricWords()
-_OF_TRAINED_MODELS = ("model", "dataset", "normalize_features", "seed", "models")
+_OF_TRAINED_MODELS = ("model", "dataset", "normalize_features", "seed", "models", "split")
 _OWN = "study file"
 
 
@@ -95,6 +96,9 @@ class ObjectiveConfig:
             none.
         seed:
             Seed of the finetunings. All trials share it, so that luck is the same for all.
+        split:
+            Split of a graph with masks ``[N, S]``: its number from 0, or ``"all"`` to measure
+            each trial on all of them, with a model that is trained on each.
 
     Raises:
         ValueError:
@@ -118,6 +122,7 @@ class ObjectiveConfig:
     repeats: int = 1
     first_look: int = 2
     seed: int = 0
+    split: Split | None = None
 
     def __post_init__(self) -> None:
         """Check what needs no graph, so that a mistake shows before anything slow."""
@@ -144,6 +149,8 @@ class ObjectiveConfig:
             raise ValueError(f"repeats: expected at least 1, got {self.repeats}")
         if self.first_look < 0:
             raise ValueError(f"first_look: expected epochs >= 0, got {self.first_look}")
+        if self.split is not None:
+            check_split(self.split)
         parse_granularity(self.granularity)
         # JSON knows lists only: a plan that was read equals the one that was saved.
         object.__setattr__(self, "candidates", check_candidates(self.candidates))

@@ -39,7 +39,7 @@ class FreshMeasurement:
         return self.evidence.trainings
 
     def bound(self, slope: DropSlope, confidence: float, *, sign: int = 0) -> float:
-        """Return what the drop does not exceed with a confidence, in percentage points.
+        """Return what the drop does not exceed with a confidence, in the metric's unit.
 
         Args:
             slope:

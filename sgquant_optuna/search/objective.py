@@ -234,7 +234,7 @@ class QuantizationObjective:
 
     @cached_property
     def full_precision_accuracy(self) -> float:
-        """Validation accuracy at 32 bits after the same finetuning, in percent."""
+        """Validation metric at 32 bits after the same finetuning."""
         return self.reference.accuracy
 
     @property
@@ -306,7 +306,7 @@ class QuantizationObjective:
             )
 
     def measure(self, bits: BitWidths) -> float:
-        """Finetune with these widths; return the mean validation accuracy in percent."""
+        """Finetune with these widths; return the mean validation metric."""
         return fmean(result.accuracy for _, result in self.finetuned(bits))
 
     def finetuned(self, bits: BitWidths) -> Iterator[tuple[nn.Module, TrainingResult]]:

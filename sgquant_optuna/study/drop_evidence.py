@@ -31,10 +31,10 @@ class DropEvidence:
     Args:
         expected:
             Loss of accuracy on the nodes outside training that the full-precision models expect
-            from the predictions that change, for each training, in percentage points.
+            from the predictions that change, for each training, in the metric's unit.
         measured:
-            Loss of accuracy on the labelled validation nodes, for each training, in percentage
-            points.
+            Loss of accuracy on the labelled validation nodes, for each training, in the
+            metric's unit.
         deviation:
             Standard deviation of the drop on the nodes outside training over their unknown labels,
             were they drawn from the probabilities of the full-precision models, in points.
@@ -66,7 +66,7 @@ class DropEvidence:
 
     @property
     def expected_drop(self) -> float:
-        """Mean expected drop, in percentage points."""
+        """Mean expected drop, in the metric's unit."""
         return fmean(self.expected)
 
     @classmethod
@@ -80,13 +80,13 @@ class DropEvidence:
 
         Args:
             expected:
-                Expected drop of each training, in percentage points.
+                Expected drop of each training, in the metric's unit.
             lost:
                 Change of each training at the labelled nodes, ``[nodes]``: 1 where full precision
                 was right and the quantized model is not, -1 the other way round, else 0; times
                 their number over that of a split which measures on some of them only.
             deviation:
-                Standard deviation of the drop over the unknown labels, in percentage points.
+                Standard deviation of the drop over the unknown labels, in the metric's unit.
         """
         nodes = len(lost[0])
         groups = min(nodes, MAX_GROUPS)

@@ -47,7 +47,7 @@ class StudyRecord:
         degree_edges:
             Lower degrees of the buckets above the first; empty without buckets.
         full_precision_accuracy:
-            Validation accuracy of the float32 model after the same finetuning, in percent.
+            Validation metric of the float32 model after the same finetuning.
         max_drop:
             Largest feasible drop, in the unit of the metric.
         confidence:

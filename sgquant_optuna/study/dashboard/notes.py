@@ -94,12 +94,13 @@ def study_note(
             Reference of the study's own models.
     """
     bits, summary = report.plain_tables()
+    name = report.record.metric.name
     parts = [
         f"# {markdown_text(report.study_name)}",
         _headline(report),
         "## Bits",
         markdown_table(bits),
-        "## Accuracy and memory",
+        f"## {markdown_text(name[:1].upper() + name[1:])} and memory",
         markdown_table(summary),
         *([report.certainty] if report.certainty else []),
         "## The packed model",

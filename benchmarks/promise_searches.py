@@ -71,7 +71,8 @@ def search(
     )
     study = create_study(objective, storage=optuna.storages.InMemoryStorage(), seed=plan.seed)
     study.optimize(objective, n_trials=plan.n_trials)
-    ranked = [one.result for one in rank(study, trial_rows(study, TrialResult), plan.limit)]
+    limit = objective.limit
+    ranked = [one.result for one in rank(study, trial_rows(study, TrialResult), limit)]
     final = final_report(
         study,
         objective,
@@ -83,13 +84,13 @@ def search(
     assert reported is not None
     finetuned = [one for one in ranked if one.trainings] or ranked
     by_labels = min(
-        finetuned, key=lambda one: (one.accuracy_drop > plan.max_drop, one.memory_bytes)
+        finetuned, key=lambda one: (one.accuracy_drop > limit.largest_drop, one.memory_bytes)
     )
     truth = _Truth(plan, data, objective, true_trainings)
     return {
-        "search": truth.of(ranked[0], ranked[0].is_feasible(plan.max_drop)),
+        "search": truth.of(ranked[0], limit.is_feasible(ranked[0])),
         "final report": truth.of(reported, final.holds),
-        "validation drop": truth.of(by_labels, by_labels.accuracy_drop <= plan.max_drop),
+        "validation drop": truth.of(by_labels, by_labels.accuracy_drop <= limit.largest_drop),
     }
 
 

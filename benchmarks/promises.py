@@ -234,7 +234,7 @@ def searches(plan: SearchPlan, graph: Data, options: argparse.Namespace) -> None
     for column in ("choice of", "promised", "kept", "95 % interval", "true drop", "kB"):
         shown.add_column(column)
     for name, choices in found.items():
-        made, right = kept(choices, plan.max_drop)
+        made, right = kept(choices, options.max_drop)
         low, high = binomtest(right, made).proportion_ci(method="wilson") if made else (0.0, 1.0)
         shown.add_row(
             name,

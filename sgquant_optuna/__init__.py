@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
     from sgquant_optuna.graph.forward_pass import columns
     from sgquant_optuna.graph.paper_models import AGNN, GAT, GCN, MODELS, make_model
+    from sgquant_optuna.graph.splits import choose_split
     from sgquant_optuna.graph.tasks.task import Task
     from sgquant_optuna.graph.training import accuracy, fit
     from sgquant_optuna.graph.training_config import TrainingConfig, paper_training
@@ -60,6 +61,7 @@ _MODULES = {
     "exceptions": ("SgquantError",),
     "graph.datasets": ("load_graph",),
     "graph.degree_buckets": ("AddDegreeBuckets",),
+    "graph.splits": ("choose_split",),
     "graph.forward_pass": ("columns",),
     "graph.paper_models": ("AGNN", "GAT", "GCN", "MODELS", "make_model"),
     "graph.tasks.task": ("Task",),
@@ -121,6 +123,7 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "best_for",
     "bind",
     "calibrate",
+    "choose_split",
     "columns",
     "create_study",
     "default_layers",

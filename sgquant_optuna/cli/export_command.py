@@ -51,6 +51,7 @@ def export(
     from sgquant_optuna.study.byte_sizes import megabytes
     from sgquant_optuna.study.dashboard.study_files import attach_best_model
     from sgquant_optuna.study.loading import load_study
+    from sgquant_optuna.study.record import StudyRecord
 
     quiet_optuna()
     opened = load_study(study, storage=storage)
@@ -75,14 +76,16 @@ def export(
         )
     if attach:
         attach_best_model(opened, store, path)
+    metric = StudyRecord.of(opened).metric
     stored = f"features stored: {megabytes(done.model.stored_nbytes)}"
     if without_features:
         stored = f"features on this graph, not in the file: {megabytes(done.model.stored_nbytes)}"
     typer.echo(
         f"trial {done.trial} of {opened.study_name}: {path}, "
         f"{megabytes(done.model.file_nbytes)}\n"
-        f"validation accuracy: trial {done.trial_accuracy:.2f} %, measured again "
-        f"{done.reproduced_accuracy:.2f} %, of the packed training {done.accuracy:.2f} %\n"
+        f"validation {metric.name}: trial {metric.value(done.trial_accuracy)}, measured again "
+        f"{metric.value(done.reproduced_accuracy)}, of the packed training "
+        f"{metric.value(done.accuracy)}\n"
         f"{stored}, equal to the accounting; "
         f"scores differ by {done.model.score_difference:.1g} of the largest at most"
     )

@@ -12,6 +12,7 @@ import typer
 
 from sgquant_optuna.cli.options import assignments, integers
 from sgquant_optuna.graph.degree_edges import DEFAULT_NUM_BUCKETS, check_degree_edges
+from sgquant_optuna.graph.split_choice import parse_split
 from sgquant_optuna.graph.training_config import (
     FINETUNING,
     OWN_TRAINING,
@@ -21,6 +22,7 @@ from sgquant_optuna.graph.training_config import (
 )
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.study.byte_sizes import parse_bytes
+from sgquant_optuna.study.limit import plain_drop
 from sgquant_optuna.study.plan import Mode, SearchPlan
 from sgquant_optuna.study.search_space import DEFAULT_CANDIDATES
 from sgquant_optuna.study.study_reference import StudyReference
@@ -67,10 +69,11 @@ def plan_of_options(
         ),
     ] = None,
     max_drop: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             show_default=str(SearchPlan.max_drop),
-            help="Largest drop of accuracy, in percentage points.",
+            help="Largest drop, in the unit of the metric (points of accuracy), or as 2% of full "
+            "precision.",
         ),
     ] = None,
     confidence: Annotated[
@@ -131,6 +134,13 @@ def plan_of_options(
             "--normalize-features/--raw-features",
             show_default=_OF_THE_PAIR,
             help="Divide each row of the graph's features by its sum.",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="Split of a graph with several: its number from 0, or all, a model for each.",
         ),
     ] = None,
     epochs: Annotated[
@@ -223,10 +233,11 @@ def plan_of_options(
         normalize_features=usual.normalize_features
         if normalize_features is None
         else normalize_features,
+        split=None if split is None else parse_split(split, what="--split"),
         n_trials=n_trials,
         patience=patience,
         timeout=timeout,
-        max_drop=SearchPlan.max_drop if max_drop is None else max_drop,
+        max_drop=SearchPlan.max_drop if max_drop is None else plain_drop(max_drop),
         confidence=confidence,
         mode=mode or (SearchPlan.mode if budget is None else "budget"),
         budget_bytes=budget_bytes,

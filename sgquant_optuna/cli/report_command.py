@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,6 @@ from sgquant_optuna.cli.options import Storage, StudyArgument
 if TYPE_CHECKING:
     import optuna
 
-    from sgquant_optuna.study.limit import Limit
     from sgquant_optuna.study.report import StudyReport
 
 
@@ -45,8 +44,11 @@ def report(
         typer.Option(help="Answer instead what fits in so many bytes: 4MB. Nothing is trained."),
     ] = None,
     max_drop: Annotated[
-        float | None,
-        typer.Option(help="Answer instead what another drop allows, in percentage points."),
+        str | None,
+        typer.Option(
+            help="Answer instead what another drop allows: 0.5 in the unit of the metric (points "
+            "of accuracy), or 2% of full precision."
+        ),
     ] = None,
 ) -> None:
     """Show the bits, the accuracy and the memory of the best trial, or answer another limit."""
@@ -61,7 +63,7 @@ def report(
         check_out_file(out)
     limit = _limit(budget, max_drop, format_)
     opened = load_study(study, storage=storage)
-    if limit is not None:
+    if limit:
         _answer(opened, limit, format_, out)
         return
     found = report_on(opened)
@@ -75,23 +77,24 @@ def report(
     write_out_file(out, text)
 
 
-def _limit(budget: str | None, max_drop: float | None, format_: Format) -> Limit | None:
-    """Return the other limit that is asked for, if one is."""
+def _limit(budget: str | None, max_drop: str | None, format_: Format) -> dict[str, Any]:
+    """Return the other limit that is asked for by its name, if one is."""
     from sgquant_optuna.study.byte_sizes import parse_bytes
-    from sgquant_optuna.study.limit import Limit
+    from sgquant_optuna.study.limit import plain_drop
 
     if budget is None and max_drop is None:
-        return None
+        return {}
     if budget is not None and max_drop is not None:
         raise ValueError("expected --budget or --max-drop, got both")
     if format_ not in (Format.TABLE, Format.JSON):
         raise ValueError(f"--format: expected table or json for another limit, got {format_}")
-    if budget is None:
-        return Limit(max_drop=max_drop)
-    return Limit(budget_bytes=parse_bytes(budget, what="--budget"))
+    if max_drop is not None:
+        return {"max_drop": plain_drop(max_drop, what="--max-drop")}
+    assert budget is not None
+    return {"budget_bytes": parse_bytes(budget, what="--budget")}
 
 
-def _answer(study: optuna.Study, limit: Limit, format_: Format, out: Path | None) -> None:
+def _answer(study: optuna.Study, limit: dict[str, Any], format_: Format, out: Path | None) -> None:
     import io
 
     from rich.console import Console
@@ -100,7 +103,7 @@ def _answer(study: optuna.Study, limit: Limit, format_: Format, out: Path | None
     from sgquant_optuna.storage.out_files import write_out_file
     from sgquant_optuna.study.answers import answer
 
-    found = answer(study, **limit.to_dict())
+    found = answer(study, **limit)
     file = io.StringIO()
     if format_ is Format.JSON:
         file.write(found.to_json())

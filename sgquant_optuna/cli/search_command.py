@@ -63,6 +63,7 @@ def search(
     from sgquant_optuna.search.workers.stopping import PARENT_MARGIN, Stopped, Stopper
     from sgquant_optuna.study.byte_sizes import megabytes
     from sgquant_optuna.study.deletion import telling_deletion
+    from sgquant_optuna.study.record import StudyRecord
     from sgquant_optuna.study.report import report
 
     quiet_optuna()
@@ -87,9 +88,10 @@ def search(
                 if attach:
                     with terminal.status("packing the model of the report"):
                         done = _attach(prepared, store, root, device)
+                    metric = StudyRecord.of(prepared.study).metric
                     typer.echo(
                         f"attached: trial {done.trial}, {megabytes(done.model.file_nbytes)}, "
-                        f"validation accuracy {done.accuracy:.2f} %"
+                        f"validation {metric.name} {metric.value(done.accuracy)}"
                     )
     except Stopped:
         typer.echo(_RESUME, err=True)
@@ -165,7 +167,9 @@ def _measure_again(prepared: PreparedSearch) -> None:
             prepared.objective,
             data,
             seeds=plan.final_seeds,
-            retrain=(lambda seed: train_model(plan, data, seed, own)) if can_train else None,
+            retrain=(lambda seed, *split: train_model(plan, data, seed, own, *split))
+            if can_train
+            else None,
         )
 
 

@@ -70,10 +70,9 @@ def _summary(found: StudyStatus) -> Table:
     )
     if found.seconds_left is not None:
         table.add_row("time left", f"about {timedelta(seconds=round(found.seconds_left))}")
-    if found.best_saving is not None:
-        table.add_row(
-            "best saving", f"{found.best_saving:.1f}x, drop {found.best_drop:.2f} points"
-        )
+    if found.best_saving is not None and found.best_drop is not None and found.metric is not None:
+        drop = plain(found.metric.drop(found.best_drop))
+        table.add_row("best saving", plain(f"{found.best_saving:.1f}x, drop ") + drop)
     return table
 
 

@@ -126,8 +126,8 @@ def mask_advice(name: str, mask: Tensor) -> str | None:
     """Return how to make a mask of what was given, if that is plain."""
     if mask.dim() == 2:
         return (
-            f"it holds {mask.shape[1]} splits: choose one of them, as in "
-            f"data.{name} = data.{name}[:, 0], for every mask"
+            f"it holds {mask.shape[1]} splits: choose one by split=0 (--split 0) or "
+            f"choose_split(data, 0), or search on all of them by split='all'"
         )
     if mask.dim() == 1 and mask.dtype != torch.bool:
         return f"data.{name} = data.{name}.bool(), or index_to_mask() of PyG for numbers of nodes"

@@ -17,6 +17,7 @@ from sgquant_optuna.exceptions import GraphError, PackingError
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.splits import choose_split, has_splits
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION
 from sgquant_optuna.packed.export import load_packed
@@ -179,12 +180,17 @@ def _graph(path: str | Path, provenance: Mapping[str, Any], root: str | Path | N
             seed=split or 0,
             normalize_features=provenance.get("normalize_features") is True,
         )
+        data = on_its_split(data, provenance)
         if split is not None or "split_seed" not in data:  # the split of some graphs is public
             return data
+    plan = provenance.get("plan")
+    made = "made from Python"
+    if isinstance(plan, Mapping) and plan.get("own") is not None:
+        made = "of its user's own models"
     raise PackingError(
-        f"{path}: expected a file of `sgquant export`, got one made from Python, which does "
-        f"not name its data set and the seed of its split; give the Python file of your model "
-        f"and graph by --study, or load_packed() it and call it with your graph"
+        f"{path}: expected a file of `sgquant export` for a known data set, got one {made}, which "
+        f"does not name its data set and the seed of its split; give the Python file of your "
+        f"model and graph by --study, or load_packed() it and call it with your graph"
     )
 
 
@@ -236,3 +242,9 @@ def _ratio(
         candidate()
         ratios.append((time.perf_counter() - middle) / (middle - start))
     return median(ratios)
+
+
+def on_its_split(data: Data, provenance: Mapping[str, Any]) -> Data:
+    """Return a graph with the split that a packed file was measured on, where it has several."""
+    split = provenance.get("split")
+    return choose_split(data, split) if has_splits(data) and isinstance(split, int) else data

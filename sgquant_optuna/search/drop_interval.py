@@ -6,10 +6,64 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
 from sgquant_optuna.graph.tasks.metrics import Metric, right_answers
+from sgquant_optuna.graph.tasks.task import Task
 
 _RANGE = torch.tensor([0.025, 0.975], dtype=torch.float64)
+
+
+class OpenedTest:
+    """Outputs of paired trainings for test items, which several splits may choose otherwise.
+
+    Args:
+        task:
+            Items and metric.
+        graphs:
+            Graph of each training, with its ``test_mask``.
+        full:
+            Outputs of full precision for all items, of each training.
+        quantized:
+            Outputs of the quantized model for all items, paired by training.
+
+    Raises:
+        GraphError:
+            If the target of a test item is unknown.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        graphs: Sequence[Data],
+        full: Sequence[Tensor],
+        quantized: Sequence[Tensor],
+    ) -> None:
+        self._metric = task.metric
+        self._masks = [graph.test_mask for graph in graphs]
+        self._targets = [task.labels(graph, graph.test_mask) for graph in graphs]
+        self._full, self._quantized = (
+            [one[mask] for one, mask in zip(of, self._masks, strict=True)]
+            for of in (full, quantized)
+        )
+        self._all = full, quantized, task.targets(graphs[0])
+        self._is_shared = all(graph is graphs[0] for graph in graphs)
+
+    @property
+    def full_precision(self) -> tuple[float, ...]:
+        """Test metric of full precision in each training."""
+        return tuple(map(self._metric, self._full, self._targets))
+
+    @property
+    def quantized(self) -> tuple[float, ...]:
+        """Test metric of the quantized model in each training."""
+        return tuple(map(self._metric, self._quantized, self._targets))
+
+    def drop_interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the mean drop over trainings and test items."""
+        if self._is_shared:
+            return drop_interval(self._full, self._quantized, self._targets[0], self._metric)
+        return _interval_of_splits(*self._all, self._masks, self._metric)
 
 
 def drop_interval(
@@ -76,6 +130,35 @@ def _interval_of_metric(
         drops = [
             metric.drop(*(metric(one[items], targets[items]) for one in pairs[row]))
             for row in rows
+        ]
+        means.append(sum(drops) / len(drops))
+    low, high = torch.tensor(means, dtype=torch.float64).quantile(_RANGE)
+    return float(low), float(high)
+
+
+def _interval_of_splits(
+    full: Sequence[Tensor],
+    quantized: Sequence[Tensor],
+    targets: Tensor,
+    masks: Sequence[Tensor],
+    metric: Metric,
+    *,
+    draws: int = 300,
+) -> tuple[float, float]:
+    """Draw items of the whole graph: one that is drawn counts in each split that tests it."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [[one.cpu() for one in of] for of in (full, quantized, masks)]
+    means: list[float] = []
+    targets = targets.cpu()
+    while len(means) < draws:
+        items = torch.randint(len(targets), (len(targets),), generator=generator)
+        rows = torch.randint(len(full), (len(full),), generator=generator).tolist()
+        tested = [items[parts[2][row][items]] for row in rows]
+        if not all(map(len, tested)):
+            continue
+        drops = [
+            metric.drop(*(metric(of[row][at], targets[at]) for of in parts[:2]))
+            for row, at in zip(rows, tested, strict=True)
         ]
         means.append(sum(drops) / len(drops))
     low, high = torch.tensor(means, dtype=torch.float64).quantile(_RANGE)

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError
-from sgquant_optuna.graph.fingerprint import graph_fingerprint
-from sgquant_optuna.search.drop_interval import drop_interval
+from sgquant_optuna.search.drop_interval import OpenedTest
 from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings
 from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.search.split_reference import splits_fingerprint
 from sgquant_optuna.study.drop_slope import DropSlope
 from sgquant_optuna.study.final_result import FinalResult
-from sgquant_optuna.study.plan import ObjectiveConfig
+from sgquant_optuna.study.limit import Limit
+from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import trial_rows
 from sgquant_optuna.study.selection import Ranked, rank
 from sgquant_optuna.study.trial_result import TrialResult, is_feasible, learned_slope
@@ -39,7 +40,7 @@ def final_report(
     *,
     seeds: int = 5,
     top: int = 6,
-    retrain: Callable[[int], nn.Module] | None = None,
+    retrain: Callable[..., nn.Module] | None = None,
 ) -> FinalResult:
     """Choose a trial with fresh trainings, open the test nodes, and store both in the study.
 
@@ -54,13 +55,15 @@ def final_report(
         data:
             The graph with its ``test_mask`` and all labels.
         seeds:
-            Fresh trainings of the chosen trial, at least 2. Three may refuse a trial; where the
-            number does not decide, up to twice as many are made.
+            Fresh trainings of the chosen trial, at least 2, and one for each split that was
+            searched on. Three may refuse a trial; where the number does not decide, up to twice
+            as many are made.
         top:
             Largest number of trials that are measured again.
         retrain:
             Function that trains the full-precision model anew from a seed. Without it, fresh seeds
-            change the finetuning alone, and the luck of the one trained model remains.
+            change the finetuning alone, and the luck of the one trained model remains. With
+            ``split="all"`` it is called with the number of the split, too.
 
     Raises:
         GraphError:
@@ -75,32 +78,36 @@ def final_report(
     """
     if seeds < 2 or top < 1:
         raise ValueError(f"final report: expected seeds >= 2 and top >= 1, got {seeds}, {top}")
-    config, limit = objective.config, objective.config.limit
+    config, limit = objective.config, StudyRecord.of(study).limit
     rows = trial_rows(study, TrialResult)
     ranked = rank(study, rows, limit)
     known = FinalResult.load(study)
     if known is not None and known.knows(ranked[0].number):
         return known
 
-    test_mask = _test_mask(data, objective)
+    graphs = _graphs_with_test(data, objective)
+    seeds = max(seeds, len(graphs))
     slope = learned_slope(row.result for row in rows)
     trainings = FreshTrainings(objective, retrain)
     measured: dict[int, FreshMeasurement] = {}
-    for trial in _sequence(ranked, config, top):
-        fresh = _measure_until_decided(trainings, trial, slope, config, seeds)
+    for trial in _sequence(ranked, limit, top):
+        fresh = _measure_until_decided(trainings, trial, slope, limit, config.confidence, seeds)
         measured[trial.number] = fresh
-        if is_feasible(fresh.bound(slope, config.confidence), config.max_drop):
+        if limit.budget_bytes is not None:
+            break
+        if is_feasible(fresh.bound(slope, config.confidence), limit.largest_drop):
             break
     bounds = {number: fresh.bound(slope, config.confidence) for number, fresh in measured.items()}
     number = min(bounds, key=lambda number: bounds[number])
     fresh = measured[number]
     chosen = next(trial.result for trial in ranked if trial.number == number)
     full, quantized = (
-        [outputs[test_mask] for outputs in trainings.outputs(bits, fresh.trainings)]
+        trainings.outputs(bits, fresh.trainings)
         for bits in (objective.full_precision, chosen.bit_widths)
     )
-    targets = objective.task.labels(data, test_mask)
     metric = objective.task.metric
+    tests = [graphs[trainings.split(at)] for at in range(fresh.trainings)]
+    opened = OpenedTest(objective.task, tests, full, quantized)
     result = FinalResult(
         trial=number,
         holds=limit.is_feasible(replace(chosen, drop_bound=bounds[number])),
@@ -110,9 +117,9 @@ def final_report(
         flips=fresh.flips,
         estimated_drop=slope.estimate(fresh.evidence.expected_drop),
         drop_bound=bounds[number],
-        full_precision_test=tuple(metric(one, targets) for one in full),
-        quantized_test=tuple(metric(one, targets) for one in quantized),
-        test_drop_interval=drop_interval(full, quantized, targets, metric),
+        full_precision_test=opened.full_precision,
+        quantized_test=opened.quantized,
+        test_drop_interval=opened.drop_interval(),
         higher_is_better=metric.higher_is_better,
         others=tuple(other for other in measured if other != number),
         times_opened=1 if known is None else known.times_opened + 1,
@@ -122,7 +129,7 @@ def final_report(
 
 
 def _sequence(
-    ranked: Sequence[Ranked[TrialResult]], config: ObjectiveConfig, top: int
+    ranked: Sequence[Ranked[TrialResult]], limit: Limit, top: int
 ) -> list[Ranked[TrialResult]]:
     """Return the trials to measure again, from the smallest up; the nearest if none is feasible.
 
@@ -130,9 +137,9 @@ def _sequence(
     distances remain, with the smallest and the safest: where the smallest was luck, its neighbours
     probably were lucky too. With a budget it is the best alone: bytes need no training.
     """
-    if config.mode == "budget":
+    if limit.budget_bytes is not None:
         return list(ranked[:1])
-    feasible = [trial for trial in ranked if config.limit.is_feasible(trial.result)]
+    feasible = [trial for trial in ranked if limit.is_feasible(trial.result)]
     if not feasible:
         return list(ranked[:top])
     front = feasible[:1]
@@ -150,28 +157,31 @@ def _measure_until_decided(
     trainings: FreshTrainings,
     trial: Ranked[TrialResult],
     slope: DropSlope,
-    config: ObjectiveConfig,
+    limit: Limit,
+    confidence: float,
     seeds: int,
 ) -> FreshMeasurement:
     """Add trainings until they tell on which side of the limit the bound is."""
     bits, count = trial.result.bit_widths, min(_LEAST_TRAININGS, seeds)
-    if config.mode == "budget":
+    if limit.budget_bytes is not None:
         return trainings.measure(bits, seeds)
     while True:
         fresh = trainings.measure(bits, count)
-        low, high = (fresh.bound(slope, config.confidence, sign=sign) for sign in (-1, 1))
-        is_safe = count >= seeds and is_feasible(high, config.max_drop)
-        if not is_feasible(low, config.max_drop) or is_safe or count >= _MOST_REPEATS * seeds:
+        low, high = (fresh.bound(slope, confidence, sign=sign) for sign in (-1, 1))
+        is_safe = count >= seeds and is_feasible(high, limit.largest_drop)
+        if not is_feasible(low, limit.largest_drop) or is_safe or count >= _MOST_REPEATS * seeds:
             return fresh
         count += 1
 
 
-def _test_mask(data: Data, objective: QuantizationObjective) -> Tensor:
-    task = objective.task
-    now = graph_fingerprint(task.without_test(data), task.columns)
+def _graphs_with_test(data: Data, objective: QuantizationObjective) -> list[Data]:
+    """Return the graph with its test items, once for each split."""
+    task, graphs = objective.task, objective.checked_graphs(data)
+    now = splits_fingerprint([task.without_test(one) for one in graphs], task)
     if now != objective.fingerprint["graph"]:
         raise GraphError("expected the graph that the study was measured on, got another")
-    mask = data.get("test_mask")
-    if not isinstance(mask, Tensor) or not bool(mask.any()):
-        raise GraphError("column test_mask: expected at least one test node, got none")
-    return mask
+    for graph in graphs:
+        mask = graph.get("test_mask")
+        if not isinstance(mask, Tensor) or not bool(mask.any()):
+            raise GraphError("column test_mask: expected at least one test node, got none")
+    return graphs

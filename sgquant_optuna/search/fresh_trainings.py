@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
 from sgquant_optuna.quantization.sites import BitWidths
 from sgquant_optuna.search.objective import QuantizationObjective
-from sgquant_optuna.search.reference import reference_of
+from sgquant_optuna.search.split_reference import reference_on
 from sgquant_optuna.study.drop_evidence import DropEvidence
 from sgquant_optuna.study.drop_slope import DropSlope
 
@@ -39,7 +39,7 @@ class FreshMeasurement:
         return self.evidence.trainings
 
     def bound(self, slope: DropSlope, confidence: float, *, sign: int = 0) -> float:
-        """Return what the drop does not exceed with a confidence, in percentage points.
+        """Return what the drop does not exceed with a confidence, in the metric's unit.
 
         Args:
             slope:
@@ -64,11 +64,12 @@ class FreshTrainings:
             Objective that measured the study.
         retrain:
             Function that trains the full-precision model anew from a seed; without it, fresh seeds
-            change the finetuning of the first model alone.
+            change the finetuning of the first model alone. With several splits it takes the
+            number of the split, too, and the splits take turns.
     """
 
     def __init__(
-        self, objective: QuantizationObjective, retrain: Callable[[int], nn.Module] | None
+        self, objective: QuantizationObjective, retrain: Callable[..., nn.Module] | None
     ) -> None:
         self._objective = objective
         self._retrain = retrain
@@ -78,13 +79,18 @@ class FreshTrainings:
     def measure(self, bits: BitWidths, count: int) -> FreshMeasurement:
         """Measure an assignment on the first ``count`` trainings."""
         full = [self._finetuned(at, self._objective.full_precision) for at in range(count)]
-        reference = reference_of(self._objective.task, full, self._objective.graph.data)
+        splits = [self.split(at) for at in range(count)]
+        reference = reference_on(self._objective.task, full, self._objective.graphs, splits)
         predictions = [reference.predictions(one) for one in self.outputs(bits, count)]
         return FreshMeasurement(reference.flips(predictions), reference.evidence(predictions))
 
     def outputs(self, bits: BitWidths, count: int) -> list[Tensor]:
         """Return the outputs of the first trainings with these widths, for all items."""
         return [self._finetuned(at, bits)[0] for at in range(count)]
+
+    def split(self, at: int) -> int:
+        """Return the number of the split of a training."""
+        return at % len(self._objective.graphs)
 
     def _finetuned(self, at: int, bits: BitWidths) -> tuple[Tensor, float]:
         """Return the outputs for all items and the validation metric of a training."""
@@ -98,8 +104,12 @@ class FreshTrainings:
 
     def _model(self, at: int) -> CalibratedModel:
         if self._retrain is None:
-            return self._objective.models[0]
+            return self._objective.models[self.split(at)]
+        graphs = self._objective.graphs
         while len(self._models) <= at:
-            trained = self._retrain(_FRESH_SEEDS + len(self._models))
-            self._models.append(self._objective.calibrated(trained))
+            made = len(self._models)
+            split = self.split(made)
+            arguments = (split,) if len(graphs) > 1 else ()
+            trained = self._retrain(_FRESH_SEEDS + made, *arguments)
+            self._models.append(self._objective.calibrated(trained, graphs[split]))
         return self._models[at]

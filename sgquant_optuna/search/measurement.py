@@ -17,6 +17,7 @@ from sgquant_optuna.quantization.sites import BitWidths
 from sgquant_optuna.search.reference import Reference
 from sgquant_optuna.study.drop_evidence import DropEvidence
 from sgquant_optuna.study.drop_slope import DropSlope
+from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
@@ -34,7 +35,7 @@ class Measurement:
         evidence:
             Expected and measured drops of the trainings so far.
         accuracy:
-            Mean validation accuracy of the trainings so far, in percent.
+            Mean validation metric of the trainings so far.
         trainings:
             Trainings that ended; 0 after a first look.
     """
@@ -77,7 +78,8 @@ class Measurement:
     def is_decided(
         self,
         slope: DropSlope,
-        config: ObjectiveConfig,
+        limit: Limit,
+        confidence: float,
         trainings: int,
         best: TrialScore | None,
         memory_bytes: float,
@@ -91,8 +93,10 @@ class Measurement:
         Args:
             slope:
                 Slope of the drop that the study has learned so far.
-            config:
-                Limit and confidence.
+            limit:
+                Limit of the study.
+            confidence:
+                Probability of the bounds.
             trainings:
                 Number of trainings that may follow in all.
             best:
@@ -100,23 +104,24 @@ class Measurement:
             memory_bytes:
                 Bytes of the assignment.
         """
-        if config.mode == "budget":
+        if limit.budget_bytes is not None:
             margin = _TRAINING_MARGIN if self.trainings else _LOOK_MARGIN
             lowest = self.evidence.expected_drop * (1 - margin)
             return best is not None and lowest > best.expected_drop
         expected = self.evidence.expected_drop
         if not self.trainings:
             # The estimate, not its bound: what is learned later may lower the bound.
-            return slope.estimate(expected * (1 - _LOOK_MARGIN)) > config.max_drop
+            return slope.estimate(expected * (1 - _LOOK_MARGIN)) > limit.largest_drop
         left = self.trainings / trainings
         margin = _TRAINING_MARGIN / self.trainings**0.5
         # Over more trainings the luck of the nodes averages out.
         lower = slope.bound(
-            expected * (1 - margin), self.evidence.deviation * left**0.5, config.confidence
+            expected * (1 - margin), self.evidence.deviation * left**0.5, confidence
         )
-        upper = slope.bound(expected * (1 + margin), self.evidence.deviation, config.confidence)
+        upper = slope.bound(expected * (1 + margin), self.evidence.deviation, confidence)
         is_best = best is None or memory_bytes < best.memory_bytes
-        return lower > config.max_drop or (upper <= config.max_drop and not is_best)
+        is_within = upper <= limit.largest_drop
+        return lower > limit.largest_drop or (is_within and not is_best)
 
 
 class Trainings:

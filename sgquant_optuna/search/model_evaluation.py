@@ -8,7 +8,7 @@ from typing import Any
 
 from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.packed.container import read_container
-from sgquant_optuna.packed.evaluation import Evaluation, OwnModel, evaluate_packed
+from sgquant_optuna.packed.evaluation import Evaluation, OwnModel, evaluate_packed, on_its_split
 from sgquant_optuna.packed.model_file import KIND
 from sgquant_optuna.search.study_file import load_study_file
 from sgquant_optuna.study.study_reference import StudyReference
@@ -75,7 +75,7 @@ def evaluate_file(
     loaded = load_study_file(
         study_file, expected=expected, study_name=str(told.get("study"))[:200]
     )
-    data = loaded.own.data
+    data = on_its_split(loaded.own.data, told)
     own = OwnModel(loaded.instance(data), data, loaded.own.forward, loaded.own.task)
     return evaluate_packed(path, own=own, test=test, repeats=repeats)
 

@@ -8,11 +8,9 @@ from dataclasses import replace
 from functools import cached_property, partial
 from statistics import fmean
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from optuna.exceptions import TrialPruned
 from optuna.pruners import NopPruner
-from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import Trial, TrialState
 from torch import nn
@@ -21,9 +19,10 @@ from torch_geometric.data import Data
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets, quantile_degree_edges
 from sgquant_optuna.graph.degree_edges import check_degree_edges
-from sgquant_optuna.graph.fingerprint import graph_fingerprint, model_fingerprint, weights_sketch
+from sgquant_optuna.graph.fingerprint import model_fingerprint, weights_sketch
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.splits import split_graphs, split_of
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult
 from sgquant_optuna.packed.dry_run import try_export
@@ -34,14 +33,21 @@ from sgquant_optuna.quantization.memory import (
     honest_memory,
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
+from sgquant_optuna.search.checked_studies import CheckedStudies
 from sgquant_optuna.search.measurement import Measurement, Trainings
-from sgquant_optuna.search.reference import Reference, reference_of
+from sgquant_optuna.search.reference import Reference
+from sgquant_optuna.search.split_reference import (
+    models_on_graphs,
+    reference_on,
+    splits_fingerprint,
+)
 from sgquant_optuna.search.trial_log import log_trial
 from sgquant_optuna.storage import write_together
 from sgquant_optuna.storage.attributes import CONSTRAINTS_ATTR, WORKER_ATTR
 from sgquant_optuna.storage.processes import process_name
 from sgquant_optuna.study.byte_sizes import exact_megabytes
 from sgquant_optuna.study.drop_slope import DropSlope
+from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.reachable_sizes import ReachableSizes
@@ -56,8 +62,6 @@ from sgquant_optuna.study.trial_result import (
     with_learned_bounds,
 )
 
-_WORST_DROP = 100.0  # percentage points
-
 
 class QuantizationObjective:
     """Measures what a choice of bit widths saves and what it costs in accuracy.
@@ -71,9 +75,10 @@ class QuantizationObjective:
     may exceed ``max_drop`` with the given confidence records that as a constraint and is penalised
     to ``full_precision_bytes * (1 + violation)``, so that no infeasible trial ever looks best, not
     even where constraints are ignored. In mode ``"pareto"`` the values are memory in bytes and
-    expected drop in percentage points, both minimised. In mode ``"budget"`` the value is the
+    expected drop in the unit of the metric, both minimised. In mode ``"budget"`` the value is the
     expected drop, to be minimised; a trial that takes more than ``budget_bytes`` records that as a
-    constraint, as a share of the budget, and is penalised to ``100 * (1 + violation)``.
+    constraint, as a share of the budget, and is penalised to ``100 * (1 + violation)`` points, or
+    with another metric to 100 times its full-precision value, times the same factor.
 
     The trainings of a trial are Optuna's steps, so pruners work; they stop as soon as the trial is
     decided.
@@ -85,9 +90,11 @@ class QuantizationObjective:
         model:
             Trained full-precision model, or several of one architecture that were trained from
             different seeds: each trial is then measured on all of them, so that the search cannot
-            adapt to the luck of one. They are copied and stay as they are.
+            adapt to the luck of one. They are copied and stay as they are. With ``split="all"``,
+            one for each split in their order, which was trained on it.
         data:
-            Graph with ``x``, ``edge_index``, ``y``, ``train_mask`` and ``val_mask``.
+            Graph with ``x``, ``edge_index``, ``y``, ``train_mask`` and ``val_mask``, ``[N]`` or
+            with the option ``split`` ``[N, S]``.
         config:
             Options of the search; the defaults of :class:`ObjectiveConfig` if ``None``.
         forward:
@@ -123,19 +130,21 @@ class QuantizationObjective:
         **options: Any,
     ) -> None:
         self.config = config = replace(config or ObjectiveConfig(), **options)
-        task.check(data)
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.forward, self.task = forward, task
         self._metric = MetricWords(**task.describe_metric())
 
-        data = task.without_test(data)
-        graph_print = graph_fingerprint(data, task.columns)
-        self.degree_edges = _degree_edges(data, config)
+        parts = [task.without_test(one) for one in self.checked_graphs(data)]
+        graph_print = splits_fingerprint(parts, task)
+        self.degree_edges = _degree_edges(parts[0], config)
         if self.degree_edges:
-            data = AddDegreeBuckets(self.degree_edges)(data)
-        self.graph = FixedGraph(data)
+            parts = [AddDegreeBuckets(self.degree_edges)(one) for one in parts]
+        data = parts[0]
+        self.graphs = tuple(FixedGraph(one) for one in parts)
 
-        self.models = [self.calibrated(one) for one in models]
+        self.models = [
+            self.calibrated(one, graph) for one, graph in models_on_graphs(models, self.graphs)
+        ]
         self.models[0].check_effects()
         self.layout = self.models[0].layout
         self._trainings = Trainings(self.models, config, task)
@@ -149,6 +158,7 @@ class QuantizationObjective:
         )
         if config.budget_bytes is not None:
             self._check_budget(config.budget_bytes)
+        split = split_of(data) if config.split is None else config.split
         self.fingerprint: Fingerprint = {
             "graph": graph_print,
             "model": model_fingerprint(models[0]),
@@ -161,17 +171,35 @@ class QuantizationObjective:
             "finetuning": config.finetuning.to_dict(),
             "protocol": {
                 "mode": config.mode,
-                **config.limit.to_dict(),
+                **config.asked_limit,
                 "confidence": config.confidence,
                 "models": len(models),
                 "repeats": config.repeats,
                 "first_look": config.first_look,
                 "seed": config.seed,
                 "task": task.fingerprint,
+                **({} if split is None else {"split": split}),
             },
         }
-        self._checked_studies = _CheckedStudies()
+        self._checked_studies = CheckedStudies()
         try_export(self.graph, data, partial(self._smallest, models[0]))
+
+    @property
+    def graph(self) -> FixedGraph:
+        """Graph of the first model, and of all where there is one split."""
+        return self.graphs[0]
+
+    def checked_graphs(self, data: Data) -> list[Data]:
+        """Return a graph once for each split of the search, with masks ``[N]``.
+
+        Raises:
+            GraphError:
+                If it lacks a column or a split, or a mask is empty or overlaps another.
+        """
+        parts = split_graphs(data, self.config.split)
+        for part in parts:
+            self.task.check(part)
+        return parts
 
     def calibrated(self, model: nn.Module, graph: FixedGraph | None = None) -> CalibratedModel:
         """Return a model of the same architecture, ready to be finetuned.
@@ -202,18 +230,24 @@ class QuantizationObjective:
     @property
     def metric_names(self) -> list[str]:
         """Names of the values, for ``study.set_metric_names``."""
-        return self.config.metric_names
+        return self.config.metric_names(self._metric)
 
     @cached_property
     def full_precision_accuracy(self) -> float:
-        """Validation accuracy at 32 bits after the same finetuning, in percent."""
+        """Validation metric at 32 bits after the same finetuning."""
         return self.reference.accuracy
+
+    @property
+    def limit(self) -> Limit:
+        """What makes a trial feasible; a share of full precision needs its value."""
+        return self.config.limit_at(self.full_precision_accuracy, self._metric)
 
     @cached_property
     def reference(self) -> Reference:
         """Predictions of the trainings of a trial at 32 bits, after the same finetuning."""
         found = list(self._trainings.scores(self.full_precision))
-        return reference_of(self.task, found, self.graph.data)
+        splits = [at // self.config.repeats for at in range(len(found))]
+        return reference_on(self.task, found, self.graphs, splits)
 
     @property
     def full_precision(self) -> BitWidths:
@@ -239,12 +273,12 @@ class QuantizationObjective:
                 User attributes of the trials of a study.
 
         Returns:
-            Points above ``max_drop`` for each trial; ``None`` if it is not of our objective.
+            Amount above ``max_drop``, in the metric's unit, for each trial; ``None`` if it is not
+            of our objective.
         """
         results = [TrialScore.of(one) for one in attrs]
         bounded = with_learned_bounds(results, self.config.confidence)
-        limit = self.config.limit
-        return [None if one is None else (limit.violation(one),) for one in bounded]
+        return [None if one is None else (self.limit.violation(one),) for one in bounded]
 
     def budget_excess(self, params: Mapping[str, Any]) -> float:
         """Return by what share of the budget a choice of parameters is above it."""
@@ -272,7 +306,7 @@ class QuantizationObjective:
             )
 
     def measure(self, bits: BitWidths) -> float:
-        """Finetune with these widths; return the mean validation accuracy in percent."""
+        """Finetune with these widths; return the mean validation metric."""
         return fmean(result.accuracy for _, result in self.finetuned(bits))
 
     def finetuned(self, bits: BitWidths) -> Iterator[tuple[nn.Module, TrainingResult]]:
@@ -285,16 +319,19 @@ class QuantizationObjective:
 
     def record(self) -> StudyRecord:
         """Return what a study of this objective says of itself."""
+        limit = self.limit
         return StudyRecord(
             fingerprint=self.fingerprint,
             layout=self.layout,
             degree_edges=self.degree_edges,
             full_precision_accuracy=self.full_precision_accuracy,
-            max_drop=self.config.max_drop,
+            # With a budget it is a number without effect.
+            max_drop=float(self.config.max_drop) if limit.max_drop is None else limit.max_drop,
             confidence=self.config.confidence,
             mode=self.config.mode,
             budget_bytes=self.config.budget_bytes,
             metric=self._metric,
+            max_drop_share=limit.share,
         )
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
@@ -322,7 +359,7 @@ class QuantizationObjective:
         slope = learned_slope([*others, result])
         result = result.with_slope(slope, self.config.confidence)
         self._write(trial, result)
-        log_trial(trial, result, others, self.config.limit, self._metric)
+        log_trial(trial, result, others, self.limit)
         if is_pruned:
             raise TrialPruned
         if self.config.mode == "pareto":
@@ -334,14 +371,15 @@ class QuantizationObjective:
     ) -> tuple[Measurement, bool]:
         """Measure until the trial is decided; tell whether a pruner ended it."""
         config, measurement = self.config, None
-        slope, best = learned_slope(others), best_feasible(others, config.limit)
+        slope, best = learned_slope(others), best_feasible(others, self.limit)
         memory = honest_memory(self.layout, bits).memory_bytes
         for step, measurement in enumerate(self._trainings.measure(bits, self.reference)):
             if config.mode == "pareto":
                 continue  # Optuna prunes with one objective only, and a front has no limit
             if self._is_pruned(trial, step, bits, measurement, slope):
                 return measurement, True
-            if measurement.is_decided(slope, config, len(self._trainings), best, memory):
+            count, confidence = len(self._trainings), config.confidence
+            if measurement.is_decided(slope, self.limit, confidence, count, best, memory):
                 break
         assert measurement is not None
         return measurement, False
@@ -361,9 +399,9 @@ class QuantizationObjective:
 
     def _value(self, result: TrialResult) -> float:
         """Return the only value of a trial, or a penalty beyond all feasible ones."""
-        violation = self.config.limit.violation(result)
+        violation = self.limit.violation(result)
         if self.config.mode == "budget":
-            return result.expected_drop if violation <= 0 else _WORST_DROP * (1 + violation)
+            return result.expected_drop if violation <= 0 else self.limit.penalty(result)
         if violation <= 0:
             return result.memory_bytes
         full = honest_memory(self.layout, result.bit_widths).full_precision_bytes
@@ -375,7 +413,7 @@ class QuantizationObjective:
                 trial.set_user_attr(name, value)
         if self.config.mode != "pareto":
             # The list form is the one that both Optuna and its dashboard read.
-            violation = self.config.limit.violation(result)
+            violation = self.limit.violation(result)
             trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS_ATTR, [violation])
 
     def sign(self, study: Study) -> None:
@@ -393,25 +431,6 @@ class QuantizationObjective:
             # What is compared with must not differ between workers by rounding.
             self.__dict__["full_precision_accuracy"] = known.full_precision_accuracy
         self._checked_studies.add(study)
-
-
-class _CheckedStudies:
-    """Studies that were checked, told by storage and name: two storages may share a name."""
-
-    def __init__(self) -> None:
-        self._names: WeakKeyDictionary[BaseStorage, set[str]] = WeakKeyDictionary()
-
-    def add(self, study: Study) -> None:
-        self._names.setdefault(study._storage, set()).add(study.study_name)
-
-    def clear(self) -> None:
-        self._names.clear()
-
-    def __contains__(self, study: Study) -> bool:
-        return study.study_name in self._names.get(study._storage, set())
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _CheckedStudies, ()  # another process checks again
 
 
 def _degree_edges(data: Data, config: ObjectiveConfig) -> tuple[int, ...]:

@@ -39,13 +39,20 @@ class ReferenceOutputs:
         data:
             Graph with targets, ``train_mask`` and ``val_mask``. The targets of other items are not
             read.
+        labelled:
+            Items that any split of the graph measures on; those of ``val_mask`` by default.
 
     Reference:
         Efron and Stein (1981), "The jackknife estimate of variance", for the pseudo-values.
     """
 
     def __init__(
-        self, task: Task, outputs: Sequence[Tensor], accuracies: Sequence[float], data: Data
+        self,
+        task: Task,
+        outputs: Sequence[Tensor],
+        accuracies: Sequence[float],
+        data: Data,
+        labelled: Tensor | None = None,
     ) -> None:
         self.accuracy = fmean(accuracies)
         self._task = task
@@ -60,8 +67,11 @@ class ReferenceOutputs:
         generator = torch.Generator().manual_seed(_SEED)
         self._drawn = [draw(generator)[self._outside] for _ in range(_DRAWS)]
         self._drawn_full = [self._on_draws(one) for one in self._full]
-        count = len(self._targets)
-        self._groups = torch.arange(count) % max(2, min(_GROUPS, count // _LEAST_ITEMS))
+        every = self._labelled if labelled is None else labelled.cpu()
+        self._count = int(every.sum())  # an item is in the same group in all splits
+        self._num_groups = max(2, min(_GROUPS, self._count // _LEAST_ITEMS))
+        places = torch.arange(self._count)[self._labelled[every]]
+        self._groups = places % self._num_groups
         self._known_full = [self._without_groups(one) for one in self._full]
 
     def predictions(self, outputs: Tensor) -> Tensor:
@@ -92,10 +102,9 @@ class ReferenceOutputs:
             ]
         )  # [trainings, 1 + groups]
         measured, without = known[:, 0], known[:, 1:]
-        groups = without.shape[1]
+        groups, count = self._num_groups, self._count
         # What a group adds: the mean of all is the drop, exactly where a metric is a mean.
         added = (groups * measured[:, None] - (groups - 1) * without).sum(dim=0)
-        count = len(self._targets)
         return DropEvidence(
             expected=tuple(drops.mean(dim=1).tolist()),
             measured=tuple(measured.tolist()),
@@ -115,7 +124,7 @@ class ReferenceOutputs:
         """Return the metric on all labelled items, then on those outside of each group."""
         known, metric = outputs[self._labelled], self._task.metric
         values = [metric(known, self._targets)]
-        for group in range(int(self._groups.max()) + 1):
+        for group in range(self._num_groups):
             others = self._groups != group
             values.append(metric(known[others], self._targets[others]))
         return torch.tensor(values, dtype=torch.float64)

@@ -11,7 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,6 +37,8 @@ class ReferencePredictions:
             Classes of all nodes, ``[N]`` int64; those outside ``val_mask`` are not read.
         data:
             Graph with ``train_mask`` and ``val_mask``, ``[N]`` bool.
+        labelled:
+            Nodes that any split of the graph measures on; those of ``val_mask`` by default.
 
     Reference:
         Guo et al. (2017), "On Calibration of Modern Neural Networks", for the temperature, which
@@ -41,12 +46,18 @@ class ReferencePredictions:
     """
 
     def __init__(
-        self, scores: Sequence[Tensor], accuracies: Sequence[float], labels: Tensor, data: Data
+        self,
+        scores: Sequence[Tensor],
+        accuracies: Sequence[float],
+        labels: Tensor,
+        data: Data,
+        labelled: Tensor | None = None,
     ) -> None:
         self.accuracy = fmean(accuracies)
         self._outside = ~data.train_mask
         self._labelled = data.val_mask
         self._labels = labels[data.val_mask]
+        self._in_all = None if labelled is None else data.val_mask[labelled].cpu().numpy()
         self._classes = [self.predictions(one) for one in scores]
         known = [one[self._labelled] for one in scores]
         temperature = fitted_temperature(
@@ -87,8 +98,16 @@ class ReferencePredictions:
             expected.append(100.0 * float((self._probabilities * change).sum(dim=1).mean()))
             given_up += change / len(classes)
             right = [one[self._labelled] == self._labels for one in (before, after)]
-            lost.append((right[0].long() - right[1].long()).cpu().numpy())
+            lost.append(self._among_all((right[0].long() - right[1].long()).cpu().numpy()))
         return DropEvidence.of(expected, lost, self._deviation(given_up))
+
+    def _among_all(self, lost: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the losses of this split as those of all labelled nodes, with the same mean."""
+        if self._in_all is None:
+            return lost
+        among = np.zeros(len(self._in_all))
+        among[self._in_all] = lost * len(among) / len(lost)
+        return among
 
     def _deviation(self, given_up: Tensor) -> float:
         """Return by how much the drop varies with the labels, in points.

@@ -26,6 +26,7 @@ from sgquant_optuna.search.trained_models import (
     share_models,
     shared_models,
     train_models,
+    with_a_model_each,
 )
 from sgquant_optuna.storage.attributes import PLAN_ATTR, RECORD_ATTR
 from sgquant_optuna.storage.lease import exclusive
@@ -104,10 +105,11 @@ def prepare_search(
     own = None if plan.own is None else load_study_file(plan.own.text)
     plan = plan if own is None else own.completed(plan)
     data = load_plan_graph(plan, root, device=device, own=own)
+    plan = with_a_model_each(plan, data, own)
     study = optuna.create_study(
         storage=storage,
         study_name=study_name or plan.study_name,
-        directions=[StudyDirection.MINIMIZE] * len(plan.metric_names),
+        directions=[StudyDirection.MINIMIZE] * len(plan.metric_names()),
         load_if_exists=True,
     )
     with telling_deletion(study):

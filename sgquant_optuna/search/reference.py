@@ -32,7 +32,12 @@ class Reference(Protocol):
         """Return expected and measured drops of some quantized trainings."""
 
 
-def reference_of(task: Task, trainings: Sequence[tuple[Tensor, float]], data: Data) -> Reference:
+def reference_of(
+    task: Task,
+    trainings: Sequence[tuple[Tensor, float]],
+    data: Data,
+    labelled: Tensor | None = None,
+) -> Reference:
     """Return the reference of a task; that of accuracy is computed without drawing labels.
 
     Args:
@@ -42,8 +47,11 @@ def reference_of(task: Task, trainings: Sequence[tuple[Tensor, float]], data: Da
             Outputs for all items, and validation metric, of each full-precision training.
         data:
             Graph with targets and masks.
+        labelled:
+            Items that any split of the graph measures on, ``[I]`` bool; those of ``val_mask`` by
+            default. Where this split has no label, nothing is lost.
     """
     outputs, metrics = [one for one, _ in trainings], [metric for _, metric in trainings]
     if isinstance(task.answers, Classes) and task.metric is right_answers:
-        return ReferencePredictions(outputs, metrics, task.targets(data), data)
-    return ReferenceOutputs(task, outputs, metrics, data)
+        return ReferencePredictions(outputs, metrics, task.targets(data), data, labelled)
+    return ReferenceOutputs(task, outputs, metrics, data, labelled)

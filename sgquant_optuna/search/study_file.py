@@ -10,15 +10,13 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,14 +29,16 @@ from sgquant_optuna.graph.columns import check_type
 from sgquant_optuna.graph.fingerprint import model_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.graph.model_copies import copy_model
+from sgquant_optuna.graph.split_choice import Split, check_split
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, fit
 from sgquant_optuna.search.objective import QuantizationObjective
+from sgquant_optuna.search.user_code_time import time_limit, waited_for
 from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.study_reference import StudyReference
 
 IMPORT_SECONDS = 60.0
-_AGAIN = 1.0  # seconds until a time limit that the code caught is told again
+PATIENT_SECONDS = 10.0  # that your code may run before it is told what is waited for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,9 @@ class OwnStudy:
             Function that calls the model with the graph; :func:`.columns` makes one.
         task:
             Items, loss and metric of the models, such as ``tasks.regression()``.
+        split:
+            Split of a graph with masks ``[N, S]``, its number or ``"all"``, where the command line
+            names none. With ``"all"``, trained modules are in the order of the splits.
 
     Raises:
         GraphError:
@@ -73,6 +76,7 @@ class OwnStudy:
     train: Callable[[nn.Module, int], None] | None = None
     forward: Forward = forward
     task: Task = NODE_CLASSIFICATION
+    split: Split | None = None
 
     def __post_init__(self) -> None:
         """Check the types, in the line of the user's file that made it."""
@@ -88,6 +92,8 @@ class OwnStudy:
             raise TypeError(
                 f"task: expected one, as of tasks.regression(), got {_kind(self.task)}"
             )
+        if self.split is not None:
+            check_split(self.split)
         for name in ("train", "forward"):
             value = getattr(self, name)
             if value is not None and not callable(value):
@@ -127,8 +133,20 @@ class StudyFile:
         self._architecture: dict[str, Any] | None = None
 
     def completed(self, plan: SearchPlan) -> SearchPlan:
-        """Return a plan with the hash of the file, and with the number of trained models."""
-        return replace(plan, own=self.reference, models=len(self.own.trained) or plan.models)
+        """Return a plan with the hash of the file, its split, and the number of trained models.
+
+        Raises:
+            StudyFileError:
+                If all splits are meant, and the file has a training loop of its own.
+        """
+        split = self.own.split if plan.split is None else plan.split
+        if split == "all" and self.own.train is not None:
+            raise StudyFileError(
+                f"{self.reference.text}: expected no train with all splits, as it would not know "
+                f"which split it trains on; leave it out, or name one split"
+            )
+        models = len(self.own.trained) or plan.models
+        return replace(plan, own=self.reference, models=models, split=split)
 
     def untrained(self, plan: SearchPlan, data: Data, seed: int) -> nn.Module:
         """Return a new model of a seed; a copy of a trained one where these are given.
@@ -155,7 +173,7 @@ class StudyFile:
             made: object = copy_model(self.own.trained[number])
         else:
             assert not isinstance(self.own.model, nn.Module | Sequence)
-            with self._seeded(seed, "model"):
+            with self._seeded(seed, "model"), waited_for(text, f"model({seed})", PATIENT_SECONDS):
                 made = self.own.model(seed)
         if not isinstance(made, nn.Module):
             raise StudyFileError(
@@ -259,7 +277,7 @@ def load_study_file(
     """Import a file or module, and call its function.
 
     What it prints goes to the standard error. In the main thread, the import may take a minute;
-    the function may take as long as it likes.
+    the function may take as long as it likes, and a line of the log tells when it takes long.
 
     Args:
         text:
@@ -280,7 +298,7 @@ def load_study_file(
             If the text is no reference.
     """
     reference = StudyReference(text)
-    with _time_limit(IMPORT_SECONDS, text):
+    with time_limit(IMPORT_SECONDS, text):
         path = _file_of(reference)
         try:
             content = path.read_bytes()
@@ -296,10 +314,11 @@ def load_study_file(
                 f"{expected.text!r}: got {reference.fingerprint} by --study {text}; copy the file "
                 f"that made the study to this machine"
             )
-        with _told(text, path, "the import"):
+        with _told(text, path, "the import"), waited_for(text, "its import", PATIENT_SECONDS):
             module = _imported(reference, path, content)
     function = _function(module, reference)
-    with _told(text, path, f"{reference.function}()"):
+    call = f"{reference.function}()"
+    with _told(text, path, call), waited_for(text, call, PATIENT_SECONDS):
         own = function()
     if not isinstance(own, OwnStudy):
         raise StudyFileError(
@@ -364,34 +383,6 @@ def _function(module: ModuleType, reference: StudyReference) -> Callable[[], obj
             f"{', '.join(required)}; give each a default"
         )
     return function  # type: ignore[no-any-return]
-
-
-class _TooLate(BaseException):
-    """The time of an import is over; no ``Exception``, so that no code takes it for its own."""
-
-
-@contextmanager
-def _time_limit(seconds: float, text: str) -> Iterator[None]:
-    """Interrupt the block after some seconds, where a signal can: in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise _TooLate
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
-    try:
-        yield
-    except _TooLate:
-        raise StudyFileError(
-            f"--study {text}: expected an import of at most {seconds:g} s, it takes longer; move "
-            f"slow work into the function"
-        ) from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

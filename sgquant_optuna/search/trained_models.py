@@ -6,6 +6,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.exceptions import ArtifactError
+from sgquant_optuna.exceptions import ArtifactError, StudyFileError
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.model_copies import copy_state, named_state, restore_state
 from sgquant_optuna.graph.paper_models import make_model
+from sgquant_optuna.graph.splits import choose_split, split_graphs
 from sgquant_optuna.graph.training import fit
 from sgquant_optuna.search.study_file import StudyFile
 from sgquant_optuna.storage.attributes import WEIGHTS_ATTR
@@ -43,18 +45,50 @@ def load_plan_graph(
 ) -> Data:
     """Load the graph of a plan as it trains on it; ``root`` is the folder of data sets."""
     if own is not None:
-        return own.own.data.to(device)
+        return _with_split(own.own.data, plan).to(device)
     assert plan.dataset is not None
     data = load_graph(
         plan.dataset, root, seed=plan.seed, normalize_features=plan.normalize_features
     )
-    return data.to(device)
+    return _with_split(data, plan).to(device)
+
+
+def _with_split(data: Data, plan: SearchPlan) -> Data:
+    """Choose the split of a plan; where all are meant, each model chooses its own."""
+    if plan.split is None or plan.split == "all":
+        return data
+    return choose_split(data, plan.split)
+
+
+def with_a_model_each(plan: SearchPlan, data: Data, own: StudyFile | None = None) -> SearchPlan:
+    """Return the plan with a model for each split, if all of them are meant.
+
+    Raises:
+        GraphError:
+            If the graph has no splits.
+        StudyFileError:
+            If trained models are given, and not one for each.
+    """
+    if plan.split != "all":
+        return plan
+    count = len(split_graphs(data, "all"))
+    if own is not None and own.own.trained and len(own.own.trained) != count:
+        raise StudyFileError(
+            f"{own.reference.text}: expected a trained model for each of the {count} splits, got "
+            f"{len(own.own.trained)}"
+        )
+    return replace(plan, models=count)
 
 
 def train_model(
-    plan: SearchPlan, data: Data, seed: int, own: StudyFile | None = None
+    plan: SearchPlan,
+    data: Data,
+    seed: int,
+    own: StudyFile | None = None,
+    split: int | None = None,
 ) -> nn.Module:
-    """Train a full-precision model of a plan from a seed."""
+    """Train a full-precision model of a plan from a seed, on a split if there are several."""
+    data = data if split is None else choose_split(data, split)
     model = _untrained(plan, data, seed, own)
     if own is None:
         fit(model, data, plan.training, seed=seed)
@@ -65,7 +99,10 @@ def train_model(
 
 def train_models(plan: SearchPlan, data: Data, own: StudyFile | None = None) -> list[nn.Module]:
     """Train the models that each trial of a plan is measured on."""
-    return [train_model(plan, data, seed, own) for seed in plan.training_seeds]
+    if plan.split != "all":
+        return [train_model(plan, data, seed, own) for seed in plan.training_seeds]
+    seeds = enumerate(plan.training_seeds)
+    return [train_model(plan, data, seed, own, split) for split, seed in seeds]
 
 
 def share_models(models: Sequence[nn.Module], study: optuna.Study, store: ArtifactStore) -> None:

@@ -174,7 +174,9 @@ def _origin(plan: SearchPlan) -> dict[str, Any]:
         return {"plan": settings}
     del settings["own"]
     graph = {"dataset": plan.dataset, "normalize_features": plan.normalize_features}
-    return {**graph, "plan": settings}
+    # Of all splits, the first model is packed, which is that of the first one.
+    split = {} if plan.split is None else {"split": 0 if plan.split == "all" else plan.split}
+    return {**graph, **split, "plan": settings}
 
 
 def _choose(

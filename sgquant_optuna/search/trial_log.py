@@ -9,11 +9,9 @@ import optuna
 from optuna.trial import Trial
 
 from sgquant_optuna.study.limit import Limit
-from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.selection import best_feasible
 from sgquant_optuna.study.trial_result import TrialResult, TrialScore
 
-_ACCURACY = MetricWords()
 _logger = logging.getLogger(__name__)
 _OPTUNAS = "optuna.sgquant_optuna"
 
@@ -23,7 +21,6 @@ def log_trial(
     result: TrialResult,
     others: Sequence[TrialScore | None],
     limit: Limit,
-    metric: MetricWords = _ACCURACY,
 ) -> None:
     """Log what a trial measured, once.
 
@@ -38,9 +35,7 @@ def log_trial(
         others:
             Results of the other finished trials of the study.
         limit:
-            Limit of the study.
-        metric:
-            Words for the drop.
+            Limit of the study, and metric of its drops.
     """
     logger = _logger
     if not logger.isEnabledFor(logging.INFO):
@@ -51,8 +46,8 @@ def log_trial(
         "Trial %d: saving %.1fx, drop %s and at most %s, %s; %s, %.1f s",
         trial.number,
         result.saving,
-        metric.digits(result.estimated_drop),
-        metric.drop(result.drop_bound),
+        limit.metric.digits(result.estimated_drop),
+        limit.metric.drop(result.drop_bound),
         _verdict(trial, result, limit),
         _best([result, *others], limit),
         result.seconds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -37,7 +37,7 @@ class StudyAnswer:
         limit:
             Limit that was asked for.
         answer:
-            Answer of the cost model: its memory in bytes, its drops in percentage points.
+            Answer of the cost model: its memory in bytes, its drops in the metric's unit.
     """
 
     study_name: str
@@ -52,7 +52,7 @@ class StudyAnswer:
 
     @property
     def drop_bound(self) -> float:
-        """Drop that is not exceeded with a probability of about 95 %, in percentage points."""
+        """Drop that is not exceeded with a probability of about 95 %, in the metric's unit."""
         return self.answer.drop + _ONE_SIDED * self.answer.drop_deviation
 
     @property
@@ -68,17 +68,17 @@ class StudyAnswer:
     def summary_table(self) -> Table:
         """Return memory, expected drop, and how sure the cost model is of it."""
         table = Table(show_header=False)
-        answer, memory = self.answer, self.memory
+        answer, memory, metric = self.answer, self.memory, self.record.metric
         size = f"{megabytes(memory.memory_bytes)}, {memory.saving:.1f}x smaller"
         if self.limit.budget_bytes is not None:
             size += f", {memory.memory_bytes / self.limit.budget_bytes:.1%} of the budget"
         table.add_row("memory, honest", size)
-        expected = f"{answer.drop:.2f} ± {answer.drop_deviation:.2f} points"
+        expected = f"{metric.digits(answer.drop)} ± {metric.drop(answer.drop_deviation)}"
         table.add_row("drop, expected", f"{expected}, by the cost model")
-        table.add_row("drop, 95 % bound", f"{self.drop_bound:.2f} points")
+        table.add_row("drop, 95 % bound", metric.drop(self.drop_bound))
         if self.limit.max_drop is not None:
-            claim = f"{answer.probability:.0%} that the drop is at most {self.limit.max_drop:g}"
-            table.add_row("probability", claim)
+            claim = f"that the drop is at most {self.limit.describe_drop()}"
+            table.add_row("probability", f"{answer.probability:.0%} {claim}")
         trials = ", ".join(map(str, answer.trials))
         table.add_row("measured", f"by trial {trials}" if trials else "by no trial")
         return table
@@ -87,7 +87,10 @@ class StudyAnswer:
         """Return what the tables show as one JSON object."""
         described: dict[str, Any] = {
             "study": self.study_name,
-            **asdict(self.limit),
+            "metric": self.record.metric.to_dict(),
+            "max_drop": self.limit.max_drop,
+            "budget_bytes": self.limit.budget_bytes,
+            "max_drop_share": self.limit.share,
             "memory_bytes": self.memory.memory_bytes,
             "saving": self.memory.saving,
             "expected_drop": self.answer.drop,
@@ -103,14 +106,14 @@ class StudyAnswer:
     def _asked(self) -> str:
         if self.limit.budget_bytes is not None:
             return f"a budget of {megabytes(self.limit.budget_bytes)}"
-        return f"a drop of {self.limit.max_drop:g} points"
+        return f"a drop of {self.limit.describe_drop()}"
 
 
 def answer(
     study: optuna.Study,
     *,
     budget_bytes: float | None = None,
-    max_drop: float | None = None,
+    max_drop: float | str | None = None,
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> StudyAnswer:
     """Find the assignment for another limit from the trials of a study, without any training.
@@ -121,7 +124,8 @@ def answer(
         budget_bytes:
             Largest honest memory, in bytes: the least expected drop within it is found.
         max_drop:
-            Largest drop, in percentage points: the least memory that keeps it is found.
+            Largest drop, in the unit of the metric, or a share of its full-precision value such
+            as ``"2%"``: the least memory that keeps it is found.
         confidence:
             Required probability with ``max_drop``, in (0, 1).
 
@@ -134,7 +138,7 @@ def answer(
     """
     record = StudyRecord.of(study)
     space = record.search_space
-    limit = Limit(max_drop=max_drop, budget_bytes=budget_bytes)
+    limit = record.limit_of(max_drop=max_drop, budget_bytes=budget_bytes)
 
     def memory_bytes(params: dict[str, Any]) -> float:
         return honest_memory(record.layout, space.from_params(params)).memory_bytes
@@ -149,7 +153,7 @@ def answer(
         drop_of=lambda trial: drops.get(trial.number),
         known_objective=memory_bytes,
         budget_bytes=budget_bytes,
-        max_drop=max_drop,
+        max_drop=limit.max_drop,
         confidence=confidence,
         search_space=space.distributions,
     )
@@ -163,5 +167,5 @@ def answer(
         )
     raise ValueError(
         f"max_drop: expected one that an assignment keeps with a probability of {confidence:g}, "
-        f"got {max_drop:g}; allow more"
+        f"got {limit.describe_drop()}; allow more"
     )

@@ -31,10 +31,10 @@ class DropEvidence:
     Args:
         expected:
             Loss of accuracy on the nodes outside training that the full-precision models expect
-            from the predictions that change, for each training, in percentage points.
+            from the predictions that change, for each training, in the metric's unit.
         measured:
-            Loss of accuracy on the labelled validation nodes, for each training, in percentage
-            points.
+            Loss of accuracy on the labelled validation nodes, for each training, in the
+            metric's unit.
         deviation:
             Standard deviation of the drop on the nodes outside training over their unknown labels,
             were they drawn from the probabilities of the full-precision models, in points.
@@ -66,30 +66,31 @@ class DropEvidence:
 
     @property
     def expected_drop(self) -> float:
-        """Mean expected drop, in percentage points."""
+        """Mean expected drop, in the metric's unit."""
         return fmean(self.expected)
 
     @classmethod
     def of(
         cls,
         expected: Sequence[float],
-        lost: Sequence[npt.NDArray[np.integer[Any]]],
+        lost: Sequence[npt.NDArray[Any]],
         deviation: float,
     ) -> Self:
         """Join what the trainings of a trial lost.
 
         Args:
             expected:
-                Expected drop of each training, in percentage points.
+                Expected drop of each training, in the metric's unit.
             lost:
                 Change of each training at the labelled nodes, ``[nodes]``: 1 where full precision
-                was right and the quantized model is not, -1 the other way round, else 0.
+                was right and the quantized model is not, -1 the other way round, else 0; times
+                their number over that of a split which measures on some of them only.
             deviation:
-                Standard deviation of the drop over the unknown labels, in percentage points.
+                Standard deviation of the drop over the unknown labels, in the metric's unit.
         """
         nodes = len(lost[0])
         groups = min(nodes, MAX_GROUPS)
-        summed = np.zeros(groups, dtype=np.int64)
+        summed = np.zeros(groups, dtype=lost[0].dtype)
         np.add.at(summed, np.arange(nodes) % groups, np.sum(lost, axis=0))
         (at,) = np.nonzero(summed)
         return cls(
@@ -98,6 +99,26 @@ class DropEvidence:
             deviation=deviation,
             nodes=nodes,
             lost=dict(zip(at.tolist(), summed[at].tolist(), strict=True)),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Join what the trainings of several splits tell, over the labelled nodes of all.
+
+        Their drops are as lucky together as one of them alone: they share most of the nodes.
+        """
+        summed: dict[int, float] = {}
+        for part in parts:
+            for group, one in part.lost.items():
+                summed[group] = summed.get(group, 0) + one
+        count = sum(part.trainings for part in parts)
+        return cls(
+            expected=tuple(one for part in parts for one in part.expected),
+            measured=tuple(one for part in parts for one in part.measured),
+            deviation=sum(part.trainings * part.deviation for part in parts) / count,
+            nodes=parts[0].nodes,
+            lost={group: one for group, one in sorted(summed.items()) if one},
+            max_groups=parts[0].max_groups,
         )
 
     def lost_by_group(self) -> npt.NDArray[np.float64]:

@@ -77,17 +77,17 @@ class DropSlope:
         )
 
     def estimate(self, expected_drop: float) -> float:
-        """Return the most probable drop for an expected drop, both in percentage points."""
+        """Return the most probable drop for an expected drop, both in the metric's unit."""
         return self.slope * expected_drop
 
     def bound(self, expected_drop: float, deviation: float, confidence: float) -> float:
-        """Return what a drop does not exceed with a confidence, in percentage points.
+        """Return what a drop does not exceed with a confidence, in the metric's unit.
 
         Args:
             expected_drop:
-                Expected drop, in percentage points.
+                Expected drop, in the metric's unit.
             deviation:
-                Luck of the nodes, in percentage points.
+                Luck of the nodes, in the metric's unit.
             confidence:
                 Probability of the bound, in (0, 1).
         """
@@ -110,7 +110,7 @@ def certifiable_flips(
         trials:
             Flips in percent and evidence of each trial.
         max_drop:
-            Limit of the drop, in percentage points.
+            Limit of the drop, in the metric's unit.
         confidence:
             Probability of the bound, in (0, 1).
 

@@ -13,6 +13,7 @@ from sgquant_optuna.graph.degree_edges import bucket_labels
 from sgquant_optuna.quantization.sites import FULL_PRECISION
 from sgquant_optuna.sampler.space import Floats
 from sgquant_optuna.study.byte_sizes import megabytes
+from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.measurements import Measurements
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def figures(found: Measurements) -> dict[str, tuple[str, bytes]]:
         ModuleNotFoundError:
             If matplotlib is not installed.
     """
-    drawn = {"front": _draw("Memory against accuracy drop", _front, found, (7.0, 4.2))}
+    drawn = {"front": _draw("Memory against drop", _front, found, (7.0, 4.2))}
     layers = len({(s.layer, s.component) for s in found.chosen_bits})
     size = (7.0, 1.6 + 0.5 * layers)
     drawn["bits"] = _draw(f"Bits of trial {found.chosen.number}", _bits, found, size)
@@ -57,7 +58,7 @@ def figures(found: Measurements) -> dict[str, tuple[str, bytes]]:
         drawn["best_saving"] = _draw("Best saving against trials", _best_saving, found, (7.0, 3.8))
     if len(found.rows) > 2:
         size = (7.0, 2.0 + 0.28 * min(len(found.sensitivity()), _MAX_PARAMETERS))
-        title = "What each width costs in accuracy"
+        title = f"What each width costs in {_name(found)}"
         drawn["sensitivity"] = _draw(title, _sensitivity, found, size)
     if len(found.calibration().numbers) > 1:
         title = "Cost model: predicted against measured"
@@ -111,13 +112,13 @@ def _front(axes: Axes, found: Measurements) -> None:
         label = f"budget {megabytes(limit.budget_bytes)}"
         axes.axvline(limit.budget_bytes / 1e6, color="black", lw=0.8, ls="--", label=label)
     else:
-        label = f"limit {limit.max_drop:g}"
-        axes.axhline(found.record.max_drop, color="black", lw=0.8, ls="--", label=label)
+        label = f"limit {limit.describe_drop()}".replace(" = ", "\n= ").replace("$", r"\$")
+        axes.axhline(limit.largest_drop, color="black", lw=0.8, ls="--", label=label)
     _mark_chosen(axes, found, x, y)
     _megabyte_scale(axes)
-    _drop_scale(axes.set_yscale, axes.yaxis, y, found.record.max_drop)
+    _drop_scale(axes.set_yscale, axes.yaxis, y, limit)
     axes.set_xlabel("honest memory in MB")
-    axes.set_ylabel("drop of validation accuracy in points")
+    axes.set_ylabel(_labelled(found, f"drop of validation {found.record.metric.name}"))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -179,9 +180,9 @@ def _least_drop(axes: Axes, found: Measurements) -> None:
     axes.scatter(trials[good], found.drops[good], s=12, color=_GOOD, label=label)
     axes.step(trials, found.least_drops(), where="post", color=_LINE, lw=2, label="best so far")
     _mark_chosen(axes, found, trials, found.drops)
-    _drop_scale(axes.set_yscale, axes.yaxis, found.drops[good], found.record.max_drop)
+    _drop_scale(axes.set_yscale, axes.yaxis, found.drops[good], found.record.limit)
     axes.set_xlabel("finished trials")
-    axes.set_ylabel("drop of validation accuracy in points")
+    axes.set_ylabel(_labelled(found, f"drop of validation {found.record.metric.name}"))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -203,7 +204,7 @@ def _sensitivity(axes: Axes, found: Measurements) -> None:
     axes.set_ylim(len(entries) - 0.5, -0.5)
     learned = f"; {found.num_learned:,} of {len(found.rows):,} trials"
     axes.set_xlabel(
-        "expected drop in points, averaged over the other widths\n(cost model"
+        f"{_labelled(found, 'expected drop')}, averaged over the other widths\n(cost model"
         + (learned if found.num_learned < len(found.rows) else "")
         + ")"
     )
@@ -224,13 +225,14 @@ def _cost_model(axes: Axes, found: Measurements) -> None:
     axes.scatter(drops.predicted, drops.measured, s=18, color=_LINE, alpha=0.7)
     low = min(drops.predicted.min(), drops.measured.min())
     high = max(drops.predicted.max(), drops.measured.max())
-    line = np.sinh(np.linspace(np.arcsinh(low), np.arcsinh(high), 100))
+    fine = _fine(found.record.limit)
+    line = fine * np.sinh(np.linspace(np.arcsinh(low / fine), np.arcsinh(high / fine), 100))
     axes.plot(line, line, color="black", lw=0.8, ls="--", label="as predicted")
     both = np.concatenate([drops.predicted, drops.measured])
-    _drop_scale(axes.set_xscale, axes.xaxis, both, found.record.max_drop)
-    _drop_scale(axes.set_yscale, axes.yaxis, both, found.record.max_drop)
-    axes.set_xlabel("predicted drop in points, when suggested")
-    axes.set_ylabel("measured drop in points")
+    _drop_scale(axes.set_xscale, axes.xaxis, both, found.record.limit)
+    _drop_scale(axes.set_yscale, axes.yaxis, both, found.record.limit)
+    axes.set_xlabel(f"{_labelled(found, 'predicted drop')}, when suggested")
+    axes.set_ylabel(_labelled(found, "measured drop"))
     note = f"{len(drops.numbers):,} trials"
     if np.isfinite(drops.coverage):
         note += f"\n{drops.coverage:.0%} within 2 deviations"
@@ -256,11 +258,26 @@ def _megabyte_scale(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _drop_scale(scale: Callable[..., None], axis: Axis, drops: Floats, limit: float) -> None:
+def _labelled(found: Measurements, text: str) -> str:
+    """Return the label of an axis of drops; a user's names may hold dollar signs."""
+    return found.record.metric.labelled(text).replace("$", r"\$")
+
+
+def _name(found: Measurements) -> str:
+    return found.record.metric.name.replace("$", r"\$")
+
+
+def _fine(limit: Limit) -> float:
+    """Return up to which drop an axis is linear: a hundredth of the metric's scale, or more."""
+    hundredth = 0.01 * limit.metric.scale(limit.full_precision)
+    return max(2 * (limit.max_drop or 0.0), hundredth)
+
+
+def _drop_scale(scale: Callable[..., None], axis: Axis, drops: Floats, limit: Limit) -> None:
     """Make an axis logarithmic away from zero if drops differ by orders of magnitude."""
     from matplotlib.ticker import FuncFormatter
 
-    fine = max(2 * limit, 1.0)
+    fine = _fine(limit)
     if np.abs(drops).max() > 5 * fine:
         scale("symlog", linthresh=fine)
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))

@@ -13,7 +13,7 @@ from sgquant_optuna.study.stored_values import finite, reading, stored_mapping
 
 @dataclass(frozen=True, repr=False)
 class FinalResult:
-    """The chosen trial, measured again from fresh seeds. Accuracies are in percent.
+    """The chosen trial, measured again from fresh seeds. Accuracies are values of the metric.
 
     Args:
         trial:
@@ -26,20 +26,20 @@ class FinalResult:
         retrained:
             Whether the full-precision model was trained anew from each seed, too.
         validation_drop:
-            Mean drop on validation nodes, in percentage points.
+            Mean drop on validation nodes, in the metric's unit.
         flips:
             Predictions that change, in percent of the nodes outside training; the mean drop on
             these nodes is not larger.
         estimated_drop:
-            Most probable drop on the nodes outside training, in percentage points.
+            Most probable drop on the nodes outside training, in the metric's unit.
         drop_bound:
-            Upper bound of that drop with the confidence of the study, in percentage points.
+            Upper bound of that drop with the confidence of the study, in the metric's unit.
         full_precision_test:
             Test accuracy of the full-precision model, for each seed.
         quantized_test:
             Test accuracy of the quantized model, for each seed.
         test_drop_interval:
-            95 % interval of the paired drop on test nodes, over trainings and nodes, in points.
+            95 % interval of the paired drop on test nodes, over trainings and nodes, in its unit.
         others:
             Other trials that were measured again: smaller ones that did not hold, or larger ones.
         times_opened:
@@ -78,7 +78,7 @@ class FinalResult:
 
     @property
     def test_drop(self) -> float:
-        """Mean paired drop on test nodes, in percentage points."""
+        """Mean paired drop on test nodes, in the metric's unit."""
         return fmean(self._drops)
 
     @property

@@ -67,12 +67,12 @@ class Measurements:
 
     @cached_property
     def drops(self) -> Floats:
-        """Bound of the drop in percentage points, ``[n]``."""
+        """Bound of the drop in the metric's unit, ``[n]``."""
         return np.array([result.drop_bound for result in self._results])
 
     @cached_property
     def expected_drops(self) -> Floats:
-        """Expected drop in percentage points, ``[n]``."""
+        """Expected drop in the metric's unit, ``[n]``."""
         return np.array([result.expected_drop for result in self._results])
 
     @cached_property
@@ -111,7 +111,7 @@ class Measurements:
         return np.where(np.isfinite(least), least, np.nan)
 
     def calibration(self) -> Calibration:
-        """Drops that the cost model predicted, against those measured, in percentage points."""
+        """Drops that the cost model predicted, against those measured, in the metric's unit."""
         rows = []
         for row, bound, expected in zip(self.rows, self.drops, self.expected_drops, strict=True):
             predicted = prediction_of(row.extras)
@@ -123,7 +123,7 @@ class Measurements:
         return Calibration(table[:, 0].astype(np.int64), table[:, 1], table[:, 2], table[:, 3])
 
     def sensitivity(self) -> list[Sensitivity]:
-        """Expected drop in points for each width of each parameter, by the cost model."""
+        """Expected drop for each width of each parameter, by the cost model."""
         space, surrogate = self._cost_model
         limit = self._origin
         return [
@@ -208,7 +208,7 @@ def measurements(study: optuna.Study) -> Measurements:
 def predicted_drop(
     record: StudyRecord, predicted: Mapping[str, float]
 ) -> tuple[float, float] | None:
-    """Return the drop that the sampler predicted, and its deviation, in percentage points.
+    """Return the drop that the sampler predicted, and its deviation, in the metric's unit.
 
     Args:
         record:

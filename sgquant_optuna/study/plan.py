@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from sgquant_optuna.exceptions import StudyMismatchError
 from sgquant_optuna.graph.degree_edges import DEFAULT_NUM_BUCKETS
+from sgquant_optuna.graph.split_choice import Split, check_split
 from sgquant_optuna.graph.training_config import (
     FINETUNING,
     PAPER_MODELS,
@@ -23,7 +24,8 @@ from sgquant_optuna.graph.training_config import (
 )
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.storage.attributes import PLAN_ATTR
-from sgquant_optuna.study.limit import Limit
+from sgquant_optuna.study.limit import Limit, plain_drop, share_of
+from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.search_space import (
     DEFAULT_CANDIDATES,
     Encoding,
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
 Mode = Literal["constrained", "pareto", "budget"]
 
 _VERSION = 3
-_OF_TRAINED_MODELS = ("model", "dataset", "normalize_features", "seed", "models")
+_ACCURACY = MetricWords()
+_OF_TRAINED_MODELS = ("model", "dataset", "normalize_features", "seed", "models", "split")
 _OWN = "study file"
 
 
@@ -51,7 +54,8 @@ class ObjectiveConfig:
 
     Args:
         max_drop:
-            Largest drop of accuracy that is feasible, in percentage points; without effect in mode
+            Largest feasible drop, in the unit of the metric (percentage points for accuracy), or
+            a share of its full-precision value such as ``"2%"``; without effect in mode
             ``"budget"``.
         confidence:
             Probability with which the drop of a feasible trial is at most ``max_drop``, in
@@ -92,13 +96,16 @@ class ObjectiveConfig:
             none.
         seed:
             Seed of the finetunings. All trials share it, so that luck is the same for all.
+        split:
+            Split of a graph with masks ``[N, S]``: its number from 0, or ``"all"`` to measure
+            each trial on all of them, with a model that is trained on each.
 
     Raises:
         ValueError:
             If an option is out of range.
     """
 
-    max_drop: float = 0.5
+    max_drop: float | str = 0.5
     confidence: float = 0.95
     mode: Mode = "constrained"
     budget_bytes: float | None = None
@@ -115,13 +122,18 @@ class ObjectiveConfig:
     repeats: int = 1
     first_look: int = 2
     seed: int = 0
+    split: Split | None = None
 
     def __post_init__(self) -> None:
         """Check what needs no graph, so that a mistake shows before anything slow."""
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode: expected one of {get_args(Mode)}, got {self.mode!r}")
-        if self.max_drop < 0:
-            raise ValueError(f"max_drop: expected percentage points >= 0, got {self.max_drop}")
+        object.__setattr__(self, "max_drop", plain_drop(self.max_drop))
+        if self.mode == "budget" and share_of(self.max_drop) is not None:
+            raise ValueError(
+                f"max_drop: expected none with mode 'budget', where it has no effect, got "
+                f"{self.max_drop}"
+            )
         if not 0.5 <= self.confidence < 1:
             raise ValueError(f"confidence: expected a number in [0.5, 1), got {self.confidence}")
         if (self.budget_bytes is not None) != (self.mode == "budget"):
@@ -137,6 +149,8 @@ class ObjectiveConfig:
             raise ValueError(f"repeats: expected at least 1, got {self.repeats}")
         if self.first_look < 0:
             raise ValueError(f"first_look: expected epochs >= 0, got {self.first_look}")
+        if self.split is not None:
+            check_split(self.split)
         parse_granularity(self.granularity)
         # JSON knows lists only: a plan that was read equals the one that was saved.
         object.__setattr__(self, "candidates", check_candidates(self.candidates))
@@ -145,17 +159,35 @@ class ObjectiveConfig:
             if value is not None and not isinstance(value, int):
                 object.__setattr__(self, name, tuple(value))
 
-    @property
-    def limit(self) -> Limit:
-        """What makes a trial feasible."""
-        if self.mode == "budget":
-            return Limit(budget_bytes=self.budget_bytes)
-        return Limit(max_drop=self.max_drop)
+    def limit_at(self, full_precision: float, metric: MetricWords = _ACCURACY) -> Limit:
+        """Return what makes a trial feasible.
+
+        Args:
+            full_precision:
+                Value of full precision, which a share is of.
+            metric:
+                Metric of the task.
+
+        Raises:
+            ValueError:
+                If ``max_drop`` is a share, and the value is 0.
+        """
+        if self.budget_bytes is not None:
+            budget = self.budget_bytes
+            return Limit(budget_bytes=budget, metric=metric, full_precision=full_precision)
+        return Limit.of_drop(self.max_drop, metric, full_precision)
 
     @property
-    def metric_names(self) -> list[str]:
-        """Names of the values of a trial, all of them minimised."""
-        memory, drop = "memory (bytes)", "expected drop (points)"
+    def asked_limit(self) -> dict[str, float | str]:
+        """The limit by its name, as it was given."""
+        if self.budget_bytes is not None:
+            return {"budget_bytes": self.budget_bytes}
+        return {"max_drop": self.max_drop}
+
+    def metric_names(self, metric: MetricWords = _ACCURACY) -> list[str]:
+        """Return the names of the values of a trial, all of them minimised."""
+        unit = f" ({metric.drop_unit})" if metric.drop_unit else ""
+        memory, drop = "memory (bytes)", f"expected drop{unit}"
         return {"constrained": [memory], "pareto": [memory, drop], "budget": [drop]}[self.mode]
 
 
@@ -279,6 +311,13 @@ class SearchPlan(ObjectiveConfig):
     def is_in(study: optuna.Study) -> bool:
         """Tell whether a study has a plan; one that was made in Python has none."""
         return PLAN_ATTR in study.user_attrs
+
+    @staticmethod
+    def own_models_of(study: optuna.Study) -> StudyReference | None:
+        """Return the reference of a study's own models; ``None`` if it has none of them."""
+        stored = stored_mapping(study, PLAN_ATTR, what="settings") or {}
+        with reading("settings", study):
+            return StudyReference(**stored["own"]) if stored.get("own") else None
 
     @staticmethod
     def planned_trials(study: optuna.Study) -> int | None:

@@ -47,9 +47,9 @@ class StudyRecord:
         degree_edges:
             Lower degrees of the buckets above the first; empty without buckets.
         full_precision_accuracy:
-            Validation accuracy of the float32 model after the same finetuning, in percent.
+            Validation metric of the float32 model after the same finetuning.
         max_drop:
-            Largest feasible drop, in percentage points.
+            Largest feasible drop, in the unit of the metric.
         confidence:
             Probability with which the bound of each drop holds.
         mode:
@@ -58,6 +58,9 @@ class StudyRecord:
             Largest honest memory that is feasible, in bytes; in mode ``"budget"`` only.
         metric:
             Name, unit and direction of what is called accuracy here.
+        max_drop_share:
+            Percentage of the full-precision value that ``max_drop`` was given as; ``None`` if it
+            was given in the unit of the metric.
     """
 
     fingerprint: Fingerprint
@@ -69,13 +72,30 @@ class StudyRecord:
     mode: str
     budget_bytes: float | None = None
     metric: MetricWords = MetricWords()
+    max_drop_share: float | None = None
 
     @property
     def limit(self) -> Limit:
         """What makes a trial feasible."""
+        full = self.full_precision_accuracy
         if self.budget_bytes is not None:
-            return Limit(budget_bytes=self.budget_bytes)
-        return Limit(max_drop=self.max_drop)
+            budget = self.budget_bytes
+            return Limit(budget_bytes=budget, metric=self.metric, full_precision=full)
+        return Limit(
+            self.max_drop, share=self.max_drop_share, metric=self.metric, full_precision=full
+        )
+
+    def limit_of(self, *, max_drop: float | str | None, budget_bytes: float | None) -> Limit:
+        """Return another limit for the same study; exactly one of both is given.
+
+        Raises:
+            ValueError:
+                If ``max_drop`` is neither a number nor a share such as ``"2%"``.
+        """
+        full = self.full_precision_accuracy
+        if max_drop is not None:
+            return Limit.of_drop(max_drop, self.metric, full)
+        return Limit(budget_bytes=budget_bytes, metric=self.metric, full_precision=full)
 
     @property
     def granularity(self) -> str:
@@ -144,9 +164,14 @@ class StudyRecord:
                     "mode": self.mode,
                     "budget_bytes": self.budget_bytes,
                     "metric": self.metric.to_dict(),
+                    **self._share(),
                 }
             ),
         )
+
+    def _share(self) -> dict[str, float]:
+        """Return the share as it is kept: only where a limit was given as one."""
+        return {} if self.max_drop_share is None else {"max_drop_share": self.max_drop_share}
 
     @staticmethod
     def confidence_in(study: optuna.Study) -> float | None:
@@ -190,7 +215,7 @@ class StudyRecord:
         if record is None:
             return None
         with reading("a record", study):
-            budget = record["budget_bytes"]
+            budget, share = record["budget_bytes"], record.get("max_drop_share")
             return cls(
                 fingerprint=dict(record["fingerprint"]),
                 layout=FeatureLayout.from_dict(record["layout"]),
@@ -201,6 +226,7 @@ class StudyRecord:
                 mode=str(record["mode"]),
                 budget_bytes=None if budget is None else finite(budget, "budget_bytes"),
                 metric=MetricWords(**record["metric"]),
+                max_drop_share=None if share is None else finite(share, "max_drop_share"),
             )
 
 

@@ -24,7 +24,7 @@ from sgquant_optuna.study.bits_table import bits_table
 from sgquant_optuna.study.byte_sizes import megabytes
 from sgquant_optuna.study.drop_slope import certifiable_flips
 from sgquant_optuna.study.final_result import FinalResult
-from sgquant_optuna.study.limit import NEAR_BUDGET, Limit
+from sgquant_optuna.study.limit import NEAR_BUDGET
 from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.plain_tables import PlainTable, html_table
 from sgquant_optuna.study.reachable_sizes import ReachableSizes
@@ -42,7 +42,7 @@ class OtherLimit:
 
     Args:
         max_drop:
-            Limit of the drop, in percentage points.
+            Limit of the drop, in the unit of the metric.
         trial:
             Number of the trial.
         saving:
@@ -117,12 +117,12 @@ class StudyReport:
 
     @property
     def accuracy(self) -> float:
-        """Validation accuracy of the trial, in percent."""
+        """Validation metric of the trial."""
         return self.result.accuracy
 
     @property
     def accuracy_drop(self) -> float:
-        """Drop of validation accuracy, in percentage points."""
+        """Drop of the validation metric, in its unit."""
         return self.result.accuracy_drop
 
     @property
@@ -138,7 +138,7 @@ class StudyReport:
             return ""
         return (
             f"With {evidence.nodes:,} labelled nodes, a drop of at most "
-            f"{record.metric.limit(record.max_drop)} can be promised where up to about "
+            f"{record.limit.describe_drop()} can be promised where up to about "
             f"{self.certifiable_flips:.1f} % of the predictions change."
         )
 
@@ -205,7 +205,7 @@ class StudyReport:
         table.add_row("trials", "", f"{self.num_measured}", f"of {self.num_trials} started")
         for other in self.other_limits:
             table.add_row(
-                f"limit {other.max_drop:g}",
+                f"limit {metric.limit(other.max_drop)}",
                 "",
                 f"trial {other.trial}",
                 f"{other.saving:.1f}x smaller",
@@ -219,7 +219,7 @@ class StudyReport:
         if result.evidence is None:
             told = "on validation nodes alone"
         if record.budget_bytes is None:
-            told += f", limit {record.max_drop:g}{self._miss}"
+            told += f", limit {record.limit.describe_drop()}{self._miss}"
         expected = record.metric.drop(result.estimated_drop)
         table.add_row("drop, all nodes", "", expected, told)
         if result.evidence is not None:
@@ -305,7 +305,7 @@ def _other_limits(
     answers = []
     for factor in () if record.budget_bytes is not None else _OTHER_LIMITS:
         max_drop = factor * record.max_drop
-        limit = Limit(max_drop=max_drop)
+        limit = record.limit_of(max_drop=max_drop, budget_bytes=None)
         best = rank(study, rows, limit)[0]
         if max_drop and limit.is_feasible(best.result):
             answers.append(OtherLimit(max_drop, best.number, best.result.saving))

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from sgquant_optuna.exceptions import StudyNotFoundError
 from sgquant_optuna.storage.attributes import WORKER_ATTR
 from sgquant_optuna.study.early_stop import EarlyStop
+from sgquant_optuna.study.metric_words import MetricWords
 from sgquant_optuna.study.plan import SearchPlan
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import TrialRow, grace_seconds, silent_seconds, trial_rows
@@ -85,7 +86,9 @@ class StudyStatus:
         best_saving:
             Saving of the trial to take, against dense float32; ``None`` if none is feasible.
         best_drop:
-            Most probable drop of its accuracy, in percentage points.
+            Most probable drop of it, in the unit of the metric.
+        metric:
+            Metric of the study; ``None`` if it is of another objective.
         ended_early:
             Why it ended before all planned trials; ``None`` if it did not.
         workers:
@@ -104,6 +107,7 @@ class StudyStatus:
     seconds_left: float | None
     best_saving: float | None
     best_drop: float | None
+    metric: MetricWords | None
     ended_early: EarlyStop | None
     workers: tuple[WorkerStatus, ...]
 
@@ -145,7 +149,8 @@ def study_status(study: optuna.Study, *, now: datetime | None = None) -> StudySt
     left = None
     if planned is not None and running and lately:
         left = max(planned - finished, 0) / lately * 3600
-    best = _best(study, rows)
+    record = StudyRecord.load(study)
+    best = None if record is None else _best(study, rows, record)
     return StudyStatus(
         study_name=study.study_name,
         planned=planned,
@@ -159,6 +164,7 @@ def study_status(study: optuna.Study, *, now: datetime | None = None) -> StudySt
         seconds_left=left,
         best_saving=None if best is None else best.saving,
         best_drop=None if best is None else best.estimated_drop,
+        metric=None if record is None else record.metric,
         ended_early=EarlyStop.load(study) if is_over else None,
         workers=_workers(rows),
     )
@@ -182,10 +188,7 @@ def _speeds(rows: Sequence[_Row], now: datetime, *, is_running: bool) -> tuple[f
     return lately * (_HOUR / recent), len(ends) * (_HOUR / max(last - first, timedelta(seconds=1)))
 
 
-def _best(study: optuna.Study, rows: Sequence[_Row]) -> TrialScore | None:
-    record = StudyRecord.load(study)
-    if record is None:
-        return None
+def _best(study: optuna.Study, rows: Sequence[_Row], record: StudyRecord) -> TrialScore | None:
     try:
         chosen, _ = choose(study, rows, record.limit)
     except StudyNotFoundError:

@@ -62,6 +62,13 @@ class StudyReference:
         return stem if self.function == DEFAULT_FUNCTION else f"{stem}-{self.function}"
 
     @property
+    def placeholder(self) -> str:
+        """Argument of ``--study`` that a reader completes: no file is run that a study names."""
+        if not self.is_file:
+            return f"package.module:{self.function}"
+        return "FILE.py" if self.function == DEFAULT_FUNCTION else f"FILE.py:{self.function}"
+
+    @property
     def fingerprint(self) -> str:
         """What tells two of them apart, wherever their files are."""
         return f"{self.function}() of a file with SHA-256 {self.sha256[:16]}"

@@ -16,7 +16,7 @@ LOOK_FACTOR = 1.25
 
 
 def is_feasible(drop_bound: float, max_drop: float) -> bool:
-    """Tell whether the bound of a drop is within a limit, both in percentage points."""
+    """Tell whether the bound of a drop is within a limit, both in the metric's unit."""
     return drop_bound <= max_drop
 
 
@@ -30,7 +30,7 @@ class TrialScore:
         saving:
             Dense float32 bytes divided by the honest bytes.
         accuracy_drop:
-            Loss of validation accuracy against full precision, in percentage points.
+            Loss of the validation metric against full precision, in its unit.
         flips:
             Predictions that differ from full precision, in percent of the nodes outside training;
             the drop on these nodes cannot be larger.
@@ -39,9 +39,9 @@ class TrialScore:
         evidence:
             Expected and measured drops of the trainings; ``None`` for a task without classes.
         estimated_drop:
-            Most probable drop on the nodes outside training, in percentage points.
+            Most probable drop on the nodes outside training, in the metric's unit.
         drop_bound:
-            Upper bound of that drop with the confidence of the study, in percentage points.
+            Upper bound of that drop with the confidence of the study, in the metric's unit.
             As stored it is what was known when the trial ended; :func:`.trial_rows` learns it from
             all trials.
     """
@@ -56,16 +56,16 @@ class TrialScore:
     drop_bound: float
 
     def violation(self, max_drop: float) -> float:
-        """Return by how many percentage points the bound of the drop is above a limit."""
+        """Return by how much the bound of the drop is above a limit, in the metric's unit."""
         return self.drop_bound - max_drop
 
     def is_feasible(self, max_drop: float) -> bool:
-        """Tell whether the bound of the drop is within a limit, in percentage points."""
+        """Tell whether the bound of the drop is within a limit, in the metric's unit."""
         return is_feasible(self.drop_bound, max_drop)
 
     @property
     def expected_drop(self) -> float:
-        """Mean expected drop of the trainings, in points; without evidence the measured one."""
+        """Mean expected drop of the trainings, without evidence the measured one."""
         return self.accuracy_drop if self.evidence is None else self.evidence.expected_drop
 
     def with_slope(self, slope: DropSlope, confidence: float) -> Self:
@@ -150,7 +150,7 @@ class TrialResult(TrialScore):
 
     Args:
         accuracy:
-            Mean validation accuracy of its finetunings, in percent.
+            Mean validation metric of its finetunings.
         paper_memory_bytes:
             Memory by the paper's accounting, in bytes.
         paper_saving:
@@ -173,8 +173,8 @@ class TrialResult(TrialScore):
     def __repr__(self) -> str:
         """Return what matters in a line; the widths alone may fill a screen."""
         return (
-            f"<TrialResult: saving {self.saving:.1f}x, drop {self.estimated_drop:.2f} points and "
-            f"at most {self.drop_bound:.2f}, validation accuracy {self.accuracy:.2f} %, "
+            f"<TrialResult: saving {self.saving:.1f}x, drop {self.estimated_drop:.4g} and at most "
+            f"{self.drop_bound:.4g}, validation metric {self.accuracy:.6g}, "
             f"{self.memory_bytes:,.0f} bytes, {len(self.bit_widths)} bit widths>"
         )
 

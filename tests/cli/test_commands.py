@@ -226,7 +226,7 @@ def test_every_option_reaches_the_study(capsys):
         (["search", "--degree-edges", "8,4"], "degree edges: expected positive integers"),
         (["search", "--freeze", "conv1"], "--freeze: expected NAME=BITS"),
         (["search", "--freeze", "conv9=8"], "frozen site: expected one of conv1/embedding"),
-        (["search", "--max-drop", "-1"], "max_drop: expected percentage points >= 0"),
+        (["search", "--max-drop", "-1"], "max_drop: expected a drop >= 0"),
         (["search", "--timeout", "0"], "timeout: expected seconds above 0"),
         (["search", "--rounding", "up"], "rounding: expected one of"),
         (["search", "--range-axis", "node"], "axis: expected one of"),

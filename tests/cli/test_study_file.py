@@ -10,10 +10,14 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from optuna_dashboard import get_note
 
 from sgquant_optuna.search import study_file
 from sgquant_optuna.storage import open_storage
+from sgquant_optuna.storage.artifacts import open_artifacts
+from sgquant_optuna.study.dashboard.page import write_page
 from sgquant_optuna.study.plan import SearchPlan
+from sgquant_optuna.study.study_reference import StudyReference
 from tests.cli.test_commands import run
 from tests.cli.test_worker import end, start, study_of, wait_for
 from tests.databases import BACKENDS, fresh_database
@@ -348,3 +352,43 @@ def test_ctrl_c_ends_an_import_that_hangs(tmp_path):
     assert time.monotonic() - started < 10
     assert "stopped" in err and "Traceback" not in err
     assert os.path.exists("here")
+
+
+@pytest.mark.parametrize(
+    ("study", "call"),
+    [
+        (STUDY.replace('print("called")', "__import__('time').sleep(0.3)"), r"study\(\)"),
+        (STUDY.replace("Mine()", "[__import__('time').sleep(0.3), Mine()][1]"), r"model\(0\)"),
+    ],
+)
+def test_a_function_that_runs_long_is_named(study, call, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(study_file, "PATIENT_SECONDS", 0.1)
+    path = write(tmp_path, study=study)
+    plan = SearchPlan(model=None, dataset=None, own=StudyReference(str(path)))
+    found = study_file.load_study_file(str(path))
+    found.untrained(plan, found.own.data, 0)
+    told = [one for one in caplog.messages if "still waiting" in one]
+    assert len(told) == 1
+    assert re.fullmatch(
+        f"--study .*mine.py: {call} has run for 0.1 s, still waiting for it", told[0]
+    )
+
+
+def test_a_quick_function_is_not_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(study_file, "PATIENT_SECONDS", 5.0)
+    study_file.load_study_file(str(write(tmp_path)))
+    assert caplog.messages == []
+
+
+def test_the_page_of_own_models_says_to_name_their_file(tmp_path, capsys):
+    write(tmp_path)
+    assert search(capsys, "--study", "mine.py", "--quiet")[0] == 0
+    study = study_of(tmp_path)
+    assert write_page(study, open_artifacts(storage_url=tmp_path / "s.db"))
+    note, digest = get_note(study), hashlib.sha256(Path("mine.py").read_bytes()).hexdigest()
+    words = f"""\
+    # FILE.py: your copy of the file with SHA-256 {digest[:16]}
+    sgquant export {study.study_name} --attach --out model.sgq --study FILE.py
+"""
+    assert words in note
+    assert "mine.py" not in note  # a database names no file to run

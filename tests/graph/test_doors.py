@@ -48,8 +48,8 @@ MASKS = {
     "ten splits": (
         "train_mask",
         torch.ones(60, 10).bool(),
-        "got bool [60, 10]; it holds 10 splits: choose one of them, as in data.train_mask = "
-        "data.train_mask[:, 0], for every mask",
+        "got bool [60, 10]; it holds 10 splits: choose one by split=0 (--split 0) or "
+        "choose_split(data, 0), or search on all of them by split='all'",
     ),
     "no validation mask": ("val_mask", None, "random_split() makes masks"),
     "numbers of nodes": ("val_mask", torch.arange(20), "index_to_mask() of PyG for numbers"),

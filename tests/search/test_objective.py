@@ -310,7 +310,7 @@ def test_a_model_with_other_arguments_comes_with_its_forward(graph):
     ("options", "message"),
     [
         ({"mode": "best"}, "mode: expected one of"),
-        ({"max_drop": -1}, "max_drop: expected percentage points >= 0"),
+        ({"max_drop": -1}, "max_drop: expected a drop >= 0"),
         (
             {"mode": "budget"},
             "budget_bytes: expected with mode 'budget', and there only; got None",

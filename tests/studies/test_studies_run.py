@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import sgquant_optuna
+from tests.cli.test_commands import run
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -34,6 +35,15 @@ def test_a_study_runs_with_a_few_trials(arguments, words, monkeypatch, capsys):
     runpy.run_path(str(path), run_name="__main__")
     out = capsys.readouterr().out
     assert all(word in out for word in words)
+
+
+def test_the_file_of_an_own_model_serves_the_command_line_too(capsys):
+    words = ["search", "--study", str(STUDIES / "own_model.py"), "--storage", "s.db", "--quiet"]
+    options = ["--n-trials", "2", "--models", "1", "--epochs", "3", "--finetune-epochs", "1"]
+    code, out, err = run(capsys, *words, *options, "--final-seeds", "2", "--max-drop", "50%")
+    assert code == 0, err
+    assert "own_model-lwq+cwq+taq: bits of trial" in out
+    assert "a drop of at most 50 % of" in " ".join(out.split())
 
 
 def test_every_study_is_listed():

@@ -58,7 +58,7 @@ def test_another_drop_is_answered_with_its_probability(study):
     ("asked", "message"),
     [
         ({"budget_bytes": 100.0}, r"at least the smallest assignment, 0.016 MB \(16,157 bytes\)"),
-        ({"max_drop": 0.01}, "keeps with a probability of 0.9, got 0.01; allow more"),
+        ({"max_drop": 0.01}, "keeps with a probability of 0.9, got 0.01 points; allow more"),
         ({}, "exactly one of budget_bytes and max_drop"),
     ],
 )

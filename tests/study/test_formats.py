@@ -116,8 +116,8 @@ def test_a_notebook_shows_the_tables_and_a_nasty_name_as_text():
 def test_results_are_a_line():
     found = report(study_named())
     assert repr(found.result) == (
-        f"<TrialResult: saving {found.result.saving:.1f}x, drop 0.25 points and at "
-        f"most 0.25, validation accuracy 89.75 %, {found.result.memory_bytes:,.0f} bytes, 4 bit "
+        f"<TrialResult: saving {found.result.saving:.1f}x, drop 0.25 and at "
+        f"most 0.25, validation metric 89.75, {found.result.memory_bytes:,.0f} bytes, 4 bit "
         f"widths>"
     )
     final = final_result((90.0, 91.0), (89.0, 90.5))

@@ -18,7 +18,6 @@ from sgquant_optuna.study.drop_evidence import DropEvidence
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.formats import to_json, to_markdown
 from sgquant_optuna.study.limit import Limit
-from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.report import report
 from sgquant_optuna.study.rows import trial_rows
@@ -110,7 +109,7 @@ def test_the_smallest_feasible_trial_wins_and_the_nearest_miss_follows(study):
 
 
 def sequence(trials, max_drop, top):
-    found = _sequence(trials, ObjectiveConfig(max_drop=max_drop), top)
+    found = _sequence(trials, Limit(max_drop=max_drop), top)
     return [trial.number for trial in found]
 
 

@@ -12,6 +12,7 @@ from sgquant_optuna.study.measurements import predicted_drop
 from sgquant_optuna.study.plain_tables import markdown_table, markdown_text
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.report import StudyReport
+from sgquant_optuna.study.study_reference import StudyReference
 from sgquant_optuna.study.trial_result import TrialResult
 
 
@@ -30,7 +31,13 @@ class Place:
     artifacts: str | None = None
 
 
-def export_command(study_name: str, place: Place | None, *, widths_only: bool = False) -> str:
+def export_command(
+    study_name: str,
+    place: Place | None,
+    *,
+    widths_only: bool = False,
+    own: StudyReference | None = None,
+) -> str:
     """Return the lines that pack the model of a study and attach it to the study's page.
 
     Args:
@@ -40,6 +47,8 @@ def export_command(study_name: str, place: Place | None, *, widths_only: bool = 
             Storage and files that the lines name.
         widths_only:
             Whether to write the bit widths alone.
+        own:
+            Reference of the study's own models, whose file the reader has to name.
     """
     name = " ".join(study_name.split())  # a line break would end the block of the note
     what = ["--assignment-only"] if widths_only else ["--attach", "--out", "model.sgq"]
@@ -52,6 +61,10 @@ def export_command(study_name: str, place: Place | None, *, widths_only: bool = 
         words += ["--storage", place.storage]
     if place is not None and place.artifacts is not None and not widths_only:
         words += ["--artifacts", place.artifacts]
+    if own is not None and not widths_only:
+        # Not the path that the database has: a reader would run what another person named.
+        lines.append(f"# {own.placeholder}: your copy of the file with SHA-256 {own.sha256[:16]}")
+        words += ["--study", own.placeholder]
     return "\n".join([*lines, shlex.join(words)])
 
 
@@ -62,6 +75,7 @@ def study_note(
     place: Place | None = None,
     hint: str = "",
     has_plan: bool = True,
+    own: StudyReference | None = None,
 ) -> str:
     """Return the result of a study: assignment, accuracy, memory, and how to get the model.
 
@@ -76,18 +90,21 @@ def study_note(
             A sentence in the place of missing plots.
         has_plan:
             Whether the study has a plan, from which its models can be rebuilt.
+        own:
+            Reference of the study's own models.
     """
     bits, summary = report.plain_tables()
+    name = report.record.metric.name
     parts = [
         f"# {markdown_text(report.study_name)}",
         _headline(report),
         "## Bits",
         markdown_table(bits),
-        "## Accuracy and memory",
+        f"## {markdown_text(name[:1].upper() + name[1:])} and memory",
         markdown_table(summary),
         *([report.certainty] if report.certainty else []),
         "## The packed model",
-        *_how_to_export(report.study_name, place, has_plan),
+        *_how_to_export(report.study_name, place, has_plan, own),
     ]
     if images or hint:
         parts.append("## Plots")
@@ -105,9 +122,9 @@ def _headline(report: StudyReport) -> str:
             else f" On fresh trainings it is {metric.digits(final.estimated_drop)}."
         )
         return (
-            f"**{metric.drop(report.result.estimated_drop)}** below full precision (validation "
-            f"{metric.name} {full}) in {megabytes(report.result.memory_bytes)}, of a budget of "
-            f"{megabytes(budget)}: trial {report.trial}.{again}"
+            f"**{metric.drop(report.result.estimated_drop)}** {metric.worse_side} full precision "
+            f"(validation {metric.name} {full}) in {megabytes(report.result.memory_bytes)}, of a "
+            f"budget of {megabytes(budget)}: trial {report.trial}.{again}"
         )
     if report.is_feasible:
         held = ""
@@ -123,16 +140,18 @@ def _headline(report: StudyReport) -> str:
         missed = report.record.limit.describe_violation(report.result)
     else:
         missed = (
-            f"up to {metric.drop(report.result.drop_bound)} below full precision where "
-            f"{report.record.max_drop:g} are allowed"
+            f"up to {metric.drop(report.result.drop_bound)} {metric.worse_side} full precision "
+            f"where {report.record.limit.describe_drop()} are allowed"
         )
     return f"**No trial is feasible yet.** The nearest is trial {report.trial}, {missed}."
 
 
-def _how_to_export(study_name: str, place: Place | None, has_plan: bool) -> list[str]:
+def _how_to_export(
+    study_name: str, place: Place | None, has_plan: bool, own: StudyReference | None
+) -> list[str]:
     if has_plan:
         return [
-            textwrap.indent(export_command(study_name, place), "    "),
+            textwrap.indent(export_command(study_name, place, own=own), "    "),
             "writes it to a file and offers it here, below the attributes of the study "
             "(`--attach`).",
         ]
@@ -158,9 +177,10 @@ def trial_note(
             Prediction of the sampler's cost model, if it made one.
     """
     verdict = "feasible" if record.limit.is_feasible(result) else "**not feasible**"
-    of_drop, of_memory = f", limit {record.max_drop:g}: {verdict}", ""
     if record.budget_bytes is not None:
         of_drop, of_memory = "", f", budget {megabytes(record.budget_bytes)}: {verdict}"
+    else:
+        of_drop, of_memory = f", limit {record.limit.describe_drop()}: {verdict}", ""
     metric = record.metric
     bound = f"{metric.drop(result.drop_bound)}{of_drop}"
     rows = [

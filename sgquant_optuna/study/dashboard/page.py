@@ -24,7 +24,7 @@ from sgquant_optuna.study.trial_result import TrialScore
 if TYPE_CHECKING:
     from sgquant_optuna.storage.artifacts import ArtifactStore
 
-_LAYOUT = 3  # raised when pages are made otherwise, so that old ones are written anew
+_LAYOUT = 4  # raised when pages are made otherwise, so that old ones are written anew
 _logger = logging.getLogger(__name__)
 
 
@@ -92,6 +92,7 @@ def _write(
         place=place,
         hint="" if drawn else INSTALL_HINT,
         has_plan=SearchPlan.is_in(study),
+        own=SearchPlan.own_models_of(study),
     )
     present, ours = get_note(study), _page(study).get("note")
     if not present or _digest(present) == ours:

@@ -159,7 +159,7 @@ def test_a_trial_page_has_a_note(browser, address):
     shown(
         browser,
         f"{address}/dashboard/studies/1/trials?numbers=10",
-        "30.00 points, limit 0.5: not feasible",
+        "30.00 points, limit 0.5 points: not feasible",
     )
 
 

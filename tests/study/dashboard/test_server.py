@@ -101,9 +101,9 @@ def test_every_measured_trial_has_a_note_unless_a_person_wrote_one(storage, get)
     study.add_trial(measured((8, 8, 8, 8), 0.25))
     save_note(study.ask(), "mine")
     notes = [trial["note"] for trial in detail(get, study)["trials"]]
-    assert "9.00 points, limit 0.5: **not feasible**" in notes[0]["body"]
+    assert "9.00 points, limit 0.5 points: **not feasible**" in notes[0]["body"]
     assert "3.50 points" in notes[0]["body"]
-    assert "0.25 points, limit 0.5: feasible" in notes[1]["body"]
+    assert "0.25 points, limit 0.5 points: feasible" in notes[1]["body"]
     assert notes[0]["version"] == 0
     assert notes[2]["body"] == "mine"
 

@@ -21,7 +21,7 @@ from sgquant_optuna.graph.tasks.metrics import (
     roc_auc,
     root_mean_squared_error,
 )
-from sgquant_optuna.graph.tasks.task import MASKS, ItemKind, Task
+from sgquant_optuna.graph.tasks.task import MASKS, BatchSize, ItemKind, Task
 
 AnyMetric = str | Metric | Callable[[Tensor, Tensor], float]
 
@@ -62,24 +62,45 @@ def regression(metric: AnyMetric = "MAE") -> Task:
     return _task("node regression", "node", Values(), metric, _OF_VALUES)
 
 
-def graph_classification(metric: AnyMetric = "accuracy") -> Task:
+def graph_classification(
+    metric: AnyMetric = "accuracy", *, batch_size: BatchSize = "auto"
+) -> Task:
     """Return the task that gives each graph of a union a class; :func:`joined_graphs` makes one.
 
     Args:
         metric:
             ``"accuracy"``, or one of your own.
+        batch_size:
+            Graphs of a mini-batch; see :class:`Task`. The graphs are dealt to mini-batches once,
+            at random; each epoch takes these in another order.
     """
-    return _task("graph classification", "graph", Classes(), metric, _OF_CLASSES)
+    answers = Classes()
+    return _task("graph classification", "graph", answers, metric, _OF_CLASSES, batch_size)
 
 
-def graph_regression(metric: AnyMetric = "MAE") -> Task:
+def graph_multi_label(metric: AnyMetric = "micro-F1", *, batch_size: BatchSize = "auto") -> Task:
+    """Return the task that gives each graph several labels: ``y`` of 0 and 1, ``[G, C]``.
+
+    Args:
+        metric:
+            ``"micro-F1"``, ``"ROC-AUC"`` (mean over the labels), or one of your own.
+        batch_size:
+            Graphs of a mini-batch, as for :func:`graph_classification`.
+    """
+    name = "multi-label graph classification"
+    return _task(name, "graph", Labels(2), metric, _OF_LABELS, batch_size)
+
+
+def graph_regression(metric: AnyMetric = "MAE", *, batch_size: BatchSize = "auto") -> Task:
     """Return the task that gives each graph of a union a value; :func:`joined_graphs` makes one.
 
     Args:
         metric:
             ``"MAE"``, ``"RMSE"``, or one of your own.
+        batch_size:
+            Graphs of a mini-batch, as for :func:`graph_classification`.
     """
-    return _task("graph regression", "graph", Values(), metric, _OF_VALUES)
+    return _task("graph regression", "graph", Values(), metric, _OF_VALUES, batch_size)
 
 
 def link_prediction(metric: AnyMetric = "AUC") -> Task:
@@ -100,7 +121,12 @@ def link_prediction(metric: AnyMetric = "AUC") -> Task:
 
 
 def _task(
-    name: str, items: ItemKind, answers: Answers, metric: AnyMetric, known: dict[str, Metric]
+    name: str,
+    items: ItemKind,
+    answers: Answers,
+    metric: AnyMetric,
+    known: dict[str, Metric],
+    batch_size: BatchSize = "auto",
 ) -> Task:
     if isinstance(metric, str):
         if metric not in known:
@@ -110,7 +136,7 @@ def _task(
                 f"function of outputs and targets, got {metric!r}"
             )
         metric = known[metric]
-    return Task(name, items, answers, Metric.of(metric))
+    return Task(name, items, answers, Metric.of(metric), batch_size)
 
 
 def inductive(

@@ -56,6 +56,11 @@ class ModelRun:
         self._call, self._use, self._bind = call, use, bind
         self._fitting: dict[int, torch.Size] = {}
 
+    @property
+    def in_batches(self) -> bool:
+        """Whether the graph is in mini-batches."""
+        return any(part.items is not None for part in (*self.parts.training, *self.parts.others))
+
     def select(self, mask: Tensor) -> Selection:
         """Return where the items of a mask are, ``[I]`` bool."""
         return Selection((*self.parts.training, *self.parts.others), mask)

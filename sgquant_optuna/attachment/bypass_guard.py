@@ -48,7 +48,7 @@ def check_effects(model: nn.Module, scores: Callable[[], Tensor]) -> None:
         graph.changed = None
         for one, widths in before.items():
             one.quantizer.set_bit_widths(widths)
-            one.forget_input()
+            one.forget_inputs()
 
 
 def _check_effect(one: SiteQuantizer, expected: Tensor, scores: Callable[[], Tensor]) -> None:

@@ -13,6 +13,7 @@ from sgquant_optuna.attachment.quantized_model import attach, bind, set_bit_widt
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward
 from sgquant_optuna.graph.model_copies import copy_model
+from sgquant_optuna.graph.model_runs import model_run
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult, fit
 from sgquant_optuna.graph.training_config import TrainingConfig
@@ -140,6 +141,6 @@ class CalibratedModel:
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Tensor:
         """Return the outputs that a finetuned copy gives all items, such as ``[N, C]``."""
-        with self.graph.speed_up(model) as data:
-            outputs = self._forward(model.eval(), data)
-            return self._task.check_outputs(model, outputs, self._task.targets(data))
+        with model_run(model.eval(), self.graph, self._forward, self._task) as run:
+            everything = torch.ones(self._task.num_items(self.graph.data), dtype=torch.bool)
+            return run.selected(run.select(everything.to(self.graph.data.x.device)))

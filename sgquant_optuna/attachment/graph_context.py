@@ -12,6 +12,8 @@ from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError
 
+_BOUND = ("x", "edge_index", "degree_bucket", "num_nodes", "_versions", "_recognised", "_spread")
+
 
 @dataclass(frozen=True, eq=False)  # `==` of tensors is elementwise
 class Observation:
@@ -106,6 +108,14 @@ class GraphContext:
         self._versions = (version(self.x), version(self.edge_index))
         self._recognised = (None, 0)
         self._spread = {}
+
+    def bound(self) -> dict[str, Any]:
+        """Return what :meth:`bind` has set, for :meth:`bind_again`."""
+        return {name: getattr(self, name) for name in _BOUND}
+
+    def bind_again(self, bound: Mapping[str, Any]) -> None:
+        """Take the graph that was bound before."""
+        self.__dict__.update(bound)
 
     def _checked_bucket(self, data: Data) -> Tensor:
         bucket: Tensor | None = data.get("degree_bucket")

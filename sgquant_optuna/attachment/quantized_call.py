@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
+from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.class_switch import derive_class
 from sgquant_optuna.attachment.dropout import DropoutRecorder
@@ -48,6 +50,16 @@ class QuantizedCall:
                 f"or run the model eagerly"
             )
         return out
+
+    @contextmanager
+    def binding_graphs(self) -> Iterator[Callable[[Data], None]]:
+        """Yield a function that binds a graph; afterwards the one before is bound again."""
+        graph = context_of(self)
+        before = graph.bound()
+        try:
+            yield graph.bind
+        finally:
+            graph.bind_again(before)
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sgquant_optuna.attachment.dropout import before_dropout
 from sgquant_optuna.attachment.graph_context import GraphContext, Observation, version
+from sgquant_optuna.quantization.per_tensor import PerTensor
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 
 
@@ -24,7 +25,7 @@ class SiteQuantizer(nn.Module):
         super().__init__()
         self.quantizer = quantizer
         self.graph = graph
-        self._input: tuple[Tensor, int, tuple[int, ...], Tensor] | None = None
+        self._inputs: PerTensor[tuple[tuple[int, tuple[int, ...]], Tensor]] = PerTensor()
 
     @property
     def name(self) -> str:
@@ -73,13 +74,15 @@ class SiteQuantizer(nn.Module):
         if x is not self.graph.x or x.requires_grad:
             quantized: Tensor = self.quantizer(x, bucket)
             return quantized
-        # The input features are the same in every epoch: quantize them once.
+        # The input features, of a mini-batch too, are the same in every epoch: quantize them once.
         key = (version(x), self.quantizer.bit_widths)
-        if self._input is None or self._input[0] is not x or self._input[1:3] != key:
+        known = self._inputs.get(x)
+        if known is None or known[0] != key:
             with torch.no_grad():
-                self._input = (x, *key, self.quantizer(x, bucket))
-        return self._input[3]
+                known = (key, self.quantizer(x, bucket))
+            self._inputs.set(x, known)
+        return known[1]
 
-    def forget_input(self) -> None:
+    def forget_inputs(self) -> None:
         """Free the quantized input features, which are kept from epoch to epoch."""
-        self._input = None
+        self._inputs.clear()

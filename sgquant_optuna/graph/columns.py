@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torch_geometric.data import Data, HeteroData
 
@@ -63,8 +64,8 @@ def check_type(data: object) -> None:
     advice = "make one with torch_geometric.data.Data"
     if isinstance(data, HeteroData):
         advice = "data.to_homogeneous() makes one of nodes and edges of one type"
-    elif isinstance(data, TorchDataset):
-        advice = "a data set holds graphs: take dataset[0]"
+    elif isinstance(data, TorchDataset | DataLoader | list):
+        advice = "take one of its graphs, or join them with tasks.joined_graphs(train, val, test)"
     raise GraphError(f"graph: expected torch_geometric.data.Data, got {_kind(data)}; {advice}")
 
 

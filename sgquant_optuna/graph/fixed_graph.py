@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from sgquant_optuna.graph.sparse_products import AttentionMatmul, CsrPattern, Sp
 
 _SPARSE_PRODUCTS = (GCNConv, SAGEConv, GINConv, GATConv, GATv2Conv)
 """Convolutions whose messages are (weighted) neighbours, so that aggregation is ``A @ x``."""
+
+Derived = TypeVar("Derived")
 
 _Norm = tuple[Tensor, Tensor]
 """Edges with self-loops, ``[2, E]``, and their weights, ``[E]``."""
@@ -62,6 +64,7 @@ class FixedGraph:
         self._norms = AdjacencyCache(_normalised)
         self._adjacencies = AdjacencyCache(_adjacency)
         self._passed: set[Callable[[Data], None]] = set()
+        self._derived: dict[Hashable, Any] = {}
 
     def check(self, check: Callable[[Data], None]) -> None:
         """Check the graph once, for all trainings on it.
@@ -78,6 +81,21 @@ class FixedGraph:
             check(self.data)
             self._passed.add(check)
 
+    def derived(self, make: Callable[..., Derived], *settings: Hashable) -> Derived:
+        """Return what is computed from the graph once, for all trainings on it.
+
+        Args:
+            make:
+                Function of the graph and the settings.
+            settings:
+                Plain values that the result depends on too.
+        """
+        key = (make, *settings)
+        if key not in self._derived:
+            self._derived[key] = make(self, *settings)
+        found: Derived = self._derived[key]
+        return found
+
     @contextmanager
     def speed_up(self, model: nn.Module) -> Iterator[Data]:
         """Let the convolutions of ``model`` use this graph's cached matrices.
@@ -87,22 +105,60 @@ class FixedGraph:
         Yields:
             Graph to call the model with.
         """
-        with ONE_AT_A_TIME, ExitStack() as undo:
-            norms = FirstAdjacencies(self._norms)
-            adjacencies = FirstAdjacencies(self._adjacencies)
-            for conv in model.modules():
-                if isinstance(conv, GCNConv) and _normalises_each_time(conv):
-                    replace_method(conv, "forward", _GCNForward(norms), undo)
-                if isinstance(conv, MessagePassing) and is_sparse_product(conv):
-                    replace_method(conv, "propagate", _Propagate(adjacencies), undo)
-            yield self.data
+        with speed_up(model) as use:
+            yield use(self)
+
+    def lookups(self) -> _Lookups:
+        """Return the cached matrices for a block that speeds up a model."""
+        return _Lookups(FirstAdjacencies(self._norms), FirstAdjacencies(self._adjacencies))
+
+
+@contextmanager
+def speed_up(model: nn.Module) -> Iterator[Callable[[FixedGraph], Data]]:
+    """Let the convolutions of ``model`` use the cached matrices of one graph after another.
+
+    One thread of the process at a time is within such a block; the others wait.
+
+    Yields:
+        Function that takes the graph that is used from now on, and returns what the model is to be
+        called with.
+    """
+    with ONE_AT_A_TIME, ExitStack() as undo:
+        lookups: dict[FixedGraph, _Lookups] = {}
+        current = _Current()
+        for conv in model.modules():
+            if isinstance(conv, GCNConv) and _normalises_each_time(conv):
+                replace_method(conv, "forward", _GCNForward(current), undo)
+            if isinstance(conv, MessagePassing) and is_sparse_product(conv):
+                replace_method(conv, "propagate", _Propagate(current), undo)
+
+        def use(graph: FixedGraph) -> Data:
+            if graph not in lookups:
+                lookups[graph] = graph.lookups()
+            current.lookups = lookups[graph]
+            return graph.data
+
+        yield use
+
+
+class _Lookups(NamedTuple):
+    """The cached matrices of one graph."""
+
+    norms: FirstAdjacencies[_Norm]
+    adjacencies: FirstAdjacencies[_Adjacency | None]
+
+
+class _Current:
+    """The graph that a model is called with now."""
+
+    lookups: _Lookups
 
 
 class _GCNForward:
     """Stands in for ``forward`` of GCN, and computes each normalisation once."""
 
-    def __init__(self, norms: FirstAdjacencies[_Norm]) -> None:
-        self._norms = norms
+    def __init__(self, current: _Current) -> None:
+        self._current = current
 
     def __call__(
         self, conv: GCNConv, x: Any, edge_index: Any, edge_weight: Tensor | None = None
@@ -127,7 +183,7 @@ class _GCNForward:
             and _is_fixed_weight(edge_weight, edge_index)
         ):
             return None
-        return self._norms.get(
+        return self._current.lookups.norms.get(
             (edge_index, edge_weight),
             *(conv.improved, conv.add_self_loops, conv.flow, x.shape[0], x.dtype),
         )
@@ -136,8 +192,8 @@ class _GCNForward:
 class _Propagate:
     """Stands in for PyG's ``propagate``, with GCN's ``edge_weight`` or GAT's ``alpha``."""
 
-    def __init__(self, adjacencies: FirstAdjacencies[_Adjacency | None]) -> None:
-        self._adjacencies = adjacencies
+    def __init__(self, current: _Current) -> None:
+        self._current = current
 
     def __call__(
         self, conv: MessagePassing, edge_index: Any, size: Any = None, **inputs: Any
@@ -178,7 +234,7 @@ class _Propagate:
             and (alpha is None or _is_float32(alpha, 2, edge_index.device))
         ):
             return None
-        return self._adjacencies.get(
+        return self._current.lookups.adjacencies.get(
             (edge_index, edge_weight), conv.flow, str(conv.aggr), source.shape[0]
         )
 

@@ -11,7 +11,9 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import Parameter
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,7 +51,7 @@ def forward(model: nn.Module, data: Data) -> Tensor:
         ModelError:
             If the graph lacks a column that ``forward`` needs, or it needs labels or a mask.
     """
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    parameters = _parameters(model)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = [p.name for p in named if p.default is p.empty]
     out: Tensor
@@ -60,6 +62,20 @@ def forward(model: nn.Module, data: Data) -> Tensor:
     else:
         out = model(**_given(model, data, named, required))
     return out
+
+
+def _parameters(model: nn.Module) -> list[Parameter]:
+    """Return the parameters of ``forward``; those of a method are read once, as they stay."""
+    method = model.forward
+    if isinstance(method, MethodType) and isinstance(method.__func__, FunctionType):
+        return _parameters_of_method(method.__func__)
+    return list(inspect.signature(method).parameters.values())
+
+
+@lru_cache(maxsize=256)
+def _parameters_of_method(function: FunctionType) -> list[Parameter]:
+    bound = MethodType(function, function)  # without the first parameter, whatever its kind
+    return list(inspect.signature(bound).parameters.values())
 
 
 def _given(
@@ -108,7 +124,7 @@ class Columns:
 
     def __call__(self, model: nn.Module, data: Data) -> Tensor:
         """Call a model with these columns of a graph."""
-        parameters = inspect.signature(model.forward).parameters.values()
+        parameters = _parameters(model)
         kinds = {p.kind for p in parameters}
         names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         missing = [column for _, column in self.columns if column not in data]

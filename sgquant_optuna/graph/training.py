@@ -1,22 +1,23 @@
-"""The training loop of one graph, for full precision and for finetuning with quantizers."""
+"""The training loop, for full precision and for finetuning with quantizers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
-from sgquant_optuna.exceptions import ModelError, TaskError
+from sgquant_optuna.exceptions import TaskError
 from sgquant_optuna.graph.fixed_graph import ONE_AT_A_TIME, FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.mini_batches import Chosen, Selection
 from sgquant_optuna.graph.model_copies import copy_state, restore_state
+from sgquant_optuna.graph.model_runs import ModelRun, feature_sizes_explained, model_run
 from sgquant_optuna.graph.tasks.ready import node_classification
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training_config import TrainingConfig
@@ -104,43 +105,34 @@ def fit(
     with (
         ONE_AT_A_TIME,
         torch.random.fork_rng(devices),
-        fixed.speed_up(model) as graph,
+        model_run(model, fixed, forward, task) as run,
         torch.enable_grad(),
     ):
         torch.manual_seed(seed)
-        return _train(_Pass(model, graph, forward, task), config, on_epoch)
-
-
-class _Pass(NamedTuple):
-    """A model with the graph that it is called with, and the task that it answers."""
-
-    model: nn.Module
-    graph: Data
-    call: Forward
-    task: Task
-
-    def outputs(self) -> Tensor:
-        """Return the outputs for all items."""
-        outputs = self.call(self.model, self.graph)
-        return self.task.check_outputs(self.model, outputs, self.task.targets(self.graph))
+        return _train(run, fixed.data, config, seed, on_epoch)
 
 
 def _train(
-    run: _Pass, config: TrainingConfig, on_epoch: Callable[[int, float], None] | None
+    run: ModelRun,
+    data: Data,
+    config: TrainingConfig,
+    seed: int,
+    on_epoch: Callable[[int, float], None] | None,
 ) -> TrainingResult:
     model = run.model
-    optimizer = _adam(model, config)
+    epochs = _Epochs(run, data, _adam(run, config), seed)
+    validated = run.select(data.val_mask), run.task.targets(data)[data.val_mask]
     losses: list[float] = []
-    with _feature_sizes_explained(run):
-        best_loss, best_accuracy = _validate(run)
+    with feature_sizes_explained(run):
+        best_loss, best_accuracy = _validate(run, *validated)
     weights = copy_state(model)
     epochs_since_best = 0
     for epoch in range(1, config.epochs + 1):
-        loss = _step(run, optimizer)
+        loss = epochs.train_one()
         losses.append(loss)
         if not math.isfinite(loss):
             break
-        val_loss, val_accuracy = _validate(run)
+        val_loss, val_accuracy = _validate(run, *validated)
         epochs_since_best += 1
         if val_loss < best_loss:
             best_loss, best_accuracy = val_loss, val_accuracy
@@ -155,19 +147,23 @@ def _train(
     return TrainingResult(best_accuracy, len(losses), tuple(losses))
 
 
-def _adam(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam:
+def _adam(run: ModelRun, config: TrainingConfig) -> torch.optim.Adam:
+    model = run.model
     layer = _first_layer(model) if config.decayed_layers == "first" else model
     decayed = {id(parameter) for parameter in layer.parameters()}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in model.parameters():
         if parameter.requires_grad:
             groups[id(parameter) in decayed].append(parameter)
+    # A step on a mini-batch is so short that Adam in single operations takes a seventh of it.
+    is_short = run.in_batches and all(one.is_floating_point() for one in sum(groups.values(), []))
     return torch.optim.Adam(
         [
             {"params": groups[True], "weight_decay": config.weight_decay},
             {"params": groups[False], "weight_decay": 0.0},
         ],
         lr=config.learning_rate,
+        fused=True if is_short else None,
     )
 
 
@@ -180,24 +176,50 @@ def _first_layer(model: nn.Module) -> nn.Module:
     return model
 
 
-def _step(run: _Pass, optimizer: torch.optim.Optimizer) -> float:
-    """Train for one full-batch epoch and return its loss."""
-    mask, targets = run.graph.train_mask, run.task.targets(run.graph)
-    run.model.train()
-    optimizer.zero_grad()
-    loss = run.task.answers.loss(run.outputs()[mask], targets[mask])
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
+class _Epochs:
+    """Epochs of a training; the order of its mini-batches is drawn for each one."""
+
+    def __init__(
+        self, run: ModelRun, data: Data, optimizer: torch.optim.Optimizer, seed: int
+    ) -> None:
+        self._run, self._optimizer = run, optimizer
+        targets = run.task.targets
+        mask = data.train_mask
+        self._batches = [
+            (one, one.of(targets(one.part.data)))
+            for one in Selection(run.parts.training, mask).chosen
+        ]
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def train_one(self) -> float:
+        """Train for one epoch and return its loss, the mean over all items."""
+        self._run.model.train()
+        total, count = 0.0, 0
+        for at in torch.randperm(len(self._batches), generator=self._generator).tolist():
+            loss, targets = self._step(*self._batches[at]), self._batches[at][1]
+            if len(self._batches) == 1:
+                return loss
+            total += loss * len(targets)
+            count += len(targets)
+            if not math.isfinite(loss):
+                break
+        return total / count
+
+    def _step(self, chosen: Chosen, targets: Tensor) -> float:
+        self._optimizer.zero_grad()
+        outputs = chosen.of(self._run.outputs(chosen.part))
+        loss = self._run.task.answers.loss(outputs, targets)
+        loss.backward()
+        self._optimizer.step()
+        return float(loss.detach())
 
 
-def _validate(run: _Pass) -> tuple[float, float]:
+def _validate(run: ModelRun, selection: Selection, targets: Tensor) -> tuple[float, float]:
     """Return loss and metric; a loss that is not finite counts as infinite."""
-    mask, task = run.graph.val_mask, run.task
+    task = run.task
     run.model.eval()
     with torch.no_grad():
-        outputs = run.outputs()[mask]
-        targets = task.targets(run.graph)[mask]
+        outputs = run.selected(selection)
         loss = float(task.answers.loss(outputs, targets))
     if math.isfinite(loss):
         return loss, task.metric(outputs, targets)
@@ -243,24 +265,8 @@ def accuracy(
         data.check(task.check_columns)
     else:
         task.check_columns(data)
-    speed_up = data.speed_up(model) if isinstance(data, FixedGraph) else nullcontext(data)
-    with torch.no_grad(), speed_up as graph:
-        targets = task.labels(graph, mask)
-        run = _Pass(model.eval(), graph, forward, task)
-        with _feature_sizes_explained(run):
-            return task.metric(run.outputs()[mask], targets)
-
-
-@contextmanager
-def _feature_sizes_explained(run: _Pass) -> Iterator[None]:
-    """Tell the sizes of a graph whose features do not fit the weights of the model."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "shapes cannot be multiplied" not in str(error):
-            raise
-        raise ModelError(
-            f"{type(run.model).__name__}: expected a model for the {run.graph.x.shape[1]} "
-            f"features of the graph, got one of other sizes ({str(error).splitlines()[0]}); make "
-            f"it with as many in_channels, or take the graph that it was made for"
-        ) from error
+    columns = data.data if isinstance(data, FixedGraph) else data
+    targets = task.labels(columns, mask)
+    with torch.no_grad(), model_run(model.eval(), data, forward, task) as run:
+        with feature_sizes_explained(run):
+            return task.metric(run.selected(run.select(mask)), targets)

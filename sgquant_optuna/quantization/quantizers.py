@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sgquant_optuna.exceptions import CalibrationError
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 from sgquant_optuna.quantization.affine import affine_parameters, fake_quantize
+from sgquant_optuna.quantization.per_tensor import PerTensor
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.ranges import estimate_ranges
 from sgquant_optuna.quantization.sites import FULL_PRECISION
@@ -94,10 +95,10 @@ class FeatureQuantizer(nn.Module):
         self.register_buffer("_lower", torch.empty(0, 0), persistent=False)
         self.register_buffer("_upper", torch.empty(0, 0), persistent=False)
         self._calibrated_bucket: Tensor | None = None
-        self._checked_bucket: Tensor | None = None
+        self._checked_buckets: PerTensor[bool] = PerTensor()
         self.present_buckets: set[int] = set()  # buckets that had rows at calibration
         self._table: AffineTable | None = None
-        self._gathered: tuple[Tensor, AffineTable] | None = None
+        self._gathered: PerTensor[AffineTable] = PerTensor()
 
     @property
     def is_identity(self) -> bool:
@@ -146,6 +147,7 @@ class FeatureQuantizer(nn.Module):
             raise CalibrationError(f"{self.name}: {error}") from error
         self.candidates, self._calibrated_bucket = candidates, bucket
         self.present_buckets = {0} if bucket is None else set(bucket.unique().tolist())
+        self._checked_buckets.clear()
         self.set_bit_widths((FULL_PRECISION,) * self.num_buckets)
 
     def _groups(self, x: Tensor, bucket: Tensor | None) -> tuple[Tensor | None, int]:
@@ -272,20 +274,22 @@ class FeatureQuantizer(nn.Module):
                 f"{self.name}: expected the degree bucket of {x.shape[0]} rows, got "
                 f"{'none' if bucket is None else len(bucket)}; bind the graph that is forwarded"
             )
-        if self._checked_bucket is not bucket:  # checked once for each graph
+        if self._checked_buckets.get(bucket) is None:  # checked once for each graph
             for missing in set(bucket.unique().tolist()) - self.present_buckets:
                 raise CalibrationError(
                     f"{self.name}: degree bucket {missing} had no nodes at calibration; "
                     f"choose degree edges that every graph fills"
                 )
-            self._checked_bucket = bucket
+            self._checked_buckets.set(bucket, True)
         return bucket
 
     def _gather(self, rows: Tensor) -> AffineTable:
         """Return the table with one entry for each row of ``x``, computed once for each graph."""
-        if self._gathered is None or self._gathered[0] is not rows:
-            self._gathered = (rows, self.table().at(rows))
-        return self._gathered[1]
+        known = self._gathered.get(rows)
+        if known is None:
+            known = self.table().at(rows)
+            self._gathered.set(rows, known)
+        return known
 
     def _fake(self, x: Tensor, table: AffineTable) -> Tensor:
         fake = fake_quantize(
@@ -303,4 +307,4 @@ class FeatureQuantizer(nn.Module):
 
     def _clear_cache(self) -> None:
         self._table = None
-        self._gathered = None
+        self._gathered.clear()

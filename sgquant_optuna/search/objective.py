@@ -17,6 +17,7 @@ from torch import nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
+from sgquant_optuna.exceptions import TaskError
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets, quantile_degree_edges
 from sgquant_optuna.graph.degree_edges import check_degree_edges
 from sgquant_optuna.graph.fingerprint import model_fingerprint, weights_sketch
@@ -115,6 +116,8 @@ class QuantizationObjective:
             If the scores do not depend on a site, so that its width would look free.
         TypeError:
             If an option has no such name.
+        TaskError:
+            If each node has a range of its own, and the task mini-batches.
         ValueError:
             If an option is out of range.
     """
@@ -130,6 +133,7 @@ class QuantizationObjective:
         **options: Any,
     ) -> None:
         self.config = config = replace(config or ObjectiveConfig(), **options)
+        _check_axis(task, data, config)
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.forward, self.task = forward, task
         self._metric = MetricWords(**task.describe_metric())
@@ -177,7 +181,7 @@ class QuantizationObjective:
                 "repeats": config.repeats,
                 "first_look": config.first_look,
                 "seed": config.seed,
-                "task": task.fingerprint,
+                "task": task.fingerprint_on(data),
                 **({} if split is None else {"split": split}),
             },
         }
@@ -431,6 +435,16 @@ class QuantizationObjective:
             # What is compared with must not differ between workers by rounding.
             self.__dict__["full_precision_accuracy"] = known.full_precision_accuracy
         self._checked_studies.add(study)
+
+
+def _check_axis(task: Task, data: Data, config: ObjectiveConfig) -> None:
+    size = task.batch_size_of(data)
+    if config.quantizer.axis == "row" and size is not None:
+        raise TaskError(
+            f"quantizer: expected a range axis that does not tell single nodes apart, got axis "
+            f"row with mini-batches of {size} graphs; give the task batch_size=None, or choose "
+            f"the axis tensor, bucket or column"
+        )
 
 
 def _degree_edges(data: Data, config: ObjectiveConfig) -> tuple[int, ...]:

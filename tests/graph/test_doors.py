@@ -90,7 +90,7 @@ class Graphs(Dataset):
     ("given", "message"),
     [
         (HeteroData(), r"got a HeteroData; data.to_homogeneous\(\) makes one"),
-        (Graphs(), r"got a Graphs; a data set holds graphs: take dataset\[0\]"),
+        (Graphs(), "got a Graphs; take one of its graphs, or join them with tasks.joined_graphs"),
         (None, "got None; make one with"),
         ((1, 2), "got a tuple; make one with"),
     ],

@@ -13,6 +13,7 @@ from sgquant_optuna.graph.tasks.metrics import (
 )
 from sgquant_optuna.graph.tasks.ready import (
     graph_classification,
+    graph_multi_label,
     graph_regression,
     inductive,
     joined_graphs,
@@ -28,6 +29,7 @@ __all__ = [
     "Metric",
     "Task",
     "graph_classification",
+    "graph_multi_label",
     "graph_regression",
     "hits",
     "inductive",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,14 @@ from torch_geometric.data import Batch, Data
 
 from sgquant_optuna.exceptions import GraphError, TaskError
 from sgquant_optuna.graph.tasks.answer_kinds import Answers, Classes, Labels, Values
+from sgquant_optuna.graph.tasks.graph_lists import (
+    Graphs,
+    Places,
+    batch_size_of,
+    check_alike,
+    graph_lists,
+    picked,
+)
 from sgquant_optuna.graph.tasks.metrics import (
     Metric,
     hits,
@@ -21,7 +30,7 @@ from sgquant_optuna.graph.tasks.metrics import (
     roc_auc,
     root_mean_squared_error,
 )
-from sgquant_optuna.graph.tasks.task import MASKS, ItemKind, Task
+from sgquant_optuna.graph.tasks.task import BATCH_COLUMN, MASKS, BatchSize, ItemKind, Task
 
 AnyMetric = str | Metric | Callable[[Tensor, Tensor], float]
 
@@ -62,24 +71,45 @@ def regression(metric: AnyMetric = "MAE") -> Task:
     return _task("node regression", "node", Values(), metric, _OF_VALUES)
 
 
-def graph_classification(metric: AnyMetric = "accuracy") -> Task:
+def graph_classification(
+    metric: AnyMetric = "accuracy", *, batch_size: BatchSize = "auto"
+) -> Task:
     """Return the task that gives each graph of a union a class; :func:`joined_graphs` makes one.
 
     Args:
         metric:
             ``"accuracy"``, or one of your own.
+        batch_size:
+            Graphs of a mini-batch; see :class:`Task`. The graphs are dealt to mini-batches once,
+            at random; each epoch takes these in another order.
     """
-    return _task("graph classification", "graph", Classes(), metric, _OF_CLASSES)
+    answers = Classes()
+    return _task("graph classification", "graph", answers, metric, _OF_CLASSES, batch_size)
 
 
-def graph_regression(metric: AnyMetric = "MAE") -> Task:
+def graph_multi_label(metric: AnyMetric = "micro-F1", *, batch_size: BatchSize = "auto") -> Task:
+    """Return the task that gives each graph several labels: ``y`` of 0 and 1, ``[G, C]``.
+
+    Args:
+        metric:
+            ``"micro-F1"``, ``"ROC-AUC"`` (mean over the labels), or one of your own.
+        batch_size:
+            Graphs of a mini-batch, as for :func:`graph_classification`.
+    """
+    name = "multi-label graph classification"
+    return _task(name, "graph", Labels(2), metric, _OF_LABELS, batch_size)
+
+
+def graph_regression(metric: AnyMetric = "MAE", *, batch_size: BatchSize = "auto") -> Task:
     """Return the task that gives each graph of a union a value; :func:`joined_graphs` makes one.
 
     Args:
         metric:
             ``"MAE"``, ``"RMSE"``, or one of your own.
+        batch_size:
+            Graphs of a mini-batch, as for :func:`graph_classification`.
     """
-    return _task("graph regression", "graph", Values(), metric, _OF_VALUES)
+    return _task("graph regression", "graph", Values(), metric, _OF_VALUES, batch_size)
 
 
 def link_prediction(metric: AnyMetric = "AUC") -> Task:
@@ -100,7 +130,12 @@ def link_prediction(metric: AnyMetric = "AUC") -> Task:
 
 
 def _task(
-    name: str, items: ItemKind, answers: Answers, metric: AnyMetric, known: dict[str, Metric]
+    name: str,
+    items: ItemKind,
+    answers: Answers,
+    metric: AnyMetric,
+    known: dict[str, Metric],
+    batch_size: BatchSize = "auto",
 ) -> Task:
     if isinstance(metric, str):
         if metric not in known:
@@ -110,19 +145,17 @@ def _task(
                 f"function of outputs and targets, got {metric!r}"
             )
         metric = known[metric]
-    return Task(name, items, answers, Metric.of(metric))
+    return Task(name, items, answers, Metric.of(metric), batch_size)
 
 
-def inductive(
-    train: Iterable[Data], val: Iterable[Data], test: Iterable[Data] | None = None
-) -> Data:
+def inductive(train: Graphs, val: Graphs, test: Graphs | None = None) -> Data:
     """Join graphs for a task of nodes: training, validation and test on graphs of their own.
 
     The union has no edge between two graphs, so a model gives each node what it gave it before.
 
     Args:
         train:
-            Graphs whose nodes are trained on, such as a data set.
+            Graphs whose nodes are trained on, such as a list, a data set or a loader.
         val:
             Graphs of the validation nodes.
         test:
@@ -133,9 +166,10 @@ def inductive(
 
     Raises:
         GraphError:
-            If there is no graph, or they differ in their number of features.
+            If there is no graph, or one cannot be joined with the others.
     """
-    parts = _parts(train, val, test)
+    parts = graph_lists((train, val, test))
+    check_alike(parts)
     joined = _union([graph for part in parts.values() for graph in part])
     sizes = {
         name: sum(int(graph.num_nodes or 0) for graph in part) for name, part in parts.items()
@@ -144,17 +178,25 @@ def inductive(
 
 
 def joined_graphs(
-    train: Iterable[Data], val: Iterable[Data], test: Iterable[Data] | None = None
+    train: Graphs | Places,
+    val: Graphs | Places,
+    test: Graphs | Places | None = None,
+    *,
+    graphs: Graphs | None = None,
 ) -> Data:
     """Join graphs for a task of whole graphs, each with a target ``y``.
 
     Args:
         train:
-            Graphs to train on, such as a data set or a list.
+            Graphs to train on: a list, a data set, or a loader. The batch size of a loader becomes
+            that of a task with ``batch_size="auto"``.
         val:
             Graphs of the validation set.
         test:
             Graphs of the test set.
+        graphs:
+            Graphs of all splits, if ``train``, ``val`` and ``test`` are numbers among them, or
+            masks, ``[G]`` bool; graphs in no split are left out.
 
     Returns:
         One graph with ``batch`` (``[N]``, the graph of each node), ``y`` (``[G]``, or a row for
@@ -162,16 +204,20 @@ def joined_graphs(
 
     Raises:
         GraphError:
-            If there is no graph, one lacks ``y``, or they differ in their number of features.
+            If there is no graph, a loader does not say its graphs, a graph is in two splits, or
+            one has no nodes, features, edges or target, or others than the first.
     """
-    parts = _parts(train, val, test)
-    graphs = [graph for part in parts.values() for graph in part]
-    lacking = sum("y" not in graph or graph.y is None for graph in graphs)
-    if lacking:
-        raise GraphError(f"column y: expected a target in each graph, {lacking} have none")
-    joined = _union(graphs)
+    size = batch_size_of(train if graphs is None else graphs)
+    splits: Any = (train, val, test)
+    if graphs is not None:
+        splits = picked(graphs, *splits)
+    parts = graph_lists(splits)
+    check_alike(parts, target="y")
+    joined = _union([graph for part in parts.values() for graph in part])
     if joined.y.dim() == 2 and joined.y.shape[1] == 1:
         joined.y = joined.y.flatten()
+    if size is not None:
+        joined[BATCH_COLUMN] = size
     return _with_masks(joined, {name: len(part) for name, part in parts.items()})
 
 
@@ -212,54 +258,14 @@ def joined_links(train: Data, val: Data, test: Data | None = None) -> Data:
     return _with_masks(joined, {name: len(part.edge_label) for name, part in parts.items()})
 
 
-def _parts(
-    train: Iterable[Data], val: Iterable[Data], test: Iterable[Data] | None
-) -> dict[str, list[Data]]:
-    given = dict(zip(MASKS, (train, val, () if test is None else test), strict=True))
-    parts = {}
-    for name, graphs in given.items():
-        if isinstance(graphs, Data):
-            graphs = [graphs]
-        try:
-            parts[name] = list(graphs)
-        except TypeError:
-            raise GraphError(
-                f"graphs of {name}: expected a list or a data set of graphs, got "
-                f"{type(graphs).__name__}"
-            ) from None
-        other = [one for one in parts[name] if not isinstance(one, Data)]
-        if other:
-            hint = ""
-            if isinstance(other[0], Sequence):
-                hint = "; give the graphs themselves"
-            raise GraphError(
-                f"graphs of {name}: expected torch_geometric.data.Data, got "
-                f"{type(other[0]).__name__}{hint}"
-            )
-        if not parts[name] and (name != "test_mask" or test is not None):
-            raise GraphError(f"graphs of {name}: expected at least one, got none")
-    return {name: part for name, part in parts.items() if part}
-
-
 def _union(graphs: list[Data]) -> Data:
-    widths = sorted({int(graph.num_features) for graph in graphs})
-    if len(widths) > 1:
-        raise GraphError(
-            f"graphs: expected the same number of features in all, got "
-            f"{' and '.join(map(str, widths[:3]))}"
-        )
     columns = set.intersection(*(set(graph.keys()) for graph in graphs)) - {*MASKS, "batch", "ptr"}
-    batch = Batch.from_data_list([_only(graph, columns) for graph in graphs])
+    batch = Batch.from_data_list(
+        [Data(**{name: graph[name] for name in columns}) for graph in graphs]
+    )
     joined = Data(**{name: batch[name] for name in columns if isinstance(batch[name], Tensor)})
     joined.batch = batch.batch
     return joined
-
-
-def _only(graph: Data, columns: set[str]) -> Data:
-    part = Data(**{name: graph[name] for name in columns})
-    if "x" not in columns:
-        raise GraphError("column x: expected features in each graph, got none")
-    return part
 
 
 def _with_masks(data: Data, sizes: dict[str, int]) -> Data:

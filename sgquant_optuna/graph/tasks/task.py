@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from sgquant_optuna.exceptions import GraphError, ModelError
+from sgquant_optuna.exceptions import GraphError, ModelError, TaskError
 from sgquant_optuna.graph.columns import (
     check_column,
     check_features_and_edges,
@@ -22,6 +22,12 @@ from sgquant_optuna.graph.tasks.answer_kinds import Answers, Classes
 from sgquant_optuna.graph.tasks.metrics import Metric
 
 ItemKind = Literal["node", "graph", "link"]
+BatchSize = int | Literal["auto"] | None
+
+BATCH_COLUMN = "graphs_per_batch"
+"""Setting of a union of graphs: graphs in a mini-batch, as the loader that they came in says."""
+DEFAULT_BATCH_SIZE = 64
+"""Graphs of a mini-batch; ``benchmarks/graph_batches.py --sizes`` compares sizes."""
 
 _TARGETS = {"node": "y", "graph": "y", "link": "edge_label"}
 MASKS = ("train_mask", "val_mask", "test_mask")
@@ -41,22 +47,55 @@ class Task:
             Kind of the answers.
         metric:
             Score of outputs, in the unit of which drops and limits are told.
+        batch_size:
+            Graphs of a mini-batch, for items ``"graph"`` alone: a number, ``None`` for all graphs
+            at once, or ``"auto"`` for that of the loader that they came in, else 64.
+
+    Raises:
+        TaskError:
+            If the batch size is none of these, or a number for other items.
     """
 
     name: str
     items: ItemKind
     answers: Answers
     metric: Metric
+    batch_size: BatchSize = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the batch size."""
+        size = self.batch_size
+        if size is None or size == "auto":
+            return
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise TaskError(
+                f"batch_size of {self.name}: expected graphs, at least 1, 'auto', or None for all "
+                f"at once, got {size!r}"
+            )
+        if self.items != "graph":
+            raise TaskError(
+                f"batch_size of {self.name}: expected none, because its items are of one graph, "
+                f"got {size}; mini-batches are of graphs"
+            )
 
     @property
     def target_column(self) -> str:
         """Column of the graph with the targets."""
         return _TARGETS[self.items]
 
-    @property
-    def fingerprint(self) -> list[str]:
-        """Words that tell it from other tasks."""
-        return [self.items, self.answers.name, self.metric.name]
+    def fingerprint_on(self, data: Data) -> list[str]:
+        """Return words that tell it on a graph from other tasks."""
+        size = self.batch_size_of(data)
+        batches = [] if size is None else [f"batches of {size}"]
+        return [self.items, self.answers.name, self.metric.name, *batches]
+
+    def batch_size_of(self, data: Data) -> int | None:
+        """Return the largest number of graphs in a mini-batch; ``None`` for all at once."""
+        if self.items != "graph" or self.batch_size is None:
+            return None
+        if self.batch_size == "auto":
+            return int(data.get(BATCH_COLUMN, DEFAULT_BATCH_SIZE))
+        return self.batch_size
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -126,8 +165,16 @@ class Task:
             batch = column(data, "batch")
             fits = batch.dtype == torch.long and batch.shape == (num_nodes,)
             check_column(fits, "batch", f"int64 [{num_nodes}]", batch)
-            in_order = bool((batch.diff() >= 0).all()) and int(batch[0]) == 0
-            check_column(in_order, "batch", "the graph of each node, in order from 0", "others")
+            steps = batch.diff()
+            in_order = bool(((steps == 0) | (steps == 1)).all()) and int(batch[0]) == 0
+            expected = "the graph of each node, in order from 0, and nodes in each graph"
+            check_column(in_order, "batch", expected, "others")
+            if "edge_index" in data:
+                source, target = batch[data.edge_index]
+                between = int((source != target).sum())
+                check_column(
+                    not between, "edge_index", "edges within a graph", f"{between} between two"
+                )
         name, count = self.target_column, self.num_items(data)
         targets = column(data, name)
         is_class = isinstance(self.answers, Classes)

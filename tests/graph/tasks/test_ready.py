@@ -115,9 +115,13 @@ def test_links_of_a_random_split_are_joined():
     ("train", "val", "message"),
     [
         ([], [small_graph(y=torch.zeros(1))], "train_mask: expected at least one, got none"),
-        ([small_graph()], [small_graph()], "a target in each graph, 2 have none"),
+        (
+            [small_graph()],
+            [small_graph()],
+            "number 0: column y: expected a target in each graph, got none",
+        ),
         ([(1, 2)], [small_graph()], "expected torch_geometric.data.Data, got tuple"),
-        (3, [small_graph()], "expected a list or a data set of graphs, got int"),
+        (3, [small_graph()], "expected a list, a data set or a loader of graphs, got int"),
         (
             [small_graph(y=torch.zeros(1))],
             [Data(x=torch.ones(2, 5), edge_index=torch.zeros(2, 0).long(), y=torch.zeros(1))],

@@ -17,9 +17,7 @@ from torch import nn
 from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
-from sgquant_optuna.exceptions import TaskError
-from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets, quantile_degree_edges
-from sgquant_optuna.graph.degree_edges import check_degree_edges
+from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.graph.fingerprint import model_fingerprint, weights_sketch
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
@@ -29,12 +27,11 @@ from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult
 from sgquant_optuna.packed.dry_run import try_export
 from sgquant_optuna.packed.export import Source
 from sgquant_optuna.quantization.memory import (
-    FeatureLayout,
-    exact_inputs,
     honest_memory,
 )
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
 from sgquant_optuna.search.checked_studies import CheckedStudies
+from sgquant_optuna.search.config_on_graph import check_axis, degree_edges_of, exact_inputs_of
 from sgquant_optuna.search.measurement import Measurement, Trainings
 from sgquant_optuna.search.reference import Reference
 from sgquant_optuna.search.split_reference import (
@@ -54,7 +51,7 @@ from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.reachable_sizes import ReachableSizes
 from sgquant_optuna.study.record import Fingerprint, StudyRecord
 from sgquant_optuna.study.rows import row_of
-from sgquant_optuna.study.search_space import BitWidthSearchSpace, parse_granularity
+from sgquant_optuna.study.search_space import BitWidthSearchSpace
 from sgquant_optuna.study.selection import best_feasible
 from sgquant_optuna.study.trial_result import (
     TrialResult,
@@ -133,14 +130,14 @@ class QuantizationObjective:
         **options: Any,
     ) -> None:
         self.config = config = replace(config or ObjectiveConfig(), **options)
-        _check_axis(task, data, config)
+        check_axis(task, data, config)
         models = [model] if isinstance(model, nn.Module) else list(model)
         self.forward, self.task = forward, task
         self._metric = MetricWords(**task.describe_metric())
 
         parts = [task.without_test(one) for one in self.checked_graphs(data)]
         graph_print = splits_fingerprint(parts, task)
-        self.degree_edges = _degree_edges(parts[0], config)
+        self.degree_edges = degree_edges_of(parts[0], config)
         if self.degree_edges:
             parts = [AddDegreeBuckets(self.degree_edges)(one) for one in parts]
         data = parts[0]
@@ -152,7 +149,7 @@ class QuantizationObjective:
         self.models[0].check_effects()
         self.layout = self.models[0].layout
         self._trainings = Trainings(self.models, config, task)
-        exact = _exact_inputs(self.layout, config)
+        exact = exact_inputs_of(self.layout, config)
         self.search_space = BitWidthSearchSpace(
             self.layout.sizes,
             granularity=config.granularity,
@@ -435,28 +432,3 @@ class QuantizationObjective:
             # What is compared with must not differ between workers by rounding.
             self.__dict__["full_precision_accuracy"] = known.full_precision_accuracy
         self._checked_studies.add(study)
-
-
-def _check_axis(task: Task, data: Data, config: ObjectiveConfig) -> None:
-    size = task.batch_size_of(data)
-    if config.quantizer.axis == "row" and size is not None:
-        raise TaskError(
-            f"quantizer: expected a range axis that does not tell single nodes apart, got axis "
-            f"row with mini-batches of {size} graphs; give the task batch_size=None, or choose "
-            f"the axis tensor, bucket or column"
-        )
-
-
-def _degree_edges(data: Data, config: ObjectiveConfig) -> tuple[int, ...]:
-    if "bucket" not in parse_granularity(config.granularity) and config.quantizer.axis != "bucket":
-        return ()
-    if isinstance(config.degree_edges, int):
-        return quantile_degree_edges(data, config.degree_edges)
-    return check_degree_edges(config.degree_edges)
-
-
-def _exact_inputs(layout: FeatureLayout, config: ObjectiveConfig) -> dict[str, int]:
-    sites = exact_inputs(layout, config.candidates) if config.exact_inputs else {}
-    if len(sites) == len(layout.sizes):
-        return {}  # nothing would be left to search
-    return {str(site): width for site, width in sites.items()}

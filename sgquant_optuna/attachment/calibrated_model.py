@@ -72,7 +72,7 @@ class CalibratedModel:
         task: Task = NODE_CLASSIFICATION,
     ) -> None:
         self.graph, self._task = graph, task
-        self._forward = forward
+        self._forward = task.answering(forward)
         self._model = attach(
             copy_model(model),
             config=quantizer,
@@ -81,7 +81,9 @@ class CalibratedModel:
             attention=attention,
         )
         with graph.speed_up(self._model) as data:
-            self.layout = calibrate(self._model, data, candidates=candidates, forward=forward)
+            self.layout = calibrate(
+                self._model, data, candidates=candidates, forward=self._forward
+            )
 
     def finetune(
         self, bits: BitWidths, config: TrainingConfig, *, seed: int

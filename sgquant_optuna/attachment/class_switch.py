@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,13 @@ class Derived:
 
     _sgquant_recipe: tuple[type[nn.Module], tuple[Derive, ...]]
     """Importable class, and the functions that make this class from it."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> object:
+        """Copy by the recipe, where a base has another way: that of torch.fx loses attributes."""
+        made = _rebuild(*type(self)._sgquant_recipe)
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle and copy by the recipe of the class and the state of the instance."""
@@ -62,5 +70,5 @@ def restore_class(module: nn.Module) -> None:
 def _rebuild(plain: type[nn.Module], steps: tuple[Derive, ...]) -> nn.Module:
     for derive in steps:
         plain = derive(plain)
-    made: nn.Module = plain.__new__(plain)
+    made: nn.Module = nn.Module.__new__(plain)  # that of torch.fx would make another class
     return made

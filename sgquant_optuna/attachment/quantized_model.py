@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.attention import quantized_class
 from sgquant_optuna.attachment.caches import restore_caches, suspend_caches
@@ -19,8 +18,8 @@ from sgquant_optuna.attachment.hops import (
     remove_hops,
     with_states,
 )
+from sgquant_optuna.attachment.layer_arguments import ROOT
 from sgquant_optuna.attachment.layer_inputs import (
-    FEATURES,
     default_layers,
     forget_arguments,
     fused_attention,
@@ -28,14 +27,14 @@ from sgquant_optuna.attachment.layer_inputs import (
 )
 from sgquant_optuna.attachment.quantized_call import CONTEXT, context_of, with_quantized_call
 from sgquant_optuna.attachment.site_quantizer import SiteQuantizer
+from sgquant_optuna.attachment.typed_inputs import FEATURES
 from sgquant_optuna.exceptions import CalibrationError, ModelError, UnsupportedConvError
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Component, Site
 
 _ATTENTION = "attention_quantizer"
-ROOT = "model"
-"""Layer name of a model that is itself a single convolution."""
 
 
 def attach(
@@ -165,7 +164,7 @@ def leave_out(layer: nn.Module) -> None:
         layer._modules.pop(name, None)
 
 
-def bind(model: nn.Module, data: Data) -> None:
+def bind(model: nn.Module, data: Graph) -> None:
     """Set the graph that the model is called with next.
 
     This is needed before a forward pass on another graph or mini-batch than the last, where

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, GINConv, MessagePassing, SAGEConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from sgquant_optuna.graph.adjacency_cache import AdjacencyCache, FirstAdjacencies
 from sgquant_optuna.graph.columns import check_type
 from sgquant_optuna.graph.instance_methods import has_own_method, replace_method
+from sgquant_optuna.graph.node_types import Graph, node_parts
 from sgquant_optuna.graph.sparse_features import as_sparse_features
 from sgquant_optuna.graph.sparse_products import AttentionMatmul, CsrPattern, SparseMatmul
 
@@ -51,19 +51,20 @@ class FixedGraph:
 
     Raises:
         GraphError:
-            If it is not one graph of nodes and edges of one type.
+            If it is not one graph.
     """
 
-    def __init__(self, data: Data) -> None:
-        check_type(data)
+    def __init__(self, data: Graph) -> None:
+        check_type(data, hetero=True)
         self.data = copy.copy(data)
-        if data.x is not None:
-            self.data.x = as_sparse_features(data.x)
+        for part in node_parts(self.data).values():
+            if part.get("x") is not None:
+                part.x = as_sparse_features(part.x)
         self._norms = AdjacencyCache(_normalised)
         self._adjacencies = AdjacencyCache(_adjacency)
-        self._passed: set[Callable[[Data], None]] = set()
+        self._passed: set[Callable[[Graph], None]] = set()
 
-    def check(self, check: Callable[[Data], None]) -> None:
+    def check(self, check: Callable[[Graph], None]) -> None:
         """Check the graph once, for all trainings on it.
 
         Args:
@@ -79,7 +80,7 @@ class FixedGraph:
             self._passed.add(check)
 
     @contextmanager
-    def speed_up(self, model: nn.Module) -> Iterator[Data]:
+    def speed_up(self, model: nn.Module) -> Iterator[Graph]:
         """Let the convolutions of ``model`` use this graph's cached matrices.
 
         One thread of the process at a time is within such a block; the others wait.

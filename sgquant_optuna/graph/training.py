@@ -6,17 +6,17 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
 from sgquant_optuna.exceptions import ModelError, TaskError
 from sgquant_optuna.graph.fixed_graph import ONE_AT_A_TIME, FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.graph.model_copies import copy_state, restore_state
+from sgquant_optuna.graph.node_types import Graph, num_columns
 from sgquant_optuna.graph.tasks.ready import node_classification
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training_config import TrainingConfig
@@ -45,7 +45,7 @@ class TrainingResult:
 
 def fit(
     model: nn.Module,
-    data: Data | FixedGraph,
+    data: Graph | FixedGraph,
     config: TrainingConfig | None = None,
     *,
     seed: int = 0,
@@ -115,9 +115,14 @@ class _Pass(NamedTuple):
     """A model with the graph that it is called with, and the task that it answers."""
 
     model: nn.Module
-    graph: Data
+    graph: Graph
     call: Forward
     task: Task
+
+    @property
+    def part(self) -> Any:
+        """Columns of the graph that hold the masks."""
+        return self.task.part(self.graph)
 
     def outputs(self) -> Tensor:
         """Return the outputs for all items."""
@@ -182,7 +187,7 @@ def _first_layer(model: nn.Module) -> nn.Module:
 
 def _step(run: _Pass, optimizer: torch.optim.Optimizer) -> float:
     """Train for one full-batch epoch and return its loss."""
-    mask, targets = run.graph.train_mask, run.task.targets(run.graph)
+    mask, targets = run.part.train_mask, run.task.targets(run.graph)
     run.model.train()
     optimizer.zero_grad()
     loss = run.task.answers.loss(run.outputs()[mask], targets[mask])
@@ -193,7 +198,7 @@ def _step(run: _Pass, optimizer: torch.optim.Optimizer) -> float:
 
 def _validate(run: _Pass) -> tuple[float, float]:
     """Return loss and metric; a loss that is not finite counts as infinite."""
-    mask, task = run.graph.val_mask, run.task
+    mask, task = run.part.val_mask, run.task
     run.model.eval()
     with torch.no_grad():
         outputs = run.outputs()[mask]
@@ -208,7 +213,7 @@ def _validate(run: _Pass) -> tuple[float, float]:
 
 def accuracy(
     model: nn.Module,
-    data: Data | FixedGraph,
+    data: Graph | FixedGraph,
     mask: Tensor,
     *,
     forward: Forward = forward,
@@ -260,7 +265,8 @@ def _feature_sizes_explained(run: _Pass) -> Iterator[None]:
         if "shapes cannot be multiplied" not in str(error):
             raise
         raise ModelError(
-            f"{type(run.model).__name__}: expected a model for the {run.graph.x.shape[1]} "
-            f"features of the graph, got one of other sizes ({str(error).splitlines()[0]}); make "
+            f"{type(run.model).__name__}: expected a model for the "
+            f"{num_columns(run.graph)} features of the graph, got one of other sizes "
+            f"({str(error).splitlines()[0]}); make "
             f"it with as many in_channels, or take the graph that it was made for"
         ) from error

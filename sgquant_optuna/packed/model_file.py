@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 
 from sgquant_optuna.attachment.hops import HOPS, hop_ports
 from sgquant_optuna.attachment.layer_inputs import layer_quantizers
@@ -120,6 +120,8 @@ class ModelContents:
             ModelError:
                 If weights or features are not float32.
         """
+        if isinstance(data, HeteroData):
+            raise ModelError("features of several node types cannot be packed into one file yet")
         if data.num_nodes != layout.num_nodes:
             raise GraphError(f"graph: expected {layout.num_nodes} nodes, got {data.num_nodes}")
         plain = detach(copy_model(model)).eval()

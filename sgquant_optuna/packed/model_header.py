@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sgquant_optuna.attachment.hops import Port, hop_site
-from sgquant_optuna.attachment.quantized_model import ROOT
+from sgquant_optuna.attachment.layer_arguments import ROOT
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.packed.checks import MAX_BUCKETS, check_count, check_flag, check_widths
 from sgquant_optuna.packed.feature_use import FeatureUse

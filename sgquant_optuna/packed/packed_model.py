@@ -17,13 +17,18 @@ from torch_geometric.nn import MessagePassing
 from sgquant_optuna.attachment.attention import quantized_class
 from sgquant_optuna.attachment.caches import suspend_caches
 from sgquant_optuna.attachment.class_switch import switch_class
-from sgquant_optuna.attachment.graph_context import GraphContext
+from sgquant_optuna.attachment.graph_context import BoundNodes, GraphContext
 from sgquant_optuna.attachment.hops import HOPS, install_hops, with_states
-from sgquant_optuna.attachment.layer_arguments import change_argument, node_dim, position_of
-from sgquant_optuna.attachment.quantized_model import ROOT
+from sgquant_optuna.attachment.layer_arguments import (
+    ROOT,
+    change_argument,
+    node_dim,
+    position_of,
+)
 from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import EDGE_COLUMNS, edges_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.node_types import ONLY_TYPE
 from sgquant_optuna.packed.feature_use import ExactFeatures
 from sgquant_optuna.packed.input_placeholder import InputPlaceholder
 from sgquant_optuna.packed.message_passing import MessagePasser, Quantize
@@ -111,7 +116,8 @@ class PackedModel(nn.Module):
     def _pack_features(self, contents: ModelContents) -> dict[str, SitePacker]:
         """Put a packer at each argument and at the hops that a site serves."""
         header = contents.header
-        graph = GraphContext((), self.layout.num_buckets, degree_bucket=contents.bucket)
+        graph = GraphContext((), self.layout.num_buckets)
+        graph.nodes = {ONLY_TYPE: BoundNodes(degree_bucket=contents.bucket)}
         served = Counter(
             name for of_layer in header.arguments.values() for name in of_layer.values()
         )

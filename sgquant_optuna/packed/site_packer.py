@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sgquant_optuna.attachment.graph_context import GraphContext, version
 from sgquant_optuna.exceptions import ModelError, PackingError
+from sgquant_optuna.graph.node_types import ONLY_TYPE
 from sgquant_optuna.packed.feature_use import ExactFeatures
 from sgquant_optuna.packed.input_placeholder import InputPlaceholder, RawFeaturesError
 from sgquant_optuna.packed.model_file import ModelContents
@@ -145,7 +146,7 @@ class SitePacker(nn.Module):
         is_by_bucket = len(self._site.bit_widths) > 1
         packed = PackedFeatures.from_dense(
             x if x.dim() == 2 else x.reshape(-1, x.shape[-1]),
-            self._graph.buckets_of(x, node_dim) if is_by_bucket else None,
+            self._graph.of_type(ONLY_TYPE).buckets_of(x, node_dim) if is_by_bucket else None,
             self._site.bit_widths,
             *self._ranges,
             rounding=self._rounding,

@@ -14,10 +14,10 @@ from statistics import fmean
 
 import optuna
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.fingerprint import graph_fingerprint
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.search.drop_interval import drop_interval
 from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings
 from sgquant_optuna.search.objective import QuantizationObjective
@@ -35,7 +35,7 @@ _MOST_REPEATS = 2
 def final_report(
     study: optuna.Study,
     objective: QuantizationObjective,
-    data: Data,
+    data: Graph,
     *,
     seeds: int = 5,
     top: int = 6,
@@ -166,12 +166,12 @@ def _measure_until_decided(
         count += 1
 
 
-def _test_mask(data: Data, objective: QuantizationObjective) -> Tensor:
+def _test_mask(data: Graph, objective: QuantizationObjective) -> Tensor:
     task = objective.task
-    now = graph_fingerprint(task.without_test(data), task.columns)
+    now = graph_fingerprint(task.without_test(data), task.columns, task.node_type)
     if now != objective.fingerprint["graph"]:
         raise GraphError("expected the graph that the study was measured on, got another")
-    mask = data.get("test_mask")
+    mask = task.part(data).get("test_mask")
     if not isinstance(mask, Tensor) or not bool(mask.any()):
         raise GraphError("column test_mask: expected at least one test node, got none")
     return mask

@@ -16,7 +16,6 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import Trial, TrialState
 from torch import nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets, quantile_degree_edges
@@ -24,6 +23,7 @@ from sgquant_optuna.graph.degree_edges import check_degree_edges
 from sgquant_optuna.graph.fingerprint import graph_fingerprint, model_fingerprint, weights_sketch
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult
 from sgquant_optuna.packed.dry_run import try_export
@@ -115,7 +115,7 @@ class QuantizationObjective:
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module],
-        data: Data,
+        data: Graph,
         config: ObjectiveConfig | None = None,
         *,
         forward: Forward = forward,
@@ -129,7 +129,7 @@ class QuantizationObjective:
         self._metric = MetricWords(**task.describe_metric())
 
         data = task.without_test(data)
-        graph_print = graph_fingerprint(data, task.columns)
+        graph_print = graph_fingerprint(data, task.columns, task.node_type)
         self.degree_edges = _degree_edges(data, config)
         if self.degree_edges:
             data = AddDegreeBuckets(self.degree_edges)(data)
@@ -414,7 +414,7 @@ class _CheckedStudies:
         return _CheckedStudies, ()  # another process checks again
 
 
-def _degree_edges(data: Data, config: ObjectiveConfig) -> tuple[int, ...]:
+def _degree_edges(data: Graph, config: ObjectiveConfig) -> tuple[int, ...]:
     if "bucket" not in parse_granularity(config.granularity) and config.quantizer.axis != "bucket":
         return ()
     if isinstance(config.degree_edges, int):

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch_geometric.data import Data
 
 from sgquant_optuna.graph.tasks.answer_kinds import fitted_temperature, mean_softmax
 from sgquant_optuna.study.drop_evidence import DropEvidence
@@ -33,7 +33,7 @@ class ReferencePredictions:
         labels:
             Classes of all nodes, ``[N]`` int64; those outside ``val_mask`` are not read.
         data:
-            Graph with ``train_mask`` and ``val_mask``, ``[N]`` bool.
+            Columns ``train_mask`` and ``val_mask`` of the nodes, ``[N]`` bool.
 
     Reference:
         Guo et al. (2017), "On Calibration of Modern Neural Networks", for the temperature, which
@@ -41,7 +41,7 @@ class ReferencePredictions:
     """
 
     def __init__(
-        self, scores: Sequence[Tensor], accuracies: Sequence[float], labels: Tensor, data: Data
+        self, scores: Sequence[Tensor], accuracies: Sequence[float], labels: Tensor, data: Any
     ) -> None:
         self.accuracy = fmean(accuracies)
         self._outside = ~data.train_mask

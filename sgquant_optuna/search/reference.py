@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
-from torch_geometric.data import Data
 
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.tasks.answer_kinds import Classes
 from sgquant_optuna.graph.tasks.metrics import right_answers
 from sgquant_optuna.graph.tasks.task import Task
@@ -32,7 +32,7 @@ class Reference(Protocol):
         """Return expected and measured drops of some quantized trainings."""
 
 
-def reference_of(task: Task, trainings: Sequence[tuple[Tensor, float]], data: Data) -> Reference:
+def reference_of(task: Task, trainings: Sequence[tuple[Tensor, float]], data: Graph) -> Reference:
     """Return the reference of a task; that of accuracy is computed without drawing labels.
 
     Args:
@@ -45,5 +45,5 @@ def reference_of(task: Task, trainings: Sequence[tuple[Tensor, float]], data: Da
     """
     outputs, metrics = [one for one, _ in trainings], [metric for _, metric in trainings]
     if isinstance(task.answers, Classes) and task.metric is right_answers:
-        return ReferencePredictions(outputs, metrics, task.targets(data), data)
+        return ReferencePredictions(outputs, metrics, task.targets(data), task.part(data))
     return ReferenceOutputs(task, outputs, metrics, data)

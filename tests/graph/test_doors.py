@@ -89,7 +89,7 @@ class Graphs(Dataset):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (HeteroData(), r"got a HeteroData; data.to_homogeneous\(\) makes one"),
+        (HeteroData(), r"got a HeteroData; name the node type .*\(node_type="),
         (Graphs(), r"got a Graphs; a data set holds graphs: take dataset\[0\]"),
         (None, "got None; make one with"),
         ((1, 2), "got a tuple; make one with"),

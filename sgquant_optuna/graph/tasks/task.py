@@ -18,6 +18,8 @@ from sgquant_optuna.graph.columns import (
     label_advice,
     mask_advice,
 )
+from sgquant_optuna.graph.forward_pass import Forward
+from sgquant_optuna.graph.node_types import Graph, check_node_types
 from sgquant_optuna.graph.tasks.answer_kinds import Answers, Classes
 from sgquant_optuna.graph.tasks.metrics import Metric
 
@@ -41,12 +43,15 @@ class Task:
             Kind of the answers.
         metric:
             Score of outputs, in the unit of which drops and limits are told.
+        node_type:
+            Node type of the items of a heterogeneous graph; ``None`` for a graph of one type.
     """
 
     name: str
     items: ItemKind
     answers: Answers
     metric: Metric
+    node_type: str | None = None
 
     @property
     def target_column(self) -> str:
@@ -56,7 +61,8 @@ class Task:
     @property
     def fingerprint(self) -> list[str]:
         """Words that tell it from other tasks."""
-        return [self.items, self.answers.name, self.metric.name]
+        of_type = [] if self.node_type is None else [self.node_type]
+        return [self.items, self.answers.name, self.metric.name, *of_type]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -64,13 +70,19 @@ class Task:
         more = {"node": (), "graph": ("batch",), "link": ("edge_label_index",)}[self.items]
         return (*more, "train_mask", "val_mask", self.target_column)
 
-    def targets(self, data: Data) -> Tensor:
+    def part(self, data: Graph) -> Any:
+        """Return what holds targets and masks: the graph, or the columns of the node type."""
+        return data if self.node_type is None else data[self.node_type]
+
+    def targets(self, data: Graph) -> Tensor:
         """Return the targets of all items, ``[I]`` or ``[I, C]``."""
-        targets: Tensor = data[self.target_column]
+        targets: Tensor = self.part(data)[self.target_column]
         return targets
 
-    def num_items(self, data: Data) -> int:
+    def num_items(self, data: Graph) -> int:
         """Return the number of items I of a graph."""
+        if self.node_type is not None:
+            return int(data[self.node_type].num_nodes)
         if self.items == "link":
             return int(column(data, "edge_label_index").shape[1])
         if self.items == "graph":
@@ -78,7 +90,7 @@ class Task:
             return int(batch.max()) + 1 if len(batch) else 0
         return int(column(data, "x").shape[0])
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Graph) -> None:
         """Check that a graph has the columns that a training and a search need.
 
         Args:
@@ -94,9 +106,9 @@ class Task:
                 validation item has no target, a mask is empty, or two masks overlap.
         """
         self.check_columns(data)
-        count, targets = self.num_items(data), self.targets(data)
-        names = MASKS if "test_mask" in data else MASKS[:2]
-        masks = {name: column(data, name) for name in names}
+        count, targets, part = self.num_items(data), self.targets(data), self.part(data)
+        names = MASKS if "test_mask" in part else MASKS[:2]
+        masks = {name: column(part, name) for name in names}
         for name, mask in masks.items():
             fits = mask.dtype == torch.bool and mask.shape == (count,)
             check_column(fits, name, f"bool [{count}]", mask, mask_advice(name, mask))
@@ -110,9 +122,26 @@ class Task:
                     not shared, first, f"no {self.items} of {second}", f"{shared} of them"
                 )
 
-    def check_columns(self, data: Data) -> None:
+    def check_columns(self, data: Graph) -> None:
         """Check features, edges and targets of a graph, as :meth:`check` does, but no mask."""
-        check_features_and_edges(data)
+        if self.node_type is not None:
+            check_node_types(data, self.node_type)
+        else:
+            check_features_and_edges(data)
+            self._check_items(data)
+        name, count = self.target_column, self.num_items(data)
+        targets = column(self.part(data), name)
+        is_class = isinstance(self.answers, Classes)
+        check_column(
+            self.answers.fit_targets(targets, count),
+            name,
+            self.answers.wanted_targets(count),
+            targets,
+            label_advice(targets, count) if is_class and self.items == "node" else None,
+        )
+
+    def _check_items(self, data: Data) -> None:
+        """Check the columns that make items of a graph's nodes."""
         num_nodes = data.x.shape[0]
         if self.items == "link":
             ends = column(data, "edge_label_index")
@@ -128,18 +157,8 @@ class Task:
             check_column(fits, "batch", f"int64 [{num_nodes}]", batch)
             in_order = bool((batch.diff() >= 0).all()) and int(batch[0]) == 0
             check_column(in_order, "batch", "the graph of each node, in order from 0", "others")
-        name, count = self.target_column, self.num_items(data)
-        targets = column(data, name)
-        is_class = isinstance(self.answers, Classes)
-        check_column(
-            self.answers.fit_targets(targets, count),
-            name,
-            self.answers.wanted_targets(count),
-            targets,
-            label_advice(targets, count) if is_class and self.items == "node" else None,
-        )
 
-    def labels(self, data: Data, mask: Tensor) -> Tensor:
+    def labels(self, data: Graph, mask: Tensor) -> Tensor:
         """Return the targets of the items of a mask, all of them known.
 
         Raises:
@@ -163,6 +182,15 @@ class Task:
         self._check_known(targets, "the mask")
         return targets
 
+    def answering(self, forward: Forward) -> Forward:
+        """Return a call of a model that gives the outputs of the node type alone, if it has one.
+
+        Args:
+            forward:
+                Function that calls the model with the graph.
+        """
+        return forward if self.node_type is None else _OfType(forward, self.node_type)
+
     def check_outputs(self, model: nn.Module, outputs: object, targets: Tensor) -> Tensor:
         """Return what a model returned in the shape of the targets, if it answers them.
 
@@ -170,7 +198,7 @@ class Task:
             model:
                 Module that was called; its class is named in the error.
             outputs:
-                Result of the call.
+                Result of the call; that of the node type is taken of a dictionary.
             targets:
                 Targets of all items; of classes, the largest counts.
 
@@ -178,6 +206,8 @@ class Task:
             ModelError:
                 If it is no float tensor of such a shape.
         """
+        if self.node_type is not None and isinstance(outputs, dict):
+            outputs = outputs.get(self.node_type, outputs)
         expected = self.answers.wanted_outputs(targets)
         advice = "return the scores alone, or pick them in a function that you pass as forward="
         if not isinstance(outputs, Tensor):
@@ -198,15 +228,16 @@ class Task:
                 advice = f"return a row for each {self.items}, with a score of each class"
         raise ModelError(f"{type(model).__name__}: expected {expected}, got {got}; {advice}")
 
-    def without_test(self, data: Data) -> Data:
+    def without_test(self, data: Graph) -> Graph:
         """Return a copy that no search can read test targets from.
 
         The test mask is gone, and targets outside training and validation items are unknown.
         """
         stripped = copy.copy(data)
-        del stripped.test_mask
-        seen = data.train_mask | data.val_mask
-        stripped[self.target_column] = self.answers.hidden(self.targets(data), seen)
+        part = self.part(stripped)
+        del part.test_mask
+        seen = part.train_mask | part.val_mask
+        part[self.target_column] = self.answers.hidden(self.targets(data), seen)
         return stripped
 
     def describe_metric(self) -> dict[str, Any]:
@@ -226,3 +257,18 @@ class Task:
                 f"{'class' if isinstance(self.answers, Classes) else 'target'} for each "
                 f"{self.items} of {where}, got {unknown}"
             )
+
+
+@dataclass(frozen=True)
+class _OfType:
+    """A call of a model that returns the outputs of one node type; it can be pickled."""
+
+    forward: Forward
+    node_type: str
+
+    def __call__(self, model: nn.Module, data: Graph) -> Tensor:
+        outputs: Any = self.forward(model, data)
+        if isinstance(outputs, dict) and self.node_type in outputs:
+            outputs = outputs[self.node_type]
+        found: Tensor = outputs
+        return found

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 from torch_geometric.data import HeteroData
-from torch_geometric.nn import HeteroConv, HGTConv, Linear, SAGEConv, to_hetero
+from torch_geometric.nn import GATConv, HeteroConv, HGTConv, Linear, SAGEConv, to_hetero
 
 
 def five_nodes():
@@ -59,6 +59,22 @@ class Sage(nn.Module):
 
 def transformed(data, hidden=6, outputs=2):
     return _with_sizes(to_hetero(Sage(hidden, outputs), data.metadata()), data)
+
+
+class Gat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = GATConv((-1, -1), 4, heads=2, add_self_loops=False)
+        self.lin1 = Linear(-1, 8)
+        self.conv2 = GATConv((-1, -1), 2, add_self_loops=False)
+
+    def forward(self, x, edge_index):
+        x = (self.conv1(x, edge_index) + self.lin1(x)).relu()
+        return self.conv2(x, edge_index)
+
+
+def attending(data):
+    return _with_sizes(to_hetero(Gat(), data.metadata()), data)
 
 
 class ByRelation(nn.Module):

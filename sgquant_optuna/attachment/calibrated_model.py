@@ -72,7 +72,7 @@ class CalibratedModel:
         task: Task = NODE_CLASSIFICATION,
     ) -> None:
         self.graph, self._task = graph, task
-        self._forward = task.answering(forward)
+        self._forward = forward
         self._model = attach(
             copy_model(model),
             config=quantizer,

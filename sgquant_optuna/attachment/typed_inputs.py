@@ -29,6 +29,9 @@ ARGUMENTS = "quantized_arguments"
 MAIN = "untyped_quantizer"
 """Attribute of a layer: the quantizer that it had before its node types were known."""
 
+UNUSED = "unused_arguments"
+"""Attribute of a layer: names of its features that no output depends on."""
+
 
 def observe_types(
     main: SiteQuantizer, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -58,6 +61,8 @@ def observe_types(
     known: dict[str, tuple[int, str]] = layer.__dict__.setdefault(ARGUMENTS, {})
     for argument, x in parts_of(layer, args, kwargs).items():
         if argument not in known:
+            unused: list[str] = layer.__dict__.get(UNUSED, [])
+            unused[:] = [one for one in unused if one != argument]
             name = f"{FEATURES}_{len(known)}"
             known[argument] = (position_of(layer, argument), name)
             holder = _shared(graph, place.group, x) or _new(main, path, place, argument, x)

@@ -1,4 +1,4 @@
-"""Features of node types that no output depends on, which are neither quantized nor counted.
+"""Features and attention that no output depends on, which are neither quantized nor counted.
 
 The last layer of a heterogeneous model gives outputs of all node types, and a task is of one. What
 the others are computed of alone need not be stored. NaN in the place of what a layer returns shows
@@ -18,12 +18,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sgquant_optuna.attachment.layer_arguments import change_argument, part_of
 from sgquant_optuna.attachment.layer_inputs import layer_quantizers
 from sgquant_optuna.attachment.quantized_call import context_of
-from sgquant_optuna.attachment.quantized_model import leave_out
-from sgquant_optuna.attachment.typed_inputs import ARGUMENTS, FEATURES
+from sgquant_optuna.attachment.quantized_model import ATTENTION, leave_out, leave_out_attention
+from sgquant_optuna.attachment.site_quantizer import SiteQuantizer
+from sgquant_optuna.attachment.typed_inputs import ARGUMENTS, FEATURES, UNUSED
 
 
 def leave_out_unused(model: nn.Module, outputs: Callable[[], Any]) -> list[str]:
-    """Remove the quantizers of features that no output depends on, and note it.
+    """Remove the quantizers of features and attention that no output depends on, and note it.
 
     Args:
         model:
@@ -50,8 +51,18 @@ def leave_out_unused(model: nn.Module, outputs: Callable[[], Any]) -> list[str]:
             unused.append(name)
             for path, argument in places:
                 _leave_out_argument(model.get_submodule(path), argument)
-            layer = name.rpartition("/")[0]
-            graph.note(f"{layer}: not quantized and not counted, because no output depends on it")
+    for path, conv in list(model.named_modules()):
+        quantizer = conv._modules.get(ATTENTION)
+        if not isinstance(quantizer, SiteQuantizer):
+            continue
+        if (path, None) not in reached:
+            reached[path, None] = _reaches(model, path, None, outputs)
+        if not reached[path, None]:
+            unused.append(quantizer.name)
+            leave_out_attention(conv)
+    for name in unused:
+        subject = name.removesuffix("/embedding")
+        graph.note(f"{subject}: not quantized and not counted, because no output depends on it")
     return unused
 
 
@@ -97,3 +108,4 @@ def _leave_out_argument(layer: nn.Module, argument: str) -> None:
         layer._modules[FEATURES] = layer._modules[first]
     else:
         leave_out(layer)
+    layer.__dict__.setdefault(UNUSED, []).append(argument)

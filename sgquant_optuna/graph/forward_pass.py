@@ -124,6 +124,29 @@ def _given(
 
 
 @dataclass(frozen=True)
+class OfType:
+    """A call of a model that returns the outputs of one node type alone; it can be pickled.
+
+    Args:
+        forward:
+            Function that calls the model with the graph.
+        node_type:
+            Node type whose outputs are taken of a dictionary.
+    """
+
+    forward: Forward
+    node_type: str
+
+    def __call__(self, model: nn.Module, data: Graph) -> Tensor:
+        """Call a model, and pick the outputs of the node type."""
+        outputs: Any = self.forward(model, data)
+        if isinstance(outputs, dict) and self.node_type in outputs:
+            outputs = outputs[self.node_type]
+        found: Tensor = outputs
+        return found
+
+
+@dataclass(frozen=True)
 class Columns:
     """A call of a model with the columns that the user has named; made by :func:`columns`.
 

@@ -89,6 +89,25 @@ def check_node_types(data: object, node_type: str) -> None:
         raise GraphError("graph: expected at least one relation with edges, got none")
 
 
+def check_types_are(data: object, counts: Mapping[str, int]) -> None:
+    """Check that a graph has these node types, with so many nodes each.
+
+    Raises:
+        GraphError:
+            If it has others.
+    """
+    known = {ONLY_TYPE: None}
+    if isinstance(data, HeteroData):
+        known = {name: part.num_nodes for name, part in node_parts(data).items()}
+    if known != dict(counts):
+        expected = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        got = ", ".join(f"{count} of {name}" for name, count in known.items())
+        raise GraphError(
+            f"graph: expected one of the node types that the model was packed for ({expected}), "
+            f"got {got if isinstance(data, HeteroData) else kind_of(data)}"
+        )
+
+
 def _num_nodes(name: str, part: Any) -> int:
     """Return the number of nodes of a type, and check its features."""
     x = part.get("x")

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch_geometric.data import HeteroData
 
 from sgquant_optuna.attachment.quantized_model import bind, detach, site_quantizers
-from sgquant_optuna.exceptions import PackingError, SgquantError
+from sgquant_optuna.exceptions import ModelError, PackingError, SgquantError
 from sgquant_optuna.graph.fixed_graph import FixedGraph
-from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.forward_pass import Forward, OfType, forward
 from sgquant_optuna.graph.model_copies import copy_model
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 from sgquant_optuna.packed.container import read_container, write_container
 from sgquant_optuna.packed.input_placeholder import RawFeaturesError
@@ -63,7 +64,7 @@ class ExportedModel:
 
 def export_packed(
     model: nn.Module,
-    data: Data,
+    data: Graph,
     path: str | Path,
     *,
     layout: FeatureLayout,
@@ -101,6 +102,11 @@ def export_packed(
         ValueError:
             If the file cannot be written.
     """
+    if isinstance(data, HeteroData) and not isinstance(forward, OfType):
+        raise ModelError(
+            "forward: expected one that gives the scores of one node type, got another; say "
+            "forward=task.answering(forward), with the task of the model"
+        )
     source = Source(model, FixedGraph(data), layout, forward)
     exported = write_packed(source, path, {**_circumstances(), **(provenance or {})})
     bind(model, data)
@@ -256,7 +262,12 @@ def _write(
     exact = False
     while True:
         contents = ModelContents.of(
-            source.model, source.graph.data, source.layout, constants=constants, exact=exact
+            source.model,
+            source.graph.data,
+            source.layout,
+            answers=source.forward.node_type if isinstance(source.forward, OfType) else None,
+            constants=constants,
+            exact=exact,
         )
         fields = {**contents.fields, "provenance": provenance}
         write_container(path, KIND, fields, contents.tensors)
@@ -265,7 +276,7 @@ def _write(
         try:
             return packed, packed(source.graph.data)
         except RawFeaturesError as error:
-            if exact:
+            if exact or isinstance(source.graph.data, HeteroData):
                 raise
             key = (error.site, error.call)
             features = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import MessagePassing
 
 from sgquant_optuna.attachment.attention import quantized_class
@@ -27,8 +27,8 @@ from sgquant_optuna.attachment.layer_arguments import (
 )
 from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import EDGE_COLUMNS, edges_fingerprint
-from sgquant_optuna.graph.forward_pass import Forward, forward
-from sgquant_optuna.graph.node_types import ONLY_TYPE
+from sgquant_optuna.graph.forward_pass import Forward, OfType, forward
+from sgquant_optuna.graph.node_types import Graph, check_types_are, edge_parts, node_parts
 from sgquant_optuna.packed.feature_use import ExactFeatures
 from sgquant_optuna.packed.input_placeholder import InputPlaceholder
 from sgquant_optuna.packed.message_passing import MessagePasser, Quantize
@@ -93,7 +93,9 @@ class PackedModel(nn.Module):
         self.fields, self._sites = contents.fields, contents.header.sites
         self.layout, self.bit_widths = contents.header.layout, contents.header.bit_widths
         self._rounding = contents.header.config.rounding
-        self._forward, self._frees, self._fast = forward, model is None, fast
+        self._types = types = contents.header.types
+        self._forward = forward if types.answers is None else OfType(forward, types.answers)
+        self._frees, self._fast = model is None, fast
         self.model = contents.plain_model(model)
         suspend_caches(self.model)
         ids = contents.tensors.get("bucket")
@@ -117,7 +119,11 @@ class PackedModel(nn.Module):
         """Put a packer at each argument and at the hops that a site serves."""
         header = contents.header
         graph = GraphContext((), self.layout.num_buckets)
-        graph.nodes = {ONLY_TYPE: BoundNodes(degree_bucket=contents.bucket)}
+        if contents.bucket is not None:
+            graph.nodes = {
+                name: BoundNodes(degree_bucket=self._types.part(name, contents.bucket))
+                for name in self._types.counts
+            }
         served = Counter(
             name for of_layer in header.arguments.values() for name in of_layer.values()
         )
@@ -146,6 +152,14 @@ class PackedModel(nn.Module):
                 layer.register_forward_pre_hook(
                     partial(_change_input, name, change, argument, position), with_kwargs=True
                 )
+        for path, unused in self._types.unused.items():
+            layer = self._layer(path)
+            for argument in unused:
+                _check_argument(path, layer, argument)
+                position = position_of(layer, argument)
+                layer.register_forward_pre_hook(
+                    partial(_change_input, path, _zeros, argument, position), with_kwargs=True
+                )
         for path, ports in header.hops.items():
             conv, packer = self._layer(path), packers[header.hop_site(path)]
             states = with_states(conv)
@@ -164,8 +178,8 @@ class PackedModel(nn.Module):
         except AttributeError:
             raise PackingError(f"packed model: the model has no layer {path!r}") from None
 
-    def forward(self, graph: Data | Tensor) -> Tensor:
-        """Return the class scores of all nodes, ``[N, C]``.
+    def forward(self, graph: Graph | Tensor) -> Tensor:
+        """Return the class scores of all nodes, ``[N, C]``; of the node type of the task alone.
 
         Args:
             graph:
@@ -179,6 +193,8 @@ class PackedModel(nn.Module):
                 If the forward pass does not reach a quantized layer.
         """
         data = Data(edge_index=graph) if isinstance(graph, Tensor) else copy.copy(graph)
+        if self._types.is_hetero or isinstance(data, HeteroData):
+            check_types_are(data, self._types.counts)
         self._check_edges(data)
         self._give_features(data)
         self._used.clear()
@@ -237,9 +253,20 @@ class PackedModel(nn.Module):
         """
         return self._exact_nbytes
 
-    def _give_features(self, data: Data) -> None:
+    def _give_features(self, data: Graph) -> None:
         """Put what stands for the features into the graph that the model is called with."""
-        if self._use.shape is None:
+        if self._types.is_hetero:
+            taken = {self._types.of_site(site.name) for site in self._sites if site.is_input}
+            for name, part in node_parts(data).items():
+                width = self._types.columns.get(name)
+                if width is not None:
+                    shape = (self._types.counts[name], width)
+                    # No score depends on the features of a type that no site takes.
+                    is_held = name in taken
+                    part.x = (
+                        InputPlaceholder(shape) if is_held else torch.zeros(1, 1).expand(shape)
+                    )
+        elif self._use.shape is None:
             data.num_nodes = self.layout.num_nodes
         elif self._exact is not None:
             data.x = self._exact
@@ -248,22 +275,24 @@ class PackedModel(nn.Module):
             constants = frozenset(map(id, (*columns, *self.model.buffers())))
             data.x = InputPlaceholder(self._use.shape, self._use.torch_dtype, constants)
 
-    def _check_edges(self, data: Data) -> None:
-        columns = [data.get(name) for name in EDGE_COLUMNS]
+    def _check_edges(self, data: Graph) -> None:
+        parts = edge_parts(data).values()
+        columns = [part.get(name) for part in parts for name in EDGE_COLUMNS]
         now = tuple((column, getattr(column, "_version", None)) for column in columns)
         if self._checked is not None and all(
             one[0] is other[0] and one[1] == other[1]
             for one, other in zip(self._checked, now, strict=True)
         ):
             return
-        edges = data.get("edge_index", data.get("adj_t"))
-        if not isinstance(edges, Tensor):
-            raise GraphError("column edge_index: expected a tensor [2, E], got none")
-        if edges.device.type != "cpu":
-            raise GraphError(
-                f"column edge_index: a packed model runs on the CPU, got it on {edges.device}; "
-                f"call it with data.cpu()"
-            )
+        for part in parts:
+            edges = part.get("edge_index", part.get("adj_t"))
+            if not isinstance(edges, Tensor):
+                raise GraphError("column edge_index: expected a tensor [2, E], got none")
+            if edges.device.type != "cpu":
+                raise GraphError(
+                    f"column edge_index: a packed model runs on the CPU, got it on "
+                    f"{edges.device}; call it with data.cpu()"
+                )
         expected, found = self.fields["edges"], edges_fingerprint(data)
         if expected != found:
             raise GraphError(
@@ -318,6 +347,11 @@ class _AttentionQuantizer(nn.Module):
         return alpha if self._quantize is None else self._quantize(alpha)
 
 
+def _zeros(x: Tensor) -> Tensor:
+    """Return what stands for features that no score depends on; it takes no memory."""
+    return torch.zeros(1, 1).expand(x.shape)
+
+
 def _change_input(
     name: str,
     change: Callable[[Tensor], Tensor],
@@ -334,7 +368,7 @@ def _check_argument(path: str, layer: nn.Module, argument: str) -> None:
     """Refuse a name that no call of a layer gives, so that its site would not be reached."""
     parameters = inspect.signature(layer.forward).parameters
     takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
-    if argument not in parameters and not takes_any:
+    if argument.partition("[")[0] not in parameters and not takes_any:
         raise PackingError(
             f"arguments of {path}: expected one of {', '.join(parameters)}, got {argument!r}"
         )

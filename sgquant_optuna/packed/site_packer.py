@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from sgquant_optuna.attachment.graph_context import GraphContext, version
 from sgquant_optuna.exceptions import ModelError, PackingError
-from sgquant_optuna.graph.node_types import ONLY_TYPE
 from sgquant_optuna.packed.feature_use import ExactFeatures
 from sgquant_optuna.packed.input_placeholder import InputPlaceholder, RawFeaturesError
 from sgquant_optuna.packed.model_file import ModelContents
@@ -60,6 +59,7 @@ class SitePacker(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self._site = site.name, site
+        self._node_type = contents.header.types.of_site(site.name)
         self._rounding = contents.header.config.rounding
         self._graph, self._used, self._exact = graph, used, exact
         self._frees, self._fast, self._is_shared = frees, fast, is_shared
@@ -146,7 +146,7 @@ class SitePacker(nn.Module):
         is_by_bucket = len(self._site.bit_widths) > 1
         packed = PackedFeatures.from_dense(
             x if x.dim() == 2 else x.reshape(-1, x.shape[-1]),
-            self._graph.of_type(ONLY_TYPE).buckets_of(x, node_dim) if is_by_bucket else None,
+            self._graph.of_type(self._node_type).buckets_of(x, node_dim) if is_by_bucket else None,
             self._site.bit_widths,
             *self._ranges,
             rounding=self._rounding,

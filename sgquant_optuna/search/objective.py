@@ -125,7 +125,7 @@ class QuantizationObjective:
         self.config = config = replace(config or ObjectiveConfig(), **options)
         task.check(data)
         models = [model] if isinstance(model, nn.Module) else list(model)
-        self.forward, self.task = forward, task
+        self.forward, self.task = task.answering(forward), task
         self._metric = MetricWords(**task.describe_metric())
 
         data = task.without_test(data)

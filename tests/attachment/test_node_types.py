@@ -9,7 +9,14 @@ import sgquant_optuna as sgq
 from sgquant_optuna import tasks
 from sgquant_optuna.attachment.type_names import TypeNames
 from sgquant_optuna.graph.forward_pass import forward
-from tests.typed_graphs import by_relation, five_nodes, library, transformed, transformer
+from tests.typed_graphs import (
+    attending,
+    by_relation,
+    five_nodes,
+    library,
+    transformed,
+    transformer,
+)
 
 OF_PAPERS = tasks.node_classification(node_type="paper").answering(forward)
 
@@ -92,6 +99,25 @@ def test_what_no_output_depends_on_is_neither_quantized_nor_counted():
         f"{layer}: not quantized and not counted, because no output depends on it"
         for layer in ("conv1.venue", "conv2.venue")
     )
+
+
+def test_attention_is_by_relation_and_left_out_where_no_output_depends_on_it():
+    data = library()
+    model = attending(data)
+    plain = OF_PAPERS(model, data)
+    layout = calibrated(model, data)
+    attention = [site.layer for site in layout.sizes if site.component == "attention"]
+    assert sorted(attention) == [
+        f"{conv}.{relation}"
+        for conv, relations in (
+            ("conv1", ("author__writes__paper", "paper__cites__paper", "paper__of__author")),
+            ("conv2", ("author__writes__paper", "paper__cites__paper")),
+        )
+        for relation in relations
+    ]
+    assert len(layout.notes) == 3 + 3  # venues of both layers and lin1, and three relations
+    assert torch.equal(OF_PAPERS(model, data), plain)
+    assert torch.equal(OF_PAPERS(sgq.detach(model), data), plain)
 
 
 def test_features_before_the_last_layer_of_their_type_are_left_out_too():

@@ -9,19 +9,17 @@ import sgquant_optuna as sgq
 from sgquant_optuna import tasks
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.training_config import TrainingConfig
-from tests.typed_graphs import by_relation, library, transformed, transformer
+from tests.typed_graphs import attending, by_relation, library, transformed, transformer
 
 PAPERS = tasks.node_classification(node_type="paper")
 
 
-@pytest.mark.filterwarnings("ignore::sgquant_optuna.exceptions.ExportWarning")
-@pytest.mark.parametrize("make", [transformed, by_relation, transformer])
-def test_a_search_on_several_node_types_ends_in_a_report(make, tmp_path):
+@pytest.mark.parametrize("make", [transformed, by_relation, transformer, attending])
+def test_a_search_on_several_node_types_goes_the_whole_way(make, tmp_path):
     data = library()
     model = make(data)
-    before = sgq.accuracy(model, data, data["paper"].val_mask, task=PAPERS)
     result = sgq.fit(model, data, TrainingConfig(epochs=40), task=PAPERS)
-    assert result.accuracy > before
+    assert result.losses[-1] < result.losses[0] / 2
     objective = sgq.QuantizationObjective(
         model,
         data,
@@ -40,6 +38,23 @@ def test_a_search_on_several_node_types_ends_in_a_report(make, tmp_path):
     for site in objective.layout.sizes:
         assert site.layer in text
     assert {"author", "paper"} <= {site.layer.split(".")[-1] for site in objective.layout.sizes}
+    done = sgq.export_study(study, tmp_path / "m.sgq", objective=objective)
+    assert done.model.score_difference == pytest.approx(0, abs=1e-6)
+    packed = sgq.load_packed(tmp_path / "m.sgq", model=make(data))
+    assert sgq.accuracy(packed, data, data["paper"].val_mask, task=PAPERS, forward=call) == (
+        pytest.approx(done.accuracy)
+    )
+    assert sum(packed.stored_nbytes.values()) == packed.memory.memory_bytes
+    other = library()
+    other["paper", "cites", "paper"].edge_index[0, 0] += 1
+    with pytest.raises(GraphError, match="edges"):
+        packed(other)
+    with pytest.raises(GraphError, match="expected one of the node types that the model was"):
+        packed(sgq.load_graph("digits"))
+
+
+def call(packed, data):
+    return packed(data)
 
 
 class Relations(nn.Module):

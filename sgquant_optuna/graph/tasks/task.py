@@ -18,7 +18,7 @@ from sgquant_optuna.graph.columns import (
     label_advice,
     mask_advice,
 )
-from sgquant_optuna.graph.forward_pass import Forward
+from sgquant_optuna.graph.forward_pass import Forward, OfType
 from sgquant_optuna.graph.node_types import Graph, check_node_types
 from sgquant_optuna.graph.tasks.answer_kinds import Answers, Classes
 from sgquant_optuna.graph.tasks.metrics import Metric
@@ -189,7 +189,7 @@ class Task:
             forward:
                 Function that calls the model with the graph.
         """
-        return forward if self.node_type is None else _OfType(forward, self.node_type)
+        return forward if self.node_type is None else OfType(forward, self.node_type)
 
     def check_outputs(self, model: nn.Module, outputs: object, targets: Tensor) -> Tensor:
         """Return what a model returned in the shape of the targets, if it answers them.
@@ -257,18 +257,3 @@ class Task:
                 f"{'class' if isinstance(self.answers, Classes) else 'target'} for each "
                 f"{self.items} of {where}, got {unknown}"
             )
-
-
-@dataclass(frozen=True)
-class _OfType:
-    """A call of a model that returns the outputs of one node type; it can be pickled."""
-
-    forward: Forward
-    node_type: str
-
-    def __call__(self, model: nn.Module, data: Graph) -> Tensor:
-        outputs: Any = self.forward(model, data)
-        if isinstance(outputs, dict) and self.node_type in outputs:
-            outputs = outputs[self.node_type]
-        found: Tensor = outputs
-        return found

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.fx import GraphModule
 
 Derive = Callable[[type[nn.Module]], type[nn.Module]]
 """Module-level function from a class to its quantizing subclass, the same one for every call."""
@@ -30,7 +31,10 @@ class Derived:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle and copy by the recipe of the class and the state of the instance."""
         # Of the class, and by a name that no attribute of a model has.
-        return _rebuild, type(self)._sgquant_recipe, self.__getstate__()
+        plain, steps = type(self)._sgquant_recipe
+        if issubclass(plain, GraphModule):
+            return _rebuild_traced, (_traced(plain, self.__dict__), steps)
+        return _rebuild, (plain, steps), self.__getstate__()
 
 
 def derive_class(
@@ -71,4 +75,20 @@ def _rebuild(plain: type[nn.Module], steps: tuple[Derive, ...]) -> nn.Module:
     for derive in steps:
         plain = derive(plain)
     made: nn.Module = nn.Module.__new__(plain)  # that of torch.fx would make another class
+    return made
+
+
+def _traced(plain: type[nn.Module], state: dict[str, Any]) -> GraphModule:
+    """Return a module of torch.fx, as ``to_hetero`` makes, which knows how to pickle itself."""
+    made: Any = nn.Module.__new__(plain)
+    made.__dict__.update({name: value for name, value in state.items() if name != _PLAIN})
+    traced: GraphModule = made
+    return traced
+
+
+def _rebuild_traced(made: GraphModule, steps: tuple[Derive, ...]) -> nn.Module:
+    to: type[nn.Module] = type(made)
+    for derive in steps:
+        to = derive(to)
+    switch_class(made, to)
     return made

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch_geometric.nn.module_dict import ModuleDict
-
 from sgquant_optuna.attachment.layer_arguments import ROOT
+from sgquant_optuna.graph.node_types import keys_of
 
 _CONTAINER = "convs"
 """Module of ``HeteroConv`` that holds the convolutions of all relations."""
@@ -51,9 +50,9 @@ class TypeNames:
         self.node_types = tuple(metadata[0])
         self._places: dict[str, tuple[str, str]] = {}
         for name in self.node_types:
-            self._places |= dict.fromkeys(_keys(name), (name, name))
+            self._places |= dict.fromkeys(keys_of(name), (name, name))
         for relation in metadata[1]:
-            self._places |= dict.fromkeys(_keys(relation), (relation[0], relation[2]))
+            self._places |= dict.fromkeys(keys_of(relation), (relation[0], relation[2]))
 
     def place(self, path: str) -> Place:
         """Return the place of a layer, by the last part of its path that names a type."""
@@ -66,10 +65,3 @@ class TypeNames:
                     before = before[:-1]
                 return Place(".".join([*before, *parts[at + 1 :]]), *ends)
         return Place(path)
-
-
-def _keys(name: str | tuple[str, str, str]) -> list[str]:
-    """Return the names of a submodule for a type: of ``to_hetero``, and of a dictionary."""
-    joined = "__".join(name) if isinstance(name, tuple) else name
-    plain = joined.replace(" ", "_").replace("-", "_").replace(":", "_")
-    return [plain, joined, ModuleDict.to_internal_key(name)]

@@ -21,6 +21,7 @@ from sgquant_optuna.exceptions import ModelError
 from sgquant_optuna.graph.node_types import (
     Graph,
     column_names,
+    keys_of,
     named_columns,
     types_without_features,
 )
@@ -73,18 +74,32 @@ def forward(model: nn.Module, data: Graph) -> Tensor:
 
 
 def _called(model: nn.Module, given: dict[str, Any], data: HeteroData) -> Any:
-    """Call a model, and name the node types without features where it cannot do without."""
-    lacking = types_without_features(data)
-    if not lacking:
-        return model(**given)
+    """Call a model, and name the features or relations that it may not do without."""
     try:
         return model(**given)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        lacking = types_without_features(data)
+        unknown = _unknown_relations(model, data)
+        if not lacking and not unknown:
+            raise
+        said = f"and failed ({type(error).__name__}: {error})"
+        name = f"{type(model).__name__}.forward"
+        if unknown:
+            raise ModelError(
+                f"{name}: got no edges of relation {', '.join(unknown)}, which the graph does not "
+                f"have, {said}; make the model with data.metadata() of this graph"
+            ) from error
         raise ModelError(
-            f"{type(model).__name__}.forward: got no features of node type {', '.join(lacking)}, "
-            f"which have no x in the graph, and failed ({type(error).__name__}: {error}); give "
-            f"them x, or an embedding in the model"
+            f"{name}: got no features of node type {', '.join(lacking)}, which have no x in the "
+            f"graph, {said}; give them x, or an embedding in the model"
         ) from error
+
+
+def _unknown_relations(model: nn.Module, data: HeteroData) -> list[str]:
+    """Return relations that modules of ``to_hetero`` are named after and the graph lacks."""
+    known = {key for relation in data.edge_types for key in keys_of(relation)}
+    names = dict.fromkeys(path.rpartition(".")[2] for path, _ in model.named_modules())
+    return [name for name in names if name.count("__") == 2 and name not in known]
 
 
 def _given(

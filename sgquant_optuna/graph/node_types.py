@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
+from torch_geometric.nn.module_dict import ModuleDict
 
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.columns import check_column, check_size_of_values, kind_of
@@ -184,6 +185,17 @@ def named_columns(data: HeteroData, name: str) -> dict[Any, Any] | None:
 def column_names(data: HeteroData) -> list[str]:
     """Return the names of all columns, as the parameters of a model are called."""
     return sorted({f"{name}_dict" for part in _stores(data) for name in part})
+
+
+def keys_of(name: str | tuple[str, str, str]) -> list[str]:
+    """Return how submodules for a node type or relation are called.
+
+    ``to_hetero`` joins a relation by ``__`` and replaces some characters; ``HeteroConv`` takes the
+    key that PyG's ``ModuleDict`` makes of it.
+    """
+    joined = "__".join(name) if isinstance(name, tuple) else name
+    plain = joined.replace(" ", "_").replace("-", "_").replace(":", "_")
+    return [plain, joined, ModuleDict.to_internal_key(name)]
 
 
 def _stores(data: HeteroData) -> Iterator[Any]:

@@ -14,11 +14,11 @@ import safetensors.torch
 from optuna.artifacts import upload_artifact
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import ArtifactError
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.model_copies import copy_state, named_state, restore_state
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.paper_models import make_model
 from sgquant_optuna.graph.training import fit
 from sgquant_optuna.search.study_file import StudyFile
@@ -40,7 +40,7 @@ def load_plan_graph(
     *,
     device: str = "cpu",
     own: StudyFile | None = None,
-) -> Data:
+) -> Graph:
     """Load the graph of a plan as it trains on it; ``root`` is the folder of data sets."""
     if own is not None:
         return own.own.data.to(device)
@@ -52,7 +52,7 @@ def load_plan_graph(
 
 
 def train_model(
-    plan: SearchPlan, data: Data, seed: int, own: StudyFile | None = None
+    plan: SearchPlan, data: Graph, seed: int, own: StudyFile | None = None
 ) -> nn.Module:
     """Train a full-precision model of a plan from a seed."""
     model = _untrained(plan, data, seed, own)
@@ -63,7 +63,7 @@ def train_model(
     return model
 
 
-def train_models(plan: SearchPlan, data: Data, own: StudyFile | None = None) -> list[nn.Module]:
+def train_models(plan: SearchPlan, data: Graph, own: StudyFile | None = None) -> list[nn.Module]:
     """Train the models that each trial of a plan is measured on."""
     return [train_model(plan, data, seed, own) for seed in plan.training_seeds]
 
@@ -108,7 +108,7 @@ def share_models(models: Sequence[nn.Module], study: optuna.Study, store: Artifa
 
 def shared_models(
     plan: SearchPlan,
-    data: Data,
+    data: Graph,
     study: optuna.Study,
     store: ArtifactStore,
     own: StudyFile | None = None,
@@ -179,7 +179,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     restore_state(model, state)
 
 
-def _untrained(plan: SearchPlan, data: Data, seed: int, own: StudyFile | None) -> nn.Module:
+def _untrained(plan: SearchPlan, data: Graph, seed: int, own: StudyFile | None) -> nn.Module:
     if own is not None:
         return own.untrained(plan, data, seed)
     assert plan.model is not None

@@ -1,6 +1,7 @@
 """Sites of heterogeneous models: by layer and node type, each feature once."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -67,6 +68,22 @@ def test_with_32_bits_and_after_detaching_the_model_is_as_it_was(make):
     assert torch.equal(OF_PAPERS(copy.deepcopy(model), data), plain)
     calibrated(sgq.detach(model), data)
     assert torch.equal(OF_PAPERS(sgq.detach(model), data), plain)
+
+
+@pytest.mark.parametrize("make", [transformed, by_relation, attending])
+def test_a_quantized_model_can_be_copied_and_pickled(make):
+    data = library()
+    model = make(data)
+    layout = calibrated(model, data)
+    sgq.set_bit_widths(model, sgq.BitWidths(dict.fromkeys(layout.sizes, 2)))
+    scores = OF_PAPERS(model, data)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        sgq.bind(other, data)
+        assert torch.equal(OF_PAPERS(other, data), scores)
+        sgq.set_bit_widths(other, sgq.BitWidths(dict.fromkeys(layout.sizes, 8)))
+        assert not torch.equal(OF_PAPERS(other, data), scores)
+        assert type(sgq.detach(other)).__name__ == type(make(data)).__name__
+    assert torch.equal(OF_PAPERS(model, data), scores)
 
 
 @pytest.mark.parametrize("make", [transformed, by_relation])

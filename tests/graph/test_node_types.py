@@ -99,6 +99,26 @@ def test_a_model_that_cannot_do_without_features_of_a_type_names_it():
         sgq.fit(model, data, task=PAPERS)
 
 
+def test_a_model_of_other_metadata_names_the_relation_that_the_graph_lacks():
+    data = five_nodes()
+    model = transformed(data)
+    del data["paper", "cites", "paper"]
+    with pytest.raises(ModelError, match="no edges of relation paper__cites__paper, which the gr"):
+        sgq.fit(model, data, task=PAPERS)
+
+
+def broken(x_dict, edge_index_dict):
+    raise TypeError("of the user")
+
+
+def test_an_error_of_the_model_itself_is_not_hidden(monkeypatch):
+    data = five_nodes()
+    model = transformed(data)
+    monkeypatch.setattr(model, "forward", broken)
+    with pytest.raises(TypeError, match="of the user"):
+        sgq.fit(model, data, task=PAPERS)
+
+
 class Embedded(torch.nn.Module):
     """Takes authors without features as rows of a table."""
 

@@ -121,7 +121,7 @@ def _kernels(i: int, o: int) -> nn.Module:
     return nn.ModuleList([nn.Linear(i, o) for _ in range(5)])
 
 
-_HETEROGENEOUS = "for heterogeneous graphs, which are not supported: features are one tensor"
+_HETEROGENEOUS = "for heterogeneous graphs, which this page does not try: see python.md"
 _ABSTRACT = "a base class without parameters of its own; its subclasses are in this table"
 _CUGRAPH = "needs pylibcugraphops and a GPU; it calls a fused kernel on the whole graph"
 _DEGREES = torch.tensor([4, 12, 12, 8, 6, 4, 4, 4, 2, 2, 1, 1])

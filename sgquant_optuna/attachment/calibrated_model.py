@@ -14,6 +14,7 @@ from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward
 from sgquant_optuna.graph.model_copies import copy_model
 from sgquant_optuna.graph.model_runs import model_run
+from sgquant_optuna.graph.node_types import device_of
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult, fit
 from sgquant_optuna.graph.training_config import TrainingConfig
@@ -82,7 +83,9 @@ class CalibratedModel:
             attention=attention,
         )
         with graph.speed_up(self._model) as data:
-            self.layout = calibrate(self._model, data, candidates=candidates, forward=forward)
+            self.layout = calibrate(
+                self._model, data, candidates=candidates, forward=self._forward
+            )
 
     def finetune(
         self, bits: BitWidths, config: TrainingConfig, *, seed: int
@@ -143,4 +146,4 @@ class CalibratedModel:
         """Return the outputs that a finetuned copy gives all items, such as ``[N, C]``."""
         with model_run(model.eval(), self.graph, self._forward, self._task) as run:
             everything = torch.ones(self._task.num_items(self.graph.data), dtype=torch.bool)
-            return run.selected(run.select(everything.to(self.graph.data.x.device)))
+            return run.selected(run.select(everything.to(device_of(self.graph.data))))

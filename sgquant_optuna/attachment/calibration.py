@@ -8,18 +8,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
-from sgquant_optuna.attachment.graph_context import GraphContext, Observation
+from sgquant_optuna.attachment.graph_context import BoundNodes, GraphContext, Observation
 from sgquant_optuna.attachment.hops import HOPS, hop_quantizer, install_hops, remove_hops, traced
 from sgquant_optuna.attachment.input_contents import input_contents
-from sgquant_optuna.attachment.layer_inputs import FEATURES, forget_arguments
+from sgquant_optuna.attachment.layer_inputs import forget_arguments
 from sgquant_optuna.attachment.quantized_call import context_of
 from sgquant_optuna.attachment.quantized_model import leave_out, quantizers, sites_of
 from sgquant_optuna.attachment.site_quantizer import SiteQuantizer
+from sgquant_optuna.attachment.typed_inputs import FEATURES
+from sgquant_optuna.attachment.unused_features import leave_out_unused
 from sgquant_optuna.exceptions import ModelError
 from sgquant_optuna.graph.forward_pass import Forward
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.quantization.input_stores import InputContent
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
@@ -28,7 +30,7 @@ from sgquant_optuna.quantization.sites import Site
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, data: Data, *, candidates: Sequence[int], forward: Forward
+    model: nn.Module, data: Graph, *, candidates: Sequence[int], forward: Forward
 ) -> FeatureLayout:
     """Measure every range and every size in one forward pass, once for all trials.
 
@@ -77,7 +79,6 @@ def calibrate(
         _forget(model)
         raise
     graph.expected = tuple(by_name)
-    assert graph.num_nodes is not None
     return FeatureLayout(sizes, graph.num_nodes, graph.num_buckets, graph.notes)
 
 
@@ -101,7 +102,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _observe_all(model: nn.Module, data: Data, forward: Forward) -> dict[str, list[Observation]]:
+def _observe_all(model: nn.Module, data: Graph, forward: Forward) -> dict[str, list[Observation]]:
     """Return the calls of each quantizer in the order of the forward pass, hops included."""
     convs = [
         module
@@ -113,6 +114,10 @@ def _observe_all(model: nn.Module, data: Data, forward: Forward) -> dict[str, li
     with traced(convs) as traces:
         found = _observe(model, data, forward)
     _leave_out_layers_without_features(model, found)
+    if context_of(model).types is not None:
+        for name in leave_out_unused(model, lambda: forward(model, data)):
+            found.pop(name)
+    context_of(model).expected = tuple(name for name, _ in quantizers(model))
     repeated = [trace.conv for trace in traces if trace.most_calls > 1]
     if not repeated or not _find_hops(repeated, model, data, forward):
         return found
@@ -125,7 +130,7 @@ def _observe_all(model: nn.Module, data: Data, forward: Forward) -> dict[str, li
     return ordered
 
 
-def _observe(model: nn.Module, data: Data, forward: Forward) -> dict[str, list[Observation]]:
+def _observe(model: nn.Module, data: Graph, forward: Forward) -> dict[str, list[Observation]]:
     """Return the calls of each quantizer in one forward pass."""
     graph = context_of(model)
     graph.observations = {}
@@ -137,7 +142,7 @@ def _observe(model: nn.Module, data: Data, forward: Forward) -> dict[str, list[O
 
 
 def _find_hops(
-    convs: list[MessagePassing], model: nn.Module, data: Data, forward: Forward
+    convs: list[MessagePassing], model: nn.Module, data: Graph, forward: Forward
 ) -> bool:
     """Put quantizers between the hops of convolutions; return whether there are any."""
     with torch.enable_grad(), traced(convs) as traces:
@@ -191,7 +196,7 @@ class _Rows:
         # Attention has a row for each edge, even where there are as many edges as nodes.
         if graph.num_buckets == 1 or Site.parse(name).component == "attention":
             return cls(matrices, None)
-        buckets = [graph.buckets_of(call.x, call.node_dim) for call in calls]
+        buckets = [_nodes_of(call, graph).buckets_of(call.x, call.node_dim) for call in calls]
         known = [bucket for bucket in buckets if bucket is not None]
         fits = [
             len(one) == len(x) for one, x in zip(buckets, matrices, strict=True) if one is not None
@@ -199,6 +204,11 @@ class _Rows:
         if len(known) < len(calls) or not all(fits):
             return cls(matrices, None)  # the rows are not nodes, for instance after pooling
         return cls(matrices, known[0] if len(calls) == 1 else torch.cat(known))
+
+
+def _nodes_of(call: Observation, graph: GraphContext) -> BoundNodes:
+    assert isinstance(call.quantizer, SiteQuantizer)
+    return graph.of_type(call.quantizer.node_type)
 
 
 def _measure(
@@ -216,7 +226,7 @@ def _measure(
         calls_of_row = len(calls)
     else:
         quantizer.calibrate(x, candidates, bucket=rows.bucket, num_buckets=graph.num_buckets)
-    is_input = len(calls) == 1 and x is graph.x and not x.requires_grad
+    is_input = len(calls) == 1 and x is _nodes_of(calls[0], graph).x and not x.requires_grad
     contents = input_contents(quantizer, x, rows.bucket) if is_input else {}
     return _site_sizes(quantizer, x, rows.bucket, contents, calls_of_row=calls_of_row)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.fx import GraphModule
 
 Derive = Callable[[type[nn.Module]], type[nn.Module]]
 """Module-level function from a class to its quantizing subclass, the same one for every call."""
@@ -19,10 +21,20 @@ class Derived:
     _sgquant_recipe: tuple[type[nn.Module], tuple[Derive, ...]]
     """Importable class, and the functions that make this class from it."""
 
+    def __deepcopy__(self, memo: dict[int, object]) -> object:
+        """Copy by the recipe, where a base has another way: that of torch.fx loses attributes."""
+        made = _rebuild(*type(self)._sgquant_recipe)
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle and copy by the recipe of the class and the state of the instance."""
         # Of the class, and by a name that no attribute of a model has.
-        return _rebuild, type(self)._sgquant_recipe, self.__getstate__()
+        plain, steps = type(self)._sgquant_recipe
+        if issubclass(plain, GraphModule):
+            return _rebuild_traced, (_traced(plain, self.__dict__), steps)
+        return _rebuild, (plain, steps), self.__getstate__()
 
 
 def derive_class(
@@ -62,5 +74,21 @@ def restore_class(module: nn.Module) -> None:
 def _rebuild(plain: type[nn.Module], steps: tuple[Derive, ...]) -> nn.Module:
     for derive in steps:
         plain = derive(plain)
-    made: nn.Module = plain.__new__(plain)
+    made: nn.Module = nn.Module.__new__(plain)  # that of torch.fx would make another class
+    return made
+
+
+def _traced(plain: type[nn.Module], state: dict[str, Any]) -> GraphModule:
+    """Return a module of torch.fx, as ``to_hetero`` makes, which knows how to pickle itself."""
+    made: Any = nn.Module.__new__(plain)
+    made.__dict__.update({name: value for name, value in state.items() if name != _PLAIN})
+    traced: GraphModule = made
+    return traced
+
+
+def _rebuild_traced(made: GraphModule, steps: tuple[Derive, ...]) -> nn.Module:
+    to: type[nn.Module] = type(made)
+    for derive in steps:
+        to = derive(to)
+    switch_class(made, to)
     return made

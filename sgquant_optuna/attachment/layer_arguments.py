@@ -13,6 +13,9 @@ from torch_geometric.nn import MessagePassing
 
 from sgquant_optuna.exceptions import ModelError
 
+ROOT = "model"
+"""Layer name of a model that is itself a single convolution."""
+
 _FIRST = ("x", "input")
 """Names of the features: in PyG's convolutions, and in torch's ``Linear``."""
 
@@ -49,7 +52,7 @@ def position_of(layer: nn.Module, argument: str) -> int:
     Returns:
         Position from 0; one that no call has for an argument that can be given by name alone.
     """
-    names = positional_names(layer)
+    names, (argument, _) = positional_names(layer), _split(argument)
     if argument in names:
         return names.index(argument)
     number = argument.removeprefix(_UNNAMED)
@@ -169,7 +172,7 @@ def change_argument(
         kwargs:
             Keyword arguments of the call.
         argument:
-            Name of the argument.
+            Name of the argument, or of a part of it: ``x[0]`` of a pair, ``x_dict[paper]``.
         position:
             Position of the argument where it is not given by name.
         change:
@@ -183,16 +186,79 @@ def change_argument(
         ModelError:
             If the argument is not one feature tensor.
     """
+    argument, part = _split(argument)
     if argument in kwargs:
         value = kwargs[argument]
         return args, kwargs if value is None else {
             **kwargs,
-            argument: _changed(site, value, change),
+            argument: _changed_part(site, value, part, change),
         }
     if position >= len(args) or args[position] is None:
         return args, kwargs
-    changed = _changed(site, args[position], change)
+    changed = _changed_part(site, args[position], part, change)
     return (*args[:position], changed, *args[position + 1 :]), kwargs
+
+
+def parts_of(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the features of a layer in a heterogeneous graph by name: one tensor each.
+
+    Only the main argument counts: features ``[N, F]``, a pair of those of sources and targets, or
+    a dictionary by node type.
+
+    Returns:
+        Tensors by the name of the argument, ``x[0]`` and ``x[1]`` of a pair, ``x_dict[paper]`` of
+        a dictionary.
+    """
+    given = named_arguments(layer, args, kwargs)
+    found = [
+        argument
+        for argument, value in given.items()
+        if not argument.startswith(_NOT_OF_NODES) and (_is_matrix(value) or _is_by_type(value))
+    ]
+    firsts = [one for one in found if one.removesuffix("_dict") in _FIRST]
+    if not found:
+        return {}
+    argument = (firsts or found)[0]
+    value = given[argument]
+    if isinstance(value, Tensor):
+        return {argument: value}
+    if not isinstance(value, dict):
+        if len(value) == 2 and (value[1] is None or value[0] is value[1]):
+            return {argument: value[0]}
+        value = dict(enumerate(value))
+    return {f"{argument}[{key}]": x for key, x in value.items() if _is_matrix(x)}
+
+
+def _is_by_type(value: object) -> bool:
+    return isinstance(value, dict) and any(
+        isinstance(key, str) and _is_matrix(one) for key, one in value.items()
+    )
+
+
+def part_of(argument: str) -> str | None:
+    """Return the part that a name tells of an argument: ``paper`` of ``x_dict[paper]``."""
+    return _split(argument)[1]
+
+
+def _split(argument: str) -> tuple[str, str | None]:
+    name, bracket, part = argument.partition("[")
+    return name, part.removesuffix("]") if bracket else None
+
+
+def _changed_part(
+    site: str, value: Any, part: str | None, change: Callable[[Tensor], Tensor]
+) -> object:
+    if part is None:
+        return _changed(site, value, change)
+    if isinstance(value, dict) and part in value:
+        return {**value, part: change(value[part])}
+    if isinstance(value, tuple | list) and part in ("0", "1") and len(value) == 2:
+        at = int(part)
+        return (*value[:at], change(value[at]), *value[at + 1 :])
+    raise ModelError(
+        f"{site}: expected features of each node type as in the calibration, got "
+        f"{type(value).__name__}; call the layer in the same way in each pass"
+    )
 
 
 def features_of(site: str, value: object) -> Tensor:

@@ -18,14 +18,9 @@ from sgquant_optuna.attachment.layer_arguments import (
     position_of,
 )
 from sgquant_optuna.attachment.site_quantizer import SiteQuantizer
+from sgquant_optuna.attachment.typed_inputs import ARGUMENTS, FEATURES, MAIN, observe_types
 from sgquant_optuna.exceptions import ModelError
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
-
-FEATURES = "feature_quantizer"
-"""Submodule of a layer: the quantizer of its main features."""
-
-_ARGUMENTS = "quantized_arguments"
-"""Attribute of a layer: name and position of each quantized argument, and its submodule."""
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 """Modules that read the weights of their linear layers without calling them."""
@@ -112,7 +107,7 @@ def quantize_input(
         _observe(main, layer, args, kwargs)
         return args, kwargs
     dim = node_dim(layer)
-    for argument, (position, name) in layer.__dict__.get(_ARGUMENTS, {}).items():
+    for argument, (position, name) in layer.__dict__.get(ARGUMENTS, {}).items():
         quantizer = layer.get_submodule(name)
 
         def change(x: Tensor, quantizer: nn.Module = quantizer) -> Tensor:
@@ -128,15 +123,18 @@ def _observe(
 ) -> None:
     """Record the features that a layer is called with, and find out which arguments they are."""
     graph, path = main.graph, main.name.rpartition("/")[0]
+    if graph.types is not None:
+        observe_types(main, layer, args, kwargs)
+        return
     arguments = feature_arguments(
         path,
         layer,
         args,
         kwargs,
         num_nodes=graph.num_nodes,
-        num_edges=None if graph.edge_index is None else graph.edge_index.shape[1],
+        num_edges=graph.num_edges,
     )
-    known: dict[str, tuple[int, str]] = layer.__dict__.setdefault(_ARGUMENTS, {})
+    known: dict[str, tuple[int, str]] = layer.__dict__.setdefault(ARGUMENTS, {})
     given = named_arguments(layer, args, kwargs)
     for argument in edge_features(given):
         graph.note(f"{path}: features of edges ({argument}) are not quantized and not counted")
@@ -180,7 +178,7 @@ def layer_quantizers(model: nn.Module) -> Iterator[tuple[str, str, SiteQuantizer
     The quantizer of second features may be that of another layer, where both take one tensor.
     """
     for path, layer in model.named_modules():
-        for argument, (_, name) in layer.__dict__.get(_ARGUMENTS, {}).items():
+        for argument, (_, name) in layer.__dict__.get(ARGUMENTS, {}).items():
             quantizer = layer.get_submodule(name)
             assert isinstance(quantizer, SiteQuantizer)
             yield path, argument, quantizer
@@ -188,6 +186,9 @@ def layer_quantizers(model: nn.Module) -> Iterator[tuple[str, str, SiteQuantizer
 
 def forget_arguments(layer: nn.Module) -> None:
     """Remove what calibration found out of the arguments of a layer, second features included."""
-    for _, name in layer.__dict__.pop(_ARGUMENTS, {}).values():
+    for _, name in layer.__dict__.pop(ARGUMENTS, {}).values():
         if name != FEATURES:
             layer._modules.pop(name, None)
+    main = layer.__dict__.pop(MAIN, None)
+    if main is not None:
+        layer._modules[FEATURES] = main

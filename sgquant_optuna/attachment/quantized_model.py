@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.attention import quantized_class
 from sgquant_optuna.attachment.caches import restore_caches, suspend_caches
@@ -19,8 +18,8 @@ from sgquant_optuna.attachment.hops import (
     remove_hops,
     with_states,
 )
+from sgquant_optuna.attachment.layer_arguments import ROOT
 from sgquant_optuna.attachment.layer_inputs import (
-    FEATURES,
     default_layers,
     forget_arguments,
     fused_attention,
@@ -28,14 +27,15 @@ from sgquant_optuna.attachment.layer_inputs import (
 )
 from sgquant_optuna.attachment.quantized_call import CONTEXT, context_of, with_quantized_call
 from sgquant_optuna.attachment.site_quantizer import SiteQuantizer
+from sgquant_optuna.attachment.typed_inputs import FEATURES, UNUSED
 from sgquant_optuna.exceptions import CalibrationError, ModelError, UnsupportedConvError
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths, Component, Site
 
-_ATTENTION = "attention_quantizer"
-ROOT = "model"
-"""Layer name of a model that is itself a single convolution."""
+ATTENTION = "attention_quantizer"
+"""Submodule of a convolution: the quantizer of its attention."""
 
 
 def attach(
@@ -101,7 +101,7 @@ def attach(
             _attach_features(model.get_submodule(layer), layer, quantizer)
         for layer, to in quantized_classes.items():
             conv = model.get_submodule(layer)
-            conv.add_module(_ATTENTION, _quantizer(layer, "attention", attention_config, graph))
+            conv.add_module(ATTENTION, _quantizer(layer, "attention", attention_config, graph))
             switch_class(conv, to)
         graph.expected = tuple(name for name, _ in quantizers(model))
         switch_class(model, with_quantized_call(type(model)))
@@ -148,9 +148,9 @@ def detach(model: nn.Module) -> nn.Module:
     """
     context_of(model)
     for module in model.modules():
-        restore_class(module)
+        leave_out_attention(module)
         leave_out(module)
-        module._modules.pop(_ATTENTION, None)
+        module.__dict__.pop(UNUSED, None)
     restore_caches(model)
     delattr(model, CONTEXT)
     return model
@@ -165,7 +165,13 @@ def leave_out(layer: nn.Module) -> None:
         layer._modules.pop(name, None)
 
 
-def bind(model: nn.Module, data: Data) -> None:
+def leave_out_attention(module: nn.Module) -> None:
+    """Give a module its plain class, and remove the quantizer of its attention, in place."""
+    restore_class(module)
+    module._modules.pop(ATTENTION, None)
+
+
+def bind(model: nn.Module, data: Graph) -> None:
     """Set the graph that the model is called with next.
 
     This is needed before a forward pass on another graph or mini-batch than the last, where

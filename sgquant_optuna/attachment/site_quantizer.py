@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sgquant_optuna.attachment.dropout import before_dropout
 from sgquant_optuna.attachment.graph_context import GraphContext, Observation, version
+from sgquant_optuna.graph.node_types import ONLY_TYPE
 from sgquant_optuna.quantization.per_tensor import PerTensor
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 
@@ -19,12 +20,25 @@ class SiteQuantizer(nn.Module):
             Quantizer of plain matrices.
         graph:
             State that all quantizers of the model share.
+        node_type:
+            Node type of the rows; ``None`` if it is not known.
+        group:
+            Layers of a heterogeneous model that share features, by the path that they have in
+            common.
     """
 
-    def __init__(self, quantizer: FeatureQuantizer, graph: GraphContext) -> None:
+    def __init__(
+        self,
+        quantizer: FeatureQuantizer,
+        graph: GraphContext,
+        node_type: str | None = ONLY_TYPE,
+        group: str = "",
+    ) -> None:
         super().__init__()
         self.quantizer = quantizer
         self.graph = graph
+        self.node_type = node_type
+        self.group = group
         self._inputs: PerTensor[tuple[tuple[int, tuple[int, ...]], Tensor]] = PerTensor()
 
     @property
@@ -67,11 +81,12 @@ class SiteQuantizer(nn.Module):
         return quantized if mask is None else mask(quantized)
 
     def _quantize(self, x: Tensor, node_dim: int) -> Tensor:
-        bucket = self.graph.buckets_of(x, node_dim) if self.quantizer.num_buckets > 1 else None
+        nodes = self.graph.of_type(self.node_type)
+        bucket = nodes.buckets_of(x, node_dim) if self.quantizer.num_buckets > 1 else None
         if x.dim() != 2:
             flat: Tensor = self.quantizer(x.reshape(-1, x.shape[-1]), bucket)
             return flat.view(x.shape)
-        if x is not self.graph.x or x.requires_grad:
+        if x is not nodes.x or x.requires_grad:
             quantized: Tensor = self.quantizer(x, bucket)
             return quantized
         # The input features, of a mini-batch too, are the same in every epoch: quantize them once.

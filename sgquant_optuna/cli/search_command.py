@@ -81,7 +81,7 @@ def search(
             workers = _Workers(n_jobs, storage, artifacts, root, device)
             _run_trials(prepared, stopper, terminal, workers)
             with telling_deletion(prepared.study):
-                if "test_mask" in prepared.data:
+                if "test_mask" in prepared.objective.task.part(prepared.data):
                     with terminal.status("measuring the best trials again on fresh trainings"):
                         _measure_again(prepared)
                 console().print(report(prepared.study))

@@ -52,25 +52,41 @@ def check_edges(data: Data, num_nodes: int) -> None:
         _check_edges(column(data, "edge_index"), num_nodes)
 
 
-def check_type(data: object) -> None:
+def check_type(data: object, *, hetero: bool = False) -> None:
     """Check that this is one graph, whose nodes and edges are of one type.
+
+    Args:
+        data:
+            Value to check.
+        hetero:
+            Whether a heterogeneous graph will do, too.
 
     Raises:
         GraphError:
             If it is a data set of graphs, a heterogeneous graph, or no graph at all.
     """
-    if isinstance(data, Data):
+    if isinstance(data, Data) or (hetero and isinstance(data, HeteroData)):
         return
     advice = "make one with torch_geometric.data.Data"
     if isinstance(data, HeteroData):
-        advice = "data.to_homogeneous() makes one of nodes and edges of one type"
+        first = data.node_types[0] if data.node_types else "..."
+        advice = (
+            f"name the node type that is classified: "
+            f"task=sgq.tasks.node_classification(node_type={first!r})"
+        )
     elif isinstance(data, TorchDataset | DataLoader | list):
         advice = "take one of its graphs, or join them with tasks.joined_graphs(train, val, test)"
-    raise GraphError(f"graph: expected torch_geometric.data.Data, got {_kind(data)}; {advice}")
+    raise GraphError(f"graph: expected torch_geometric.data.Data, got {kind_of(data)}; {advice}")
 
 
-def check_finite_features(x: Tensor) -> None:
-    """Check that features, ``[N, F]``, are finite, and so small that a norm does not overflow.
+def check_finite_features(x: Tensor, name: str = "x") -> None:
+    """Check that features are finite, and so small that a norm does not overflow.
+
+    Args:
+        x:
+            Features, ``[N, F]``.
+        name:
+            Name of the column.
 
     Raises:
         GraphError:
@@ -81,7 +97,7 @@ def check_finite_features(x: Tensor) -> None:
         return
     low, high = (float(value) for value in values.aminmax())  # NaN if there is one
     check_column(
-        math.isfinite(low) and math.isfinite(high), "x", "finite numbers", "NaN or infinity"
+        math.isfinite(low) and math.isfinite(high), name, "finite numbers", "NaN or infinity"
     )
     # Norms and variances sum up squares, in float32 at least.
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -89,7 +105,7 @@ def check_finite_features(x: Tensor) -> None:
     largest = max(-low, high)
     check_column(
         largest <= limit,
-        "x",
+        name,
         f"values up to {limit:.1g}, whose squares can be added up",
         f"{largest:.3g}",
         "scale the features",
@@ -145,14 +161,15 @@ def column(data: Data, name: str) -> Tensor:
     found = data.get(name)
     if not isinstance(found, Tensor):
         hint = "; random_split() makes masks" if name.endswith("mask") else ""
-        got = "" if found is None else f" a tensor, got {_kind(found)};"
+        got = "" if found is None else f" a tensor, got {kind_of(found)};"
         raise GraphError(
             f"column {name}: expected{got or ' one,'} the graph has {list(data.keys())}{hint}"
         )
     return found
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """Return the type of a value in words."""
     return "None" if value is None else f"a {type(value).__name__}"
 
 

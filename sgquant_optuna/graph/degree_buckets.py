@@ -10,19 +10,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import degree
 
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.degree_edges import DEFAULT_DEGREE_EDGES, check_degree_edges
+from sgquant_optuna.graph.node_types import ONLY_TYPE, Graph, edge_parts, node_parts
 
 
-def quantile_degree_edges(data: Data, num_buckets: int) -> tuple[int, ...]:
+def quantile_degree_edges(data: Graph, num_buckets: int) -> tuple[int, ...]:
     """Choose degree edges so that every bucket holds about the same number of nodes.
 
-    There are fewer buckets if many nodes have the same degree.
+    There are fewer buckets if many nodes have the same degree. The nodes of all types of a
+    heterogeneous graph share the edges.
 
     Args:
         data:
@@ -39,28 +40,42 @@ def quantile_degree_edges(data: Data, num_buckets: int) -> tuple[int, ...]:
     """
     if num_buckets < 1:
         raise ValueError(f"number of degree buckets: expected at least 1, got {num_buckets}")
-    ranked = in_degree(data).sort().values
+    ranked = torch.cat([*in_degrees(data).values()]).sort().values
     cuts = [len(ranked) * part // num_buckets for part in range(1, num_buckets)]
     lowest = int(ranked[0]) if len(ranked) else 0
     edges = {int(ranked[cut]) for cut in cuts}
     return tuple(sorted(edge for edge in edges if edge > max(lowest, 0)))
 
 
-def in_degree(data: Data) -> Tensor:
+def in_degrees(data: Graph) -> dict[str, Tensor]:
     """Return the number of edges that end in each node, ``[N]`` int64; 0 if it is isolated.
+
+    Returns:
+        Degrees by node type, over all relations that end there.
 
     Raises:
         GraphError:
             If the graph has no ``edge_index``.
     """
-    edge_index = data.edge_index
-    if edge_index is None:
-        raise GraphError(
-            f"column edge_index: degree buckets expect one, the graph has {list(data.keys())}; "
-            f"ToSparseTensor(remove_edge_index=False) keeps it beside adj_t"
-        )
-    degrees: Tensor = degree(edge_index[1], data.num_nodes, dtype=torch.long)
-    return degrees
+    nodes = node_parts(data)
+    found: dict[str, Tensor] = {}
+    for relation, part in edge_parts(data).items():
+        edge_index = part.get("edge_index")
+        if edge_index is None:
+            of = f" of {relation}" if relation else ""
+            raise GraphError(
+                f"column edge_index{of}: degree buckets expect one, the graph has "
+                f"{list(part.keys())}; ToSparseTensor(remove_edge_index=False) keeps it beside "
+                f"adj_t"
+            )
+        target = part._key[2] if relation else ONLY_TYPE
+        degrees = degree(edge_index[1], nodes[target].num_nodes, dtype=torch.long)
+        found[target] = found[target] + degrees if target in found else degrees
+    device = next(iter(found.values())).device
+    return {
+        name: found.get(name, torch.zeros(part.num_nodes or 0, dtype=torch.long, device=device))
+        for name, part in nodes.items()
+    }
 
 
 @functional_transform("add_degree_buckets")
@@ -69,7 +84,8 @@ class AddDegreeBuckets(BaseTransform):
 
     Bucket ``b`` holds the nodes with ``edges[b - 1] <= degree < edges[b]``, so isolated nodes are
     in bucket 0. It is a node attribute: in subgraphs and mini-batches each node keeps the bucket
-    that it has in the whole graph.
+    that it has in the whole graph. In a heterogeneous graph, each node type gets the attribute,
+    and a degree counts the edges of all relations that end in a node.
 
     Args:
         edges:
@@ -86,11 +102,13 @@ class AddDegreeBuckets(BaseTransform):
     def __init__(self, edges: Sequence[int] = DEFAULT_DEGREE_EDGES) -> None:
         self.edges = check_degree_edges(edges)
 
-    def forward(self, data: Data) -> Data:
+    def forward(self, data: Graph) -> Graph:
         """Add the attribute to ``data``, in place, and return it."""
         boundaries = torch.tensor(self.edges, dtype=torch.long)
-        degrees = in_degree(data)
-        data.degree_bucket = torch.bucketize(degrees, boundaries.to(degrees.device), right=True)
+        parts = node_parts(data)
+        for name, degrees in in_degrees(data).items():
+            bucket = torch.bucketize(degrees, boundaries.to(degrees.device), right=True)
+            parts[name].degree_bucket = bucket
         return data
 
     def __repr__(self) -> str:

@@ -11,17 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch.fx import GraphModule
 from torch_geometric.nn import MessagePassing
 
+from sgquant_optuna.graph.node_types import (
+    ONLY_TYPE,
+    Graph,
+    edge_parts,
+    node_parts,
+    num_columns,
+)
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 
 _SKETCH_SIZE = 16
-EDGE_COLUMNS = ("edge_index", "edge_attr", "edge_weight", "adj_t")
+EDGE_COLUMNS = ("edge_index", "edge_attr", "edge_weight", "edge_type", "adj_t")
 """Columns of a graph that describe its edges."""
 
 
-def graph_fingerprint(data: Data, read: Sequence[str]) -> dict[str, Any]:
+def graph_fingerprint(
+    data: Graph, read: Sequence[str], node_type: str | None = None
+) -> dict[str, Any]:
     """Return the sizes of a graph, and a hash of every column that a search reads.
 
     Args:
@@ -29,20 +38,22 @@ def graph_fingerprint(data: Data, read: Sequence[str]) -> dict[str, Any]:
             Graph.
         read:
             Names of the columns besides features and edges, those of the task.
+        node_type:
+            Node type of the task, if the graph is heterogeneous.
 
     Returns:
-        Numbers of ``nodes``, ``edges`` and ``features``, and 16 hexadecimal digits ``hash``.
+        Numbers of ``nodes``, ``edges`` and ``features`` (by node type, if there are several), and
+        16 hexadecimal digits ``hash``, which covers all node types and relations.
     """
-    columns = ("x", *EDGE_COLUMNS, *read)
     return {
         "nodes": data.num_nodes,
         "edges": data.num_edges,
-        "features": data.num_features,
-        "hash": _hash_columns(data, columns),
+        "features": num_columns(data),
+        "hash": _hash_of(data, ("x",), read, node_type or ONLY_TYPE),
     }
 
 
-def edges_fingerprint(data: Data) -> dict[str, Any]:
+def edges_fingerprint(data: Graph) -> dict[str, Any]:
     """Return the number of edges and a hash of the edge columns, without the node features.
 
     Packed models use it: they store the features themselves.
@@ -50,7 +61,7 @@ def edges_fingerprint(data: Data) -> dict[str, Any]:
     Returns:
         Number of ``edges``, and 16 hexadecimal digits ``hash``.
     """
-    return {"edges": data.num_edges, "hash": _hash_columns(data, EDGE_COLUMNS)}
+    return {"edges": data.num_edges, "hash": _hash_of(data)}
 
 
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:
@@ -64,7 +75,10 @@ def model_fingerprint(model: nn.Module) -> dict[str, Any]:
         Name ``class``, and 16 hexadecimal digits ``hash``.
     """
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    digest = hashlib.sha256(f"{_without_addresses(model)}{shapes}".encode()).hexdigest()[:16]
+    # What torch.fx made, as to_hetero() does, shows no forward in its repr.
+    code = model.code if isinstance(model, GraphModule) else ""
+    text = f"{_without_addresses(model)}{shapes}{code}"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return {"class": type(model).__name__, "hash": digest}
 
 
@@ -147,12 +161,24 @@ def _constant_words(value: object) -> str:
     return repr(value)
 
 
-def _hash_columns(data: Data, names: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for name in names:
-        for part in _parts(data.get(name)):
-            digest.update(name.encode())
-            digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+def _hash_of(
+    data: Graph,
+    of_nodes: Sequence[str] = (),
+    of_items: Sequence[str] = (),
+    node_type: str = ONLY_TYPE,
+) -> str:
+    """Hash columns of the nodes of all types, of all edges, and of the items of a task."""
+    parts, digest = node_parts(data), hashlib.sha256()
+    named = [(kind, part, of_nodes) for kind, part in parts.items()]
+    named += [(kind, part, EDGE_COLUMNS) for kind, part in edge_parts(data).items()]
+    named.append((node_type, parts[node_type] if of_items else {}, of_items))
+    for kind, part, names in named:
+        if kind:
+            digest.update(f"{kind} {part.get('num_nodes')}".encode())
+        for name in names:
+            for one in _parts(part.get(name)):
+                digest.update(name.encode())
+                digest.update(one.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, GINConv, MessagePassing, SAGEConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from sgquant_optuna.graph.adjacency_cache import AdjacencyCache, FirstAdjacencies
 from sgquant_optuna.graph.columns import check_type
 from sgquant_optuna.graph.instance_methods import has_own_method, replace_method
+from sgquant_optuna.graph.node_types import Graph, node_parts
 from sgquant_optuna.graph.sparse_features import as_sparse_features
 from sgquant_optuna.graph.sparse_products import AttentionMatmul, CsrPattern, SparseMatmul
 
@@ -53,20 +53,21 @@ class FixedGraph:
 
     Raises:
         GraphError:
-            If it is not one graph of nodes and edges of one type.
+            If it is not one graph.
     """
 
-    def __init__(self, data: Data) -> None:
-        check_type(data)
+    def __init__(self, data: Graph) -> None:
+        check_type(data, hetero=True)
         self.data = copy.copy(data)
-        if data.x is not None:
-            self.data.x = as_sparse_features(data.x)
+        for part in node_parts(self.data).values():
+            if part.get("x") is not None:
+                part.x = as_sparse_features(part.x)
         self._norms = AdjacencyCache(_normalised)
         self._adjacencies = AdjacencyCache(_adjacency)
-        self._passed: set[Callable[[Data], None]] = set()
+        self._passed: set[Callable[[Graph], None]] = set()
         self._derived: dict[Hashable, Any] = {}
 
-    def check(self, check: Callable[[Data], None]) -> None:
+    def check(self, check: Callable[[Graph], None]) -> None:
         """Check the graph once, for all trainings on it.
 
         Args:
@@ -97,7 +98,7 @@ class FixedGraph:
         return found
 
     @contextmanager
-    def speed_up(self, model: nn.Module) -> Iterator[Data]:
+    def speed_up(self, model: nn.Module) -> Iterator[Graph]:
         """Let the convolutions of ``model`` use this graph's cached matrices.
 
         One thread of the process at a time is within such a block; the others wait.
@@ -114,7 +115,7 @@ class FixedGraph:
 
 
 @contextmanager
-def speed_up(model: nn.Module) -> Iterator[Callable[[FixedGraph], Data]]:
+def speed_up(model: nn.Module) -> Iterator[Callable[[FixedGraph], Graph]]:
     """Let the convolutions of ``model`` use the cached matrices of one graph after another.
 
     One thread of the process at a time is within such a block; the others wait.
@@ -132,7 +133,7 @@ def speed_up(model: nn.Module) -> Iterator[Callable[[FixedGraph], Data]]:
             if isinstance(conv, MessagePassing) and is_sparse_product(conv):
                 replace_method(conv, "propagate", _Propagate(current), undo)
 
-        def use(graph: FixedGraph) -> Data:
+        def use(graph: FixedGraph) -> Graph:
             if graph not in lookups:
                 lookups[graph] = graph.lookups()
             current.lookups = lookups[graph]

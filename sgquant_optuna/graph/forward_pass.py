@@ -17,11 +17,18 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch_geometric.data import HeteroData
 
 from sgquant_optuna.exceptions import ModelError
+from sgquant_optuna.graph.node_types import (
+    Graph,
+    column_names,
+    keys_of,
+    named_columns,
+    types_without_features,
+)
 
-Forward = Callable[[nn.Module, Data], Tensor]
+Forward = Callable[[nn.Module, Any], Tensor]
 """Function that calls a model with a graph and returns its outputs, such as scores ``[N, C]``."""
 
 _logger = logging.getLogger(__name__)
@@ -30,13 +37,15 @@ _told: set[tuple[str, str]] = set()
 _ANSWERS = ("y", "label", "labels", "target", "targets", "edge_label")
 
 
-def forward(model: nn.Module, data: Data) -> Tensor:
+def forward(model: nn.Module, data: Graph) -> Tensor:
     """Call a model with features and edges, and with the other columns that it cannot do without.
 
     ``forward(x, edge_index)`` is called with these two columns; ``adj_t`` takes the place of
     ``edge_index`` in a graph without one. A parameter that has a default keeps it: name the
     columns with :func:`columns` to pass more. A ``forward`` whose only required parameter is
-    ``data`` is called with the graph itself.
+    ``data`` is called with the graph itself. Of a heterogeneous graph, ``x`` or ``x_dict`` is the
+    dictionary of the features by node type, ``edge_index`` or ``edge_index_dict`` that of the
+    edges by relation, and so for every column.
 
     Args:
         model:
@@ -45,7 +54,7 @@ def forward(model: nn.Module, data: Data) -> Tensor:
             Graph with a column for each required parameter.
 
     Returns:
-        Result of the model: class scores, ``[N, C]``.
+        Result of the model: class scores, ``[N, C]``, or such of each node type.
 
     Raises:
         ModelError:
@@ -58,9 +67,11 @@ def forward(model: nn.Module, data: Data) -> Tensor:
     if required == ["data"]:
         out = model(data)
     elif not named and any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        out = model(data.x, data[_edges_of(data)])  # as torch_geometric.nn.Sequential
+        # As torch_geometric.nn.Sequential.
+        out = model(_column(data, "x"), _column(data, _edges_of(data)))
     else:
-        out = model(**_given(model, data, named, required))
+        given = _given(model, data, named, required)
+        out = _called(model, given, data) if isinstance(data, HeteroData) else model(**given)
     return out
 
 
@@ -78,8 +89,37 @@ def _parameters_of_method(function: FunctionType) -> list[Parameter]:
     return list(inspect.signature(bound).parameters.values())
 
 
+def _called(model: nn.Module, given: dict[str, Any], data: HeteroData) -> Any:
+    """Call a model, and name the features or relations that it may not do without."""
+    try:
+        return model(**given)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        lacking = types_without_features(data)
+        unknown = _unknown_relations(model, data)
+        if not lacking and not unknown:
+            raise
+        said = f"and failed ({type(error).__name__}: {error})"
+        name = f"{type(model).__name__}.forward"
+        if unknown:
+            raise ModelError(
+                f"{name}: got no edges of relation {', '.join(unknown)}, which the graph does not "
+                f"have, {said}; make the model with data.metadata() of this graph"
+            ) from error
+        raise ModelError(
+            f"{name}: got no features of node type {', '.join(lacking)}, which have no x in the "
+            f"graph, {said}; give them x, or an embedding in the model"
+        ) from error
+
+
+def _unknown_relations(model: nn.Module, data: HeteroData) -> list[str]:
+    """Return relations that modules of ``to_hetero`` are named after and the graph lacks."""
+    known = {key for relation in data.edge_types for key in keys_of(relation)}
+    names = dict.fromkeys(path.rpartition(".")[2] for path, _ in model.named_modules())
+    return [name for name in names if name.count("__") == 2 and name not in known]
+
+
 def _given(
-    model: nn.Module, data: Data, named: list[Parameter], required: list[str]
+    model: nn.Module, data: Graph, named: list[Parameter], required: list[str]
 ) -> dict[str, Any]:
     name = type(model).__name__
     answers = [column for column in required if _is_answer(column)]
@@ -90,25 +130,51 @@ def _given(
             f"forward=columns({', '.join(map(repr, required))})"
         )
     edges = _edges_of(data)
-    given = {column: data[column] for column in required if column in data}
-    if "edge_index" in required and edges == "adj_t":
-        given["edge_index"] = data.adj_t
+    found = {column: _column(data, column) for column in required}
+    given = {column: value for column, value in found.items() if value is not None}
+    for column in [one for one in required if _is(one, "edge_index")]:
+        if edges == "adj_t":
+            given[column] = _column(data, edges)
     missing = [column for column in required if column not in given]
     if missing:
         raise ModelError(
             f"{name}.forward needs {', '.join(missing)}, which the graph does not have (it has "
-            f"{', '.join(sorted(data.keys()))}); name a column for it with "
+            f"{', '.join(_names(data))}); name a column for it with "
             f"forward=columns({missing[0]}=...), or pass your own forward=lambda model, data: ..."
         )
     for parameter in named:
         column = parameter.name
-        if column in given or column not in data:
+        value = None if column in given else _column(data, column)
+        if value is None:
             continue
-        if column in ("x", edges):
-            given[column] = data[column]
-        elif not _is_answer(column) and column not in ("edge_index", "adj_t"):
+        if _is(column, "x") or _is(column, edges):
+            given[column] = value
+        elif not _is_answer(column) and not _is(column, "edge_index") and not _is(column, "adj_t"):
             _tell_once(name, column, [*given])
     return given
+
+
+@dataclass(frozen=True)
+class OfType:
+    """A call of a model that returns the outputs of one node type alone; it can be pickled.
+
+    Args:
+        forward:
+            Function that calls the model with the graph.
+        node_type:
+            Node type whose outputs are taken of a dictionary.
+    """
+
+    forward: Forward
+    node_type: str
+
+    def __call__(self, model: nn.Module, data: Graph) -> Tensor:
+        """Call a model, and pick the outputs of the node type."""
+        outputs: Any = self.forward(model, data)
+        if isinstance(outputs, dict) and self.node_type in outputs:
+            outputs = outputs[self.node_type]
+        found: Tensor = outputs
+        return found
 
 
 @dataclass(frozen=True)
@@ -122,21 +188,22 @@ class Columns:
 
     columns: tuple[tuple[str, str], ...]
 
-    def __call__(self, model: nn.Module, data: Data) -> Tensor:
+    def __call__(self, model: nn.Module, data: Graph) -> Tensor:
         """Call a model with these columns of a graph."""
         parameters = _parameters(model)
         kinds = {p.kind for p in parameters}
         names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        missing = [column for _, column in self.columns if column not in data]
+        values = {name: _column(data, column) for name, column in self.columns}
+        missing = [column for name, column in self.columns if values[name] is None]
         if missing:
             raise ModelError(
                 f"columns: expected {', '.join(missing)} in the graph, it has "
-                f"{', '.join(sorted(data.keys()))}"
+                f"{', '.join(_names(data))}"
             )
         unknown = [name for name, _ in self.columns if name not in names]
         out: Tensor
         if unknown and not names and Parameter.VAR_POSITIONAL in kinds:
-            out = model(*(data[column] for _, column in self.columns))
+            out = model(*values.values())
         elif unknown and Parameter.VAR_KEYWORD not in kinds:
             raise ModelError(
                 f"columns: {type(model).__name__}.forward has no parameter {', '.join(unknown)}, "
@@ -144,7 +211,7 @@ class Columns:
                 f"to a parameter of another name"
             )
         else:
-            out = model(**{name: data[column] for name, column in self.columns})
+            out = model(**values)
         return out
 
 
@@ -176,11 +243,28 @@ def columns(*names: str, **renamed: str) -> Columns:
     return Columns(pairs)
 
 
-def _edges_of(data: Data) -> str:
-    return "adj_t" if "edge_index" not in data and "adj_t" in data else "edge_index"
+def _column(data: Graph, name: str) -> Any:
+    """Return a column, by node type or relation if there are several; ``None`` without one."""
+    if isinstance(data, HeteroData):
+        return named_columns(data, name)
+    return data[name] if name in data else None
+
+
+def _names(data: Graph) -> list[str]:
+    return column_names(data) if isinstance(data, HeteroData) else sorted(data.keys())
+
+
+def _edges_of(data: Graph) -> str:
+    has = [_column(data, name) is not None for name in ("edge_index", "adj_t")]
+    return "adj_t" if has == [False, True] else "edge_index"
+
+
+def _is(parameter: str, column: str) -> bool:
+    return parameter in (column, f"{column}_dict")
 
 
 def _is_answer(column: str) -> bool:
+    column = column.removesuffix("_dict")
     return column in _ANSWERS or column == "mask" or column.endswith("_mask")
 
 

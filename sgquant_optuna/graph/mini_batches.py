@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from sgquant_optuna.graph.fixed_graph import FixedGraph
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.tasks.task import MASKS
 from sgquant_optuna.graph.union_slices import UnionSlices
 
@@ -36,7 +36,7 @@ class Part(NamedTuple):
             Numbers of its items in the whole, ``[n]`` int64; ``None`` for the whole.
     """
 
-    data: Data
+    data: Graph
     fixed: FixedGraph | None
     items: Tensor | None = None
 
@@ -55,7 +55,7 @@ class Parts(NamedTuple):
     others: tuple[Part, ...] = ()
 
 
-def whole(graph: FixedGraph | Data) -> Parts:
+def whole(graph: FixedGraph | Graph) -> Parts:
     """Return a graph as its only part."""
     if isinstance(graph, FixedGraph):
         return Parts((Part(graph.data, graph),))

@@ -8,12 +8,12 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import ModelError
 from sgquant_optuna.graph.fixed_graph import FixedGraph, speed_up
 from sgquant_optuna.graph.forward_pass import Forward
 from sgquant_optuna.graph.mini_batches import Part, Parts, Selection, mini_batches, whole
+from sgquant_optuna.graph.node_types import Graph, num_columns
 from sgquant_optuna.graph.tasks.task import Task
 
 
@@ -21,7 +21,7 @@ from sgquant_optuna.graph.tasks.task import Task
 class BindsGraphs(Protocol):
     """A model that is told the graph that it is called with next, as one with quantizers is."""
 
-    def binding_graphs(self) -> AbstractContextManager[Callable[[Data], None]]:
+    def binding_graphs(self) -> AbstractContextManager[Callable[[Graph], None]]:
         """Yield a function that binds a graph; afterwards the one before is bound again."""
 
 
@@ -49,11 +49,11 @@ class ModelRun:
         parts: Parts,
         call: Forward,
         task: Task,
-        use: Callable[[FixedGraph], Data],
-        bind: Callable[[Data], None] | None,
+        use: Callable[[FixedGraph], Graph],
+        bind: Callable[[Graph], None] | None,
     ) -> None:
         self.model, self.parts, self.task = model, parts, task
-        self._call, self._use, self._bind = call, use, bind
+        self._call, self._use, self._bind = task.answering(call), use, bind
         self._fitting: dict[int, torch.Size] = {}
 
     @property
@@ -92,7 +92,7 @@ class ModelRun:
 
 @contextmanager
 def model_run(
-    model: nn.Module, data: Data | FixedGraph, call: Forward, task: Task
+    model: nn.Module, data: Graph | FixedGraph, call: Forward, task: Task
 ) -> Iterator[ModelRun]:
     """Call a model with a graph in the parts that its task says.
 
@@ -130,7 +130,7 @@ def model_run(
         yield ModelRun(model, parts, call, task, use, bind)
 
 
-def _unused(graph: FixedGraph) -> Data:
+def _unused(graph: FixedGraph) -> Graph:
     return graph.data
 
 
@@ -142,7 +142,7 @@ def feature_sizes_explained(run: ModelRun) -> Iterator[None]:
     except RuntimeError as error:
         if "shapes cannot be multiplied" not in str(error):
             raise
-        features = (*run.parts.training, *run.parts.others)[0].data.x.shape[1]
+        features = num_columns((*run.parts.training, *run.parts.others)[0].data)
         raise ModelError(
             f"{type(run.model).__name__}: expected a model for the {features} "
             f"features of the graph, got one of other sizes ({str(error).splitlines()[0]}); make "

@@ -3,49 +3,56 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import HeteroData
 
 from sgquant_optuna.exceptions import GraphError
+from sgquant_optuna.graph.node_types import Graph, node_parts
 from sgquant_optuna.graph.split_choice import Split, check_split
 
 _MASKS = ("train_mask", "val_mask", "test_mask")
 _CHOSEN = "chosen_split"
 
 
-def num_splits(data: Data) -> int:
+def num_splits(data: Graph) -> int:
     """Return the number of splits S of a graph; 1 for masks ``[N]``.
 
     Raises:
         GraphError:
             If its masks differ in their number of splits.
     """
-    columns = {name: data.get(name) for name in _MASKS}
-    found = {
-        name: mask.shape[1]
-        for name, mask in columns.items()
-        if isinstance(mask, Tensor) and mask.dim() == 2
-    }
+    found = {name: mask.shape[1] for part, name, mask in _masks_of_splits(data)}
     if len(set(found.values())) > 1:
         told = ", ".join(f"{count} in {name}" for name, count in found.items())
         raise GraphError(f"masks: expected the same number of splits in all, got {told}")
     return next(iter(found.values()), 1)
 
 
-def has_splits(data: Data) -> bool:
+def has_splits(data: Graph) -> bool:
     """Tell whether a mask of a graph holds splits, ``[N, S]``."""
-    masks = (data.get(name) for name in _MASKS)
-    return any(isinstance(mask, Tensor) and mask.dim() == 2 for mask in masks)
+    return bool(_masks_of_splits(data))
 
 
-def split_of(data: Data) -> int | None:
+def _masks_of_splits(data: Graph) -> list[tuple[Any, str, Tensor]]:
+    """Return the masks that hold splits, with the columns of their nodes and their name."""
+    return [
+        (part, name, part[name])
+        for part in node_parts(data).values()
+        for name in _MASKS
+        if isinstance(part.get(name), Tensor) and part[name].dim() == 2
+    ]
+
+
+def split_of(data: Graph) -> int | None:
     """Return the number of the split that was chosen; ``None`` if there was no choice."""
-    chosen = data.get(_CHOSEN)
+    columns: Any = data._global_store if isinstance(data, HeteroData) else data
+    chosen = columns.get(_CHOSEN)
     return chosen if isinstance(chosen, int) else None
 
 
-def choose_split(data: Data, split: int) -> Data:
+def choose_split(data: Graph, split: int) -> Graph:
     """Return a copy of a graph with one of its splits.
 
     Args:
@@ -77,15 +84,13 @@ def choose_split(data: Data, split: int) -> Data:
     if split >= count:
         raise GraphError(f"split: expected a number from 0 to {count - 1}, got {split}")
     chosen_one = copy.copy(data)
-    for name in _MASKS:
-        mask = data.get(name)
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            chosen_one[name] = mask[:, split].contiguous()
-    chosen_one[_CHOSEN] = split
+    for part, name, mask in _masks_of_splits(chosen_one):
+        part[name] = mask[:, split].contiguous()
+    setattr(chosen_one, _CHOSEN, split)
     return chosen_one
 
 
-def split_graphs(data: Data, split: Split | None) -> list[Data]:
+def split_graphs(data: Graph, split: Split | None) -> list[Graph]:
     """Return the graph with masks ``[N]``, once for each split that is meant.
 
     Args:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
 from sgquant_optuna.exceptions import TaskError
@@ -18,6 +17,7 @@ from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.graph.mini_batches import Chosen, Selection
 from sgquant_optuna.graph.model_copies import copy_state, restore_state
 from sgquant_optuna.graph.model_runs import ModelRun, feature_sizes_explained, model_run
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.tasks.ready import node_classification
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training_config import TrainingConfig
@@ -46,7 +46,7 @@ class TrainingResult:
 
 def fit(
     model: nn.Module,
-    data: Data | FixedGraph,
+    data: Graph | FixedGraph,
     config: TrainingConfig | None = None,
     *,
     seed: int = 0,
@@ -114,14 +114,15 @@ def fit(
 
 def _train(
     run: ModelRun,
-    data: Data,
+    data: Graph,
     config: TrainingConfig,
     seed: int,
     on_epoch: Callable[[int, float], None] | None,
 ) -> TrainingResult:
     model = run.model
     epochs = _Epochs(run, data, _adam(run, config), seed)
-    validated = run.select(data.val_mask), run.task.targets(data)[data.val_mask]
+    val_mask = run.task.part(data).val_mask
+    validated = run.select(val_mask), run.task.targets(data)[val_mask]
     losses: list[float] = []
     with feature_sizes_explained(run):
         best_loss, best_accuracy = _validate(run, *validated)
@@ -180,11 +181,11 @@ class _Epochs:
     """Epochs of a training; the order of its mini-batches is drawn for each one."""
 
     def __init__(
-        self, run: ModelRun, data: Data, optimizer: torch.optim.Optimizer, seed: int
+        self, run: ModelRun, data: Graph, optimizer: torch.optim.Optimizer, seed: int
     ) -> None:
         self._run, self._optimizer = run, optimizer
         targets = run.task.targets
-        mask = data.train_mask
+        mask = run.task.part(data).train_mask
         self._batches = [
             (one, one.of(targets(one.part.data)))
             for one in Selection(run.parts.training, mask).chosen
@@ -230,7 +231,7 @@ def _validate(run: ModelRun, selection: Selection, targets: Tensor) -> tuple[flo
 
 def accuracy(
     model: nn.Module,
-    data: Data | FixedGraph,
+    data: Graph | FixedGraph,
     mask: Tensor,
     *,
     forward: Forward = forward,

@@ -12,6 +12,7 @@ from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import ExportWarning
 from sgquant_optuna.graph.fixed_graph import FixedGraph
+from sgquant_optuna.graph.node_types import Graph, device_of
 from sgquant_optuna.packed.export import ExportedModel, Source, write_packed
 
 _FEW_NODES = 4096
@@ -19,7 +20,7 @@ _FEW_NODES = 4096
 _FEW_EDGES = 256
 
 
-def try_export(graph: FixedGraph, data: Data, quantized: Callable[[FixedGraph], Source]) -> None:
+def try_export(graph: FixedGraph, data: Graph, quantized: Callable[[FixedGraph], Source]) -> None:
     """Export to a temporary file, and warn in one line of what is wrong or takes more bytes.
 
     Of a large graph a part is tried, and the whole where that fails: a model may need all nodes.
@@ -34,10 +35,11 @@ def try_export(graph: FixedGraph, data: Data, quantized: Callable[[FixedGraph], 
         quantized:
             Function that returns the model, calibrated on a graph, with chosen widths.
     """
-    if data.x.device.type != "cpu":
+    if device_of(data).type != "cpu":
         return
     with torch.random.fork_rng(devices=[]):
-        if len(data.x) > _FEW_NODES and _works_on_a_part(data, quantized):
+        is_large = isinstance(data, Data) and len(data.x) > _FEW_NODES
+        if is_large and _works_on_a_part(data, quantized):
             return
         source = quantized(graph)
         found = _trouble(source)
@@ -49,7 +51,7 @@ def try_export(graph: FixedGraph, data: Data, quantized: Callable[[FixedGraph], 
         )
 
 
-def _works_on_a_part(data: Data, quantized: Callable[[FixedGraph], Source]) -> bool:
+def _works_on_a_part(data: Graph, quantized: Callable[[FixedGraph], Source]) -> bool:
     try:
         part = data.subgraph(data.edge_index[:, :_FEW_EDGES].unique())
         return _export(quantized(FixedGraph(part))).exact_nbytes == 0

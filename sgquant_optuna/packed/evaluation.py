@@ -17,6 +17,7 @@ from sgquant_optuna.exceptions import GraphError, PackingError
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.splits import choose_split, has_splits
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION
@@ -45,7 +46,7 @@ class OwnModel:
     """
 
     model: nn.Module
-    data: Data
+    data: Graph
     forward: Forward = forward
     task: Task = NODE_CLASSIFICATION
 
@@ -194,9 +195,9 @@ def _graph(path: str | Path, provenance: Mapping[str, Any], root: str | Path | N
     )
 
 
-def _score(task: Task, model: nn.Module, scores: Tensor, data: Data, name: str) -> float:
+def _score(task: Task, model: nn.Module, scores: Tensor, data: Graph, name: str) -> float:
     """Return the metric of the items of a mask."""
-    mask = data.get(name)
+    mask = task.part(data).get(name)
     if mask is None or not bool(mask.any()):
         raise GraphError(f"column {name}: expected at least one {task.items}, got none")
     targets = task.labels(data, mask)
@@ -204,7 +205,7 @@ def _score(task: Task, model: nn.Module, scores: Tensor, data: Data, name: str) 
 
 
 def _times(
-    packed: nn.Module, model: nn.Module, data: Data, repeats: int, call: Forward
+    packed: nn.Module, model: nn.Module, data: Graph, repeats: int, call: Forward
 ) -> tuple[float, float]:
     """Return the time of the packed model, divided by that of PyG and of sparse products."""
     with FixedGraph(data).speed_up(model) as graph:
@@ -244,7 +245,7 @@ def _ratio(
     return median(ratios)
 
 
-def on_its_split(data: Data, provenance: Mapping[str, Any]) -> Data:
+def on_its_split(data: Graph, provenance: Mapping[str, Any]) -> Graph:
     """Return a graph with the split that a packed file was measured on, where it has several."""
     split = provenance.get("split")
     return choose_split(data, split) if has_splits(data) and isinstance(split, int) else data

@@ -13,21 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch_geometric.data import HeteroData
 
 from sgquant_optuna.attachment.quantized_model import bind, detach, site_quantizers
-from sgquant_optuna.exceptions import GraphError, PackingError, SgquantError
+from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, SgquantError
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.graph.degree_edges import check_degree_edges
 from sgquant_optuna.graph.fixed_graph import FixedGraph
-from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.forward_pass import Forward, OfType, forward
 from sgquant_optuna.graph.model_copies import copy_model
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 from sgquant_optuna.packed.container import read_container, write_container
 from sgquant_optuna.packed.input_placeholder import RawFeaturesError
 from sgquant_optuna.packed.model_file import KIND, ModelContents
 from sgquant_optuna.packed.model_packing import contents_of
 from sgquant_optuna.packed.packed_model import PackedModel
+from sgquant_optuna.packed.packed_types import buckets_of_all
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.storage.out_files import replacing
 
@@ -68,7 +70,7 @@ class ExportedModel:
 
 def export_packed(
     model: nn.Module,
-    data: Data,
+    data: Graph,
     path: str | Path,
     *,
     layout: FeatureLayout,
@@ -115,6 +117,11 @@ def export_packed(
         ValueError:
             If the file cannot be written.
     """
+    if isinstance(data, HeteroData) and not isinstance(forward, OfType):
+        raise ModelError(
+            "forward: expected one that gives the scores of one node type, got another; say "
+            "forward=task.answering(forward), with the task of the model"
+        )
     edges = check_degree_edges(degree_edges or ())
     _check_buckets(data, layout, edges)
     source = Source(model, FixedGraph(data), layout, forward, edges)
@@ -289,6 +296,7 @@ def _write(
             source.model,
             source.graph.data,
             source.layout,
+            answers=source.forward.node_type if isinstance(source.forward, OfType) else None,
             constants=constants,
             exact=exact,
             degree_edges=source.degree_edges,
@@ -297,7 +305,7 @@ def _write(
         try:
             return packed, packed(source.graph.data)
         except RawFeaturesError as error:
-            if exact:
+            if exact or isinstance(source.graph.data, HeteroData):
                 raise
             key = (error.site, error.call)
             features = None
@@ -336,7 +344,7 @@ def _written(
     return PackedModel(*read_container(path, KIND), plain, forward=source.forward, fast=fast)
 
 
-def _check_buckets(data: Data, layout: FeatureLayout, edges: tuple[int, ...]) -> None:
+def _check_buckets(data: Graph, layout: FeatureLayout, edges: tuple[int, ...]) -> None:
     """Refuse degree edges that did not make the degree buckets of a graph."""
     if not edges:
         return
@@ -345,9 +353,9 @@ def _check_buckets(data: Data, layout: FeatureLayout, edges: tuple[int, ...]) ->
             f"degree_edges: expected {layout.num_buckets - 1}, one less than the layout has "
             f"degree buckets, got {len(edges)}"
         )
-    bucket = data.get("degree_bucket")
-    if isinstance(bucket, Tensor) and len(bucket) == data.num_nodes:
-        others = int((AddDegreeBuckets(edges)(copy.copy(data)).degree_bucket != bucket).sum())
+    bucket = buckets_of_all(data)
+    if len(bucket) == data.num_nodes:
+        others = int((buckets_of_all(AddDegreeBuckets(edges)(copy.copy(data))) != bucket).sum())
         if others:
             raise GraphError(
                 f"degree_edges: expected those of the column degree_bucket, got {edges}, by which "

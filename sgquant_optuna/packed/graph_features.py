@@ -11,14 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from sgquant_optuna.attachment.graph_context import GraphContext
+from sgquant_optuna.attachment.graph_context import BoundNodes, GraphContext
 from sgquant_optuna.exceptions import GraphError
+from sgquant_optuna.graph.node_types import ONLY_TYPE
 from sgquant_optuna.packed.feature_use import ExactFeatures
 from sgquant_optuna.packed.input_features import InputPart
 from sgquant_optuna.packed.model_header import ModelSite
 from sgquant_optuna.packed.packed_features import PackedFeatures
 from sgquant_optuna.packed.packed_input import PackedInput
 from sgquant_optuna.packed.packed_tensor import PackedTensor
+from sgquant_optuna.packed.packed_types import PackedTypes
 from sgquant_optuna.quantization.input_stores import RANGE_BYTES, InputContent
 from sgquant_optuna.quantization.layout import bits_for, integers_nbytes, packed_nbytes
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize
@@ -52,6 +54,8 @@ class GraphFeatures:
             Exact features, where the model uses them outside of its quantized layers.
         has_own_exact:
             Whether these are stored beside those of the layers.
+        types:
+            Node types of the graph; ``None`` for one.
     """
 
     edges: Mapping[str, Any]
@@ -64,11 +68,16 @@ class GraphFeatures:
     constants: dict[tuple[str, int], PackedFeatures] = field(default_factory=dict)
     exact: ExactFeatures | None = None
     has_own_exact: bool = False
+    types: PackedTypes | None = None
 
     def __post_init__(self) -> None:
         """Wrap what is packed as the tensors that layers take."""
         self.tensors = {name: PackedTensor(packed) for name, packed in self.inputs.items()}
-        self.context = GraphContext((), self.num_buckets, degree_bucket=self.bucket)
+        buckets = {ONLY_TYPE: self.bucket}
+        if self.types is not None and self.bucket is not None:
+            buckets = {name: self.types.part(name, self.bucket) for name in self.types.counts}
+        nodes = {name: BoundNodes(degree_bucket=bucket) for name, bucket in buckets.items()}
+        self.context = GraphContext((), self.num_buckets, nodes=nodes)
 
     @property
     def exact_nbytes(self) -> int:

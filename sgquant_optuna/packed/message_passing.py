@@ -77,7 +77,7 @@ class MessagePasser:
     ) -> Tensor:
         """Stand in for ``propagate`` of GCN, SAGE and GIN: one product with a sparse matrix."""
         source = x[0] if isinstance(x, tuple) else x
-        if source.dim() != 2 or not is_edge_list(edge_index, size):
+        if source.dim() != 2 or not is_edge_list(edge_index, size) or _has_two_sizes(x):
             plain: Tensor = type(conv).propagate(conv, edge_index, size=size, x=x, **weights)
             return plain
         adjacency = self._adjacencies.get((edge_index,), conv.flow, source.shape[0])
@@ -100,7 +100,7 @@ class MessagePasser:
         """Stand in for ``propagate`` of GAT and GATv2."""
         source = x[0] if isinstance(x, tuple) else x
         num_nodes, heads, _ = source.shape
-        if not is_edge_list(edge_index, size):
+        if not is_edge_list(edge_index, size) or _has_two_sizes(x):
             weights = type(conv).edge_updater(conv, edge_index, size=size, **alpha.inputs)
             weights = weights if quantize is None else quantize(weights)
             plain: Tensor = type(conv).propagate(conv, edge_index, size=size, x=x, alpha=weights)
@@ -145,6 +145,11 @@ class MessagePasser:
             target = adjacency.target[adjacency.edges(found.part)]
             add_rows(out, target, rows[source].mul_(found.weights))
         return out
+
+
+def _has_two_sizes(x: Any) -> bool:
+    """Whether there are more sources than targets, or fewer, as between two node types."""
+    return isinstance(x, tuple) and x[1] is not None and len(x[0]) != len(x[1])
 
 
 class Attended(NamedTuple, Generic[Ends]):

@@ -75,8 +75,13 @@ class ModelContents:
 
         Raises:
             GraphError:
-                If ranges are those of single nodes.
+                If ranges are those of single nodes, or there are several node types.
         """
+        if self.header.types.is_hetero:
+            raise GraphError(
+                "packed model: expected a graph of one node type, got several; a model of several "
+                "is exported with its features"
+            )
         for site in self.header.sites:
             if site.axis == "row":
                 raise GraphError(
@@ -181,6 +186,7 @@ class ModelContents:
                 for call in calls
             },
             exact=exact,
+            types=header.types,
             has_own_exact=header.features.exact_site is None,
         )
 
@@ -216,7 +222,8 @@ class ModelContents:
 
     def bucket_of(self, site: ModelSite) -> Tensor | None:
         """Return the degree bucket of each row of a site, ``[N]``; ``None`` where there is one."""
-        return self.bucket if len(site.bit_widths) > 1 else None
+        types, bucket = self.header.types, self.bucket if len(site.bit_widths) > 1 else None
+        return None if bucket is None else types.part(types.of_site(site.name), bucket)
 
     def plain_model(self, model: nn.Module | None = None) -> nn.Module:
         """Return the float32 model with the weights of the packed one.

@@ -12,6 +12,7 @@
 ``sparse_inputs``     layers whose products with the graph's features run on the non-zeros alone
 ``features``          only where the graph's features are used otherwise: :mod:`.feature_use`
 ``degree_edges``      only where known: the degrees at which the degree buckets begin
+``node_types``        only of a heterogeneous graph: :mod:`.packed_types`
 ``tied``              only where weights have two names: the name that stores each of the others
 ``provenance``        where the file comes from: content of the user
 ===================== ========================================================================
@@ -30,12 +31,13 @@ import torch
 from torch import Tensor
 
 from sgquant_optuna.attachment.hops import Port, hop_site
-from sgquant_optuna.attachment.quantized_model import ROOT
+from sgquant_optuna.attachment.layer_arguments import ROOT
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.graph.degree_edges import check_degree_edges
 from sgquant_optuna.packed.checks import MAX_BUCKETS, check_count, check_flag, check_widths
 from sgquant_optuna.packed.feature_use import FeatureUse
 from sgquant_optuna.packed.input_features import CODE_STORES
+from sgquant_optuna.packed.packed_types import PackedTypes
 from sgquant_optuna.quantization.input_stores import RowValue
 from sgquant_optuna.quantization.layout import bits_for
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize, site_store
@@ -146,6 +148,8 @@ class ModelHeader:
             Degrees at which the degree buckets begin, if the file tells them.
         has_graph:
             Whether the file holds the features of a graph.
+        types:
+            Node types of the graph, and of the sites.
     """
 
     layout: FeatureLayout
@@ -158,6 +162,7 @@ class ModelHeader:
     tied: Mapping[str, str]
     degree_edges: tuple[int, ...] | None
     has_graph: bool
+    types: PackedTypes
 
     def range_lines(self, site: ModelSite) -> list[int]:
         """Return the degree buckets whose ranges lie beside the features that a site takes.
@@ -176,6 +181,8 @@ class ModelHeader:
 
     def is_own(self, path: str, argument: str) -> bool:
         """Whether the site of an argument is named after it, and stores what it takes."""
+        if self.types.is_hetero:  # relations share what the first of them stores
+            return False
         is_main = argument == next(iter(self.arguments[path]))
         layer = path or ROOT
         own = Site(layer if is_main else f"{layer}.{argument}", "embedding")
@@ -214,12 +221,15 @@ class ModelHeader:
         if set(bits) != set(layout.sizes):
             raise PackingError("bit widths: expected one for each site of the layout")
         sites = _sites(layout, bits, config, fields.get("sparse_inputs"))
-        inputs = _check_inputs(sites, layout.num_nodes)
-        features = _features(fields.get("features"), sites, inputs, layout.num_nodes)
+        types = PackedTypes.parse(fields.get("node_types"), layout.num_nodes)
+        inputs = _check_inputs(sites, types)
+        features = FeatureUse(None)
+        if not types.is_hetero:
+            features = _features(fields.get("features"), sites, inputs, layout.num_nodes)
         names = {site.name for site in sites if site.component == "embedding"}
         arguments, hops = _arguments(fields, names), _hops(fields)
         degrees = _degree_edges(fields.get("degree_edges"), layout.num_buckets)
-        more = _tied(fields), degrees, has_graph
+        more = _tied(fields), degrees, has_graph, types
         header = cls(layout, bits, config, sites, arguments, hops, features, *more)
         _check_reached(header, names)
         return header
@@ -277,16 +287,19 @@ def _check_parts(whole: Site, parts: list[Site], layout: FeatureLayout) -> None:
         raise PackingError(f"{whole}: expected a content for all degree buckets of an input alone")
 
 
-def _check_inputs(sites: tuple[ModelSite, ...], num_nodes: int) -> list[ModelSite]:
+def _check_inputs(sites: tuple[ModelSite, ...], types: PackedTypes) -> list[ModelSite]:
     """Return the sites of the graph's features; check that all have those of all nodes."""
     inputs = [site for site in sites if site.is_input]
     for site in inputs:
         check_count(site.num_columns, f"features of {site.name}", low=1)
-        if site.num_columns != inputs[0].num_columns:
+        node_type = types.of_site(site.name)
+        expected = types.columns.get(node_type, inputs[0].num_columns)
+        if site.num_columns != expected or node_type not in types.counts:
             raise PackingError(
-                f"{site.name}: expected {inputs[0].num_columns} features as "
-                f"{inputs[0].name}, got {site.num_columns}"
+                f"{site.name}: expected {expected} features as {node_type or inputs[0].name}, "
+                f"got {site.num_columns}"
             )
+        num_nodes = types.counts[node_type]
         num_rows = sum(size.num_rows for size in site.sizes.values())
         if num_rows != num_nodes:
             raise PackingError(f"{site.name}: expected {num_nodes} rows in all, got {num_rows}")
@@ -376,11 +389,15 @@ def _check_reached(header: ModelHeader, names: set[str]) -> None:
     """Check that an argument or hops store the features of each site, and of one row a range."""
     reached = {header.hop_site(path) for path in header.hops}
     for path, arguments in header.arguments.items():
-        reached |= {name for one, name in arguments.items() if header.is_own(path, one)}
+        reached |= {
+            name
+            for one, name in arguments.items()
+            if header.types.is_hetero or header.is_own(path, one)
+        }
     for name in sorted(names ^ reached):
         raise PackingError(f"{name}: expected a site of the layout that one argument or hop feeds")
-    num_nodes = header.layout.num_nodes
     for site in header.sites:
+        num_nodes = header.types.num_rows(site.name)
         if site.axis == "row" and len(site.bit_widths) > 1 and site.num_ranges != num_nodes:
             raise PackingError(
                 f"{site.name}: expected a row for each of {num_nodes} nodes, got "

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch_geometric.data import HeteroData
 
 from sgquant_optuna.attachment.hops import HOPS, hop_ports
 from sgquant_optuna.attachment.layer_inputs import layer_quantizers
-from sgquant_optuna.attachment.quantized_model import detach, quantizers
+from sgquant_optuna.attachment.quantized_model import detach, quantizers, site_quantizers
 from sgquant_optuna.exceptions import CalibrationError, GraphError, ModelError
 from sgquant_optuna.graph.fingerprint import edges_fingerprint, model_fingerprint
 from sgquant_optuna.graph.model_copies import copy_model
+from sgquant_optuna.graph.node_types import ONLY_TYPE, Graph, node_parts
 from sgquant_optuna.graph.paper_models import architecture
 from sgquant_optuna.graph.sparse_features import SparseFeatures, as_sparse_features
 from sgquant_optuna.packed.feature_use import feature_use
@@ -29,6 +30,7 @@ from sgquant_optuna.packed.model_file import (
 )
 from sgquant_optuna.packed.model_header import ModelHeader, ModelSite
 from sgquant_optuna.packed.model_weights import weights_of
+from sgquant_optuna.packed.packed_types import PackedTypes, buckets_of_all
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 from sgquant_optuna.quantization.sites import BitWidths, Site
@@ -37,9 +39,10 @@ from sgquant_optuna.quantization.sites import BitWidths, Site
 @torch.no_grad()
 def contents_of(
     model: nn.Module,
-    data: Data,
+    data: Graph,
     layout: FeatureLayout,
     *,
+    answers: str | None = None,
     constants: Mapping[tuple[str, int], Tensor] | None = None,
     exact: bool = False,
     degree_edges: Sequence[int] | None = None,
@@ -53,6 +56,8 @@ def contents_of(
             Graph of the calibration, with ``degree_bucket`` if there are several.
         layout:
             Result of ``calibrate``.
+        answers:
+            Node type of the scores, if the graph is heterogeneous.
         constants:
             Features that a layer takes and that are computed of ``x`` alone, ``[N, F]``, by
             the name of its site and the number of its call.
@@ -76,22 +81,29 @@ def contents_of(
     tensors = {f"{WEIGHTS}{name}": value for name, value in weights.items()}
     bucket = None
     if layout.num_buckets > 1:
-        if "degree_bucket" not in data:
-            raise GraphError("column degree_bucket: expected one for each node, got none")
-        bucket = data.degree_bucket
+        bucket = buckets_of_all(data)
         tensors["bucket"] = pack_buckets(bucket, layout.num_buckets)
-    x, is_sparse = _dense_features(data)
-    fields = _fields(model, plain, data, layout, is_sparse=is_sparse)
+    features = {name: _dense_features(part) for name, part in node_parts(data).items()}
+    sparse = [name for name, (_, is_sparse) in features.items() if is_sparse]
+    fields = _fields(model, plain, data, layout, sparse_types=sparse)
     fields |= {"tied": tied} if tied else {}
     fields |= {"degree_edges": list(degree_edges)} if degree_edges else {}
     calls = constants or {}
-    use, more = feature_use(x, layout, fields["bit_widths"], calls, exact=exact)
-    fields |= {} if use is None else {"features": use.to_dict()}
-    tensors |= more
+    if isinstance(data, HeteroData):
+        assert answers is not None
+        fields["node_types"] = PackedTypes.of(model, data, answers).to_dict()
+    else:
+        x, _ = features[ONLY_TYPE]
+        use, more = feature_use(x, layout, fields["bit_widths"], calls, exact=exact)
+        fields |= {} if use is None else {"features": use.to_dict()}
+        tensors |= more
     by_name = dict(quantizers(model))
     header = ModelHeader.parse(fields)
     for site in header.sites:
-        of_site = bucket if len(site.bit_widths) > 1 else None
+        node_type, of_site = header.types.of_site(site.name), None
+        if bucket is not None and len(site.bit_widths) > 1:
+            of_site = header.types.part(node_type, bucket)
+        x = features.get(node_type, (None, False))[0]
         tensors |= _site_tensors(header, site, by_name[site.name], x, of_site)
     contents = ModelContents(fields, {name: value.contiguous() for name, value in tensors.items()})
     for (name, call), given in calls.items():
@@ -100,7 +112,12 @@ def contents_of(
 
 
 def _fields(
-    model: nn.Module, plain: nn.Module, data: Data, layout: FeatureLayout, *, is_sparse: bool
+    model: nn.Module,
+    plain: nn.Module,
+    data: Graph,
+    layout: FeatureLayout,
+    *,
+    sparse_types: Sequence[str],
 ) -> dict[str, Any]:
     """Return the header of a fake-quantized model, without provenance."""
     by_name = dict(quantizers(model))
@@ -112,6 +129,7 @@ def _fields(
     arguments: dict[str, list[tuple[str, str]]] = {}
     for path, argument, quantizer in layer_quantizers(model):
         arguments.setdefault(path, []).append((argument, quantizer.name))
+    types = {name: one.node_type for name, one in site_quantizers(model)}
     known = architecture(plain)
     config = next(q.config for name, q in by_name.items() if name.endswith("/embedding"))
     return {
@@ -130,12 +148,13 @@ def _fields(
         "sparse_inputs": [
             name
             for name in inputs
-            if is_sparse and (by_name[name].is_identity or by_name[name].keeps_zero())
+            if types[name] in sparse_types
+            and (by_name[name].is_identity or by_name[name].keeps_zero())
         ],
     }
 
 
-def _dense_features(data: Data) -> tuple[Tensor | None, bool]:
+def _dense_features(data: Any) -> tuple[Tensor | None, bool]:
     """Return the graph's features, if it has any, and whether products run on the non-zeros."""
     x = data.get("x")
     if not isinstance(x, Tensor):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,18 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import MessagePassing
 
 from sgquant_optuna.attachment.attention import quantized_class
 from sgquant_optuna.attachment.caches import suspend_caches
 from sgquant_optuna.attachment.class_switch import switch_class
 from sgquant_optuna.attachment.hops import HOPS, install_hops, with_states
-from sgquant_optuna.attachment.layer_arguments import change_argument, node_dim, position_of
-from sgquant_optuna.attachment.quantized_model import ROOT
+from sgquant_optuna.attachment.layer_arguments import (
+    ROOT,
+    node_dim,
+)
 from sgquant_optuna.exceptions import GraphError, ModelError, PackingError, QuantizerBypassedError
 from sgquant_optuna.graph.fingerprint import EDGE_COLUMNS, edges_fingerprint
-from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.forward_pass import Forward, OfType, forward
+from sgquant_optuna.graph.node_types import Graph, check_types_are, edge_parts, node_parts
+from sgquant_optuna.packed.argument_hooks import replace_argument
 from sgquant_optuna.packed.graph_features import GraphFeatures, PassRecord
 from sgquant_optuna.packed.graph_packer import GraphPacker, one_graph
 from sgquant_optuna.packed.input_placeholder import InputPlaceholder
@@ -86,7 +89,9 @@ class PackedModel(nn.Module):
         self.fields, self._sites = contents.fields, contents.header.sites
         self._layout, self.bit_widths = contents.header.layout, contents.header.bit_widths
         self._rounding = contents.header.config.rounding
-        self._forward, self._frees, self._fast = forward, model is None, fast
+        self._types = types = contents.header.types
+        self._forward = forward if types.answers is None else OfType(forward, types.answers)
+        self._frees, self._fast = model is None, fast
         self.model = contents.plain_model(model)
         suspend_caches(self.model)
         self._use, self._graph = contents.header.features, contents.graph_features()
@@ -127,14 +132,13 @@ class PackedModel(nn.Module):
         for path, arguments in header.arguments.items():
             layer = self._layer(path)
             for argument, name in arguments.items():
-                _check_argument(path, layer, argument)
-                change = partial(
-                    packers[name], node_dim=node_dim(layer), is_own=header.is_own(path, argument)
-                )
-                position = position_of(layer, argument)
-                layer.register_forward_pre_hook(
-                    partial(_change_input, name, change, argument, position), with_kwargs=True
-                )
+                is_own = header.is_own(path, argument)
+                change = partial(packers[name], node_dim=node_dim(layer), is_own=is_own)
+                replace_argument(layer, path, argument, change, name)
+        for path, unused in self._types.unused.items():
+            layer = self._layer(path)
+            for argument in unused:
+                replace_argument(layer, path, argument, _zeros, path)
         for path, ports in header.hops.items():
             conv, packer = self._layer(path), packers[header.hop_site(path)]
             states = with_states(conv)
@@ -154,9 +158,11 @@ class PackedModel(nn.Module):
             raise PackingError(f"packed model: the model has no layer {path!r}") from None
 
     def forward(
-        self, graph: Data | Sequence[Data] | Tensor, edge_index: Tensor | None = None
+        self, graph: Graph | Sequence[Data] | Tensor, edge_index: Tensor | None = None
     ) -> Tensor:
         """Return the outputs of the model, such as class scores ``[N, C]``.
+
+        Of a heterogeneous graph they are those of the node type of the task.
 
         Args:
             graph:
@@ -175,7 +181,12 @@ class PackedModel(nn.Module):
         if edge_index is not None:
             graph = Data(x=graph, edge_index=edge_index)
             return self.on(graph)._run(graph)
-        data = Data(edge_index=graph) if isinstance(graph, Tensor) else one_graph(graph)
+        if self._types.is_hetero or isinstance(graph, HeteroData):
+            check_types_are(graph, self._types.counts)
+        if isinstance(graph, HeteroData):
+            data: Graph = copy.copy(graph)
+        else:
+            data = Data(edge_index=graph) if isinstance(graph, Tensor) else one_graph(graph)
         if self._graph is None:
             return self.on(data)._run(data)
         self._check_edges(data, self._graph)
@@ -198,6 +209,11 @@ class PackedModel(nn.Module):
             GraphError:
                 If the graph does not fit the model, or the model has ranges of single nodes.
         """
+        if self._types.is_hetero:
+            raise GraphError(
+                "graph: the model is of several node types, so it runs on the graph of its file "
+                "alone"
+            )
         data = one_graph(graph)
         x = self._graph_packer.features_of(data)
         other = copy.copy(self)
@@ -218,7 +234,7 @@ class PackedModel(nn.Module):
             self._now.x, self._now.wanted = None, ()
         self._record = None
 
-    def _run(self, data: Data, x: Tensor | None = None) -> Tensor:
+    def _run(self, data: Graph, x: Tensor | None = None) -> Tensor:
         """Return the outputs on the graph whose features are held."""
         assert self._graph is not None
         data = copy.copy(data)
@@ -304,9 +320,11 @@ class PackedModel(nn.Module):
         """
         return 0 if self._graph is None else self._graph.exact_nbytes
 
-    def _give_features(self, data: Data, graph: GraphFeatures) -> None:
+    def _give_features(self, data: Graph, graph: GraphFeatures) -> None:
         """Put what stands for the features into the graph that the model is called with."""
-        if graph.shape is None:
+        if self._types.is_hetero:
+            self._give_features_by_type(data)
+        elif graph.shape is None:
             data.num_nodes = graph.num_nodes
         elif graph.exact is not None:
             data.x = graph.exact
@@ -315,21 +333,32 @@ class PackedModel(nn.Module):
             constants = frozenset(map(id, (*columns, *self.model.buffers())))
             data.x = InputPlaceholder(graph.shape, self._use.torch_dtype, constants)
 
-    def _check_edges(self, data: Data, graph: GraphFeatures) -> None:
+    def _give_features_by_type(self, data: Graph) -> None:
+        taken = {self._types.of_site(site.name) for site in self._sites if site.is_input}
+        for name, part in node_parts(data).items():
+            width = self._types.columns.get(name)
+            if width is not None:
+                shape = (self._types.counts[name], width)
+                # No score depends on the features of a type that no site takes.
+                is_held = name in taken
+                part.x = InputPlaceholder(shape) if is_held else torch.zeros(1, 1).expand(shape)
+
+    def _check_edges(self, data: Graph, graph: GraphFeatures) -> None:
         now = _versions(data)
         if self._checked is not None and all(
             one[0] is other[0] and one[1] == other[1]
             for one, other in zip(self._checked, now, strict=True)
         ):
             return
-        edges = data.get("edge_index", data.get("adj_t"))
-        if not isinstance(edges, Tensor):
-            raise GraphError("column edge_index: expected a tensor [2, E], got none")
-        if edges.device.type != "cpu":
-            raise GraphError(
-                f"column edge_index: a packed model runs on the CPU, got it on {edges.device}; "
-                f"call it with data.cpu()"
-            )
+        for part in edge_parts(data).values():
+            edges = part.get("edge_index", part.get("adj_t"))
+            if not isinstance(edges, Tensor):
+                raise GraphError("column edge_index: expected a tensor [2, E], got none")
+            if edges.device.type != "cpu":
+                raise GraphError(
+                    f"column edge_index: a packed model runs on the CPU, got it on "
+                    f"{edges.device}; call it with data.cpu()"
+                )
         expected, found = graph.edges, edges_fingerprint(data)
         if expected != found:
             raise GraphError(
@@ -378,29 +407,12 @@ class _AttentionQuantizer(nn.Module):
         return alpha if self._quantize is None else self._quantize(alpha)
 
 
-def _change_input(
-    name: str,
-    change: Callable[[Tensor], Tensor],
-    argument: str,
-    position: int,
-    layer: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return change_argument(name, args, kwargs, argument, position, change)
+def _zeros(x: Tensor) -> Tensor:
+    """Return what stands for features that no score depends on; it takes no memory."""
+    return torch.zeros(1, 1).expand(x.shape)
 
 
-def _check_argument(path: str, layer: nn.Module, argument: str) -> None:
-    """Refuse a name that no call of a layer gives, so that its site would not be reached."""
-    parameters = inspect.signature(layer.forward).parameters
-    takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
-    if argument not in parameters and not takes_any:
-        raise PackingError(
-            f"arguments of {path}: expected one of {', '.join(parameters)}, got {argument!r}"
-        )
-
-
-def _versions(data: Data) -> tuple[Any, ...]:
+def _versions(data: Graph) -> tuple[Any, ...]:
     """Return the columns of the edges, and how often each was changed in place."""
-    columns = [data.get(name) for name in EDGE_COLUMNS]
+    columns = [part.get(name) for part in edge_parts(data).values() for name in EDGE_COLUMNS]
     return tuple((column, getattr(column, "_version", None)) for column in columns)

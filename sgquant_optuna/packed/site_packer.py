@@ -76,6 +76,7 @@ class SitePacker(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self._site = site.name, site
+        self._node_type = contents.header.types.of_site(site.name)
         self._rounding = contents.header.config.rounding
         self._now, self._frees, self._fast, self._is_shared = now, frees, fast, is_shared
         self._last: tuple[Tensor, int, Tensor] | None = None
@@ -157,10 +158,14 @@ class SitePacker(nn.Module):
         """Count rows that stay float32."""
         counts = [x.shape[:-1].numel()]
         if len(self._site.bit_widths) > 1:
-            bucket = self._now.graph.context.buckets_of(x, node_dim)
+            bucket = self._buckets_of(x, node_dim)
             assert bucket is not None
             counts = torch.bincount(bucket.long(), minlength=len(self._site.bit_widths)).tolist()
         self._now.record.add(self.name, counts, x.nbytes)
+
+    def _buckets_of(self, x: Tensor, node_dim: int) -> Tensor | None:
+        nodes = self._now.graph.context.of_type(self._node_type)
+        return nodes.buckets_of(x, node_dim)
 
     def _pack(self, x: Tensor, call: int, node_dim: int) -> Tensor:
         if x.dtype != torch.float32:
@@ -172,7 +177,7 @@ class SitePacker(nn.Module):
         is_by_bucket = len(self._site.bit_widths) > 1
         packed = PackedFeatures.from_dense(
             x if x.dim() == 2 else x.reshape(-1, x.shape[-1]),
-            self._now.graph.context.buckets_of(x, node_dim) if is_by_bucket else None,
+            self._buckets_of(x, node_dim) if is_by_bucket else None,
             self._site.bit_widths,
             *self._ranges,
             rounding=self._rounding,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from torch_geometric.data import Data
-
 from sgquant_optuna.exceptions import TaskError
 from sgquant_optuna.graph.degree_buckets import quantile_degree_edges
 from sgquant_optuna.graph.degree_edges import check_degree_edges
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.quantization.memory import FeatureLayout, exact_inputs
 from sgquant_optuna.study.plan import ObjectiveConfig
 from sgquant_optuna.study.search_space import parse_granularity
 
 
-def check_axis(task: Task, data: Data, config: ObjectiveConfig) -> None:
+def check_axis(task: Task, data: Graph, config: ObjectiveConfig) -> None:
     """Refuse ranges of single nodes where each node's batch has other rows."""
     size = task.batch_size_of(data)
     if config.quantizer.axis == "row" and size is not None:
@@ -24,7 +23,7 @@ def check_axis(task: Task, data: Data, config: ObjectiveConfig) -> None:
         )
 
 
-def degree_edges_of(data: Data, config: ObjectiveConfig) -> tuple[int, ...]:
+def degree_edges_of(data: Graph, config: ObjectiveConfig) -> tuple[int, ...]:
     """Return the degrees at which the buckets of a graph begin; none without buckets."""
     if "bucket" not in parse_granularity(config.granularity) and config.quantizer.axis != "bucket":
         return ()

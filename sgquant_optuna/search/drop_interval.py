@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.tasks.metrics import Metric, right_answers
 from sgquant_optuna.graph.tasks.task import Task
 
@@ -35,13 +35,15 @@ class OpenedTest:
     def __init__(
         self,
         task: Task,
-        graphs: Sequence[Data],
+        graphs: Sequence[Graph],
         full: Sequence[Tensor],
         quantized: Sequence[Tensor],
     ) -> None:
         self._metric = task.metric
-        self._masks = [graph.test_mask for graph in graphs]
-        self._targets = [task.labels(graph, graph.test_mask) for graph in graphs]
+        self._masks = [task.part(graph).test_mask for graph in graphs]
+        self._targets = [
+            task.labels(graph, mask) for graph, mask in zip(graphs, self._masks, strict=True)
+        ]
         self._full, self._quantized = (
             [one[mask] for one, mask in zip(of, self._masks, strict=True)]
             for of in (full, quantized)

@@ -14,9 +14,9 @@ from statistics import fmean
 
 import optuna
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.search.drop_interval import OpenedTest
 from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings
 from sgquant_optuna.search.objective import QuantizationObjective
@@ -36,7 +36,7 @@ _MOST_REPEATS = 2
 def final_report(
     study: optuna.Study,
     objective: QuantizationObjective,
-    data: Data,
+    data: Graph,
     *,
     seeds: int = 5,
     top: int = 6,
@@ -174,14 +174,14 @@ def _measure_until_decided(
         count += 1
 
 
-def _graphs_with_test(data: Data, objective: QuantizationObjective) -> list[Data]:
+def _graphs_with_test(data: Graph, objective: QuantizationObjective) -> list[Graph]:
     """Return the graph with its test items, once for each split."""
     task, graphs = objective.task, objective.checked_graphs(data)
     now = splits_fingerprint([task.without_test(one) for one in graphs], task)
     if now != objective.fingerprint["graph"]:
         raise GraphError("expected the graph that the study was measured on, got another")
     for graph in graphs:
-        mask = graph.get("test_mask")
+        mask = task.part(graph).get("test_mask")
         if not isinstance(mask, Tensor) or not bool(mask.any()):
             raise GraphError("column test_mask: expected at least one test node, got none")
     return graphs

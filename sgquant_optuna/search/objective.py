@@ -14,13 +14,13 @@ from optuna.pruners import NopPruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import Trial, TrialState
 from torch import nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.attachment.calibrated_model import CalibratedModel
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
 from sgquant_optuna.graph.fingerprint import model_fingerprint, weights_sketch
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward, forward
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.splits import split_graphs, split_of
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult
@@ -122,7 +122,7 @@ class QuantizationObjective:
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module],
-        data: Data,
+        data: Graph,
         config: ObjectiveConfig | None = None,
         *,
         forward: Forward = forward,
@@ -132,7 +132,7 @@ class QuantizationObjective:
         self.config = config = replace(config or ObjectiveConfig(), **options)
         check_axis(task, data, config)
         models = [model] if isinstance(model, nn.Module) else list(model)
-        self.forward, self.task = forward, task
+        self.forward, self.task = task.answering(forward), task
         self._metric = MetricWords(**task.describe_metric())
 
         parts = [task.without_test(one) for one in self.checked_graphs(data)]
@@ -190,7 +190,7 @@ class QuantizationObjective:
         """Graph of the first model, and of all where there is one split."""
         return self.graphs[0]
 
-    def checked_graphs(self, data: Data) -> list[Data]:
+    def checked_graphs(self, data: Graph) -> list[Graph]:
         """Return a graph once for each split of the search, with masks ``[N]``.
 
         Raises:

@@ -14,8 +14,8 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.study.drop_evidence import DropEvidence
 
@@ -51,13 +51,14 @@ class ReferenceOutputs:
         task: Task,
         outputs: Sequence[Tensor],
         accuracies: Sequence[float],
-        data: Data,
+        data: Graph,
         labelled: Tensor | None = None,
     ) -> None:
         self.accuracy = fmean(accuracies)
         self._task = task
-        self._outside = ~data.train_mask.cpu()
-        self._labelled = data.val_mask.cpu()
+        part = task.part(data)
+        self._outside = ~part.train_mask.cpu()
+        self._labelled = part.val_mask.cpu()
         targets = task.targets(data).cpu()
         self._targets = targets[self._labelled]
         self._full = [self.predictions(one) for one in outputs]

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch_geometric.data import Data
 
 from sgquant_optuna.graph.tasks.answer_kinds import fitted_temperature, mean_softmax
 from sgquant_optuna.study.drop_evidence import DropEvidence
@@ -36,7 +35,7 @@ class ReferencePredictions:
         labels:
             Classes of all nodes, ``[N]`` int64; those outside ``val_mask`` are not read.
         data:
-            Graph with ``train_mask`` and ``val_mask``, ``[N]`` bool.
+            Columns ``train_mask`` and ``val_mask`` of the nodes, ``[N]`` bool.
         labelled:
             Nodes that any split of the graph measures on; those of ``val_mask`` by default.
 
@@ -50,7 +49,7 @@ class ReferencePredictions:
         scores: Sequence[Tensor],
         accuracies: Sequence[float],
         labels: Tensor,
-        data: Data,
+        data: Any,
         labelled: Tensor | None = None,
     ) -> None:
         self.accuracy = fmean(accuracies)

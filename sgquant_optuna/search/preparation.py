@@ -10,9 +10,9 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from torch import nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import StudyMismatchError
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.study_creation import create_study, default_sampler
 from sgquant_optuna.search.study_file import (
@@ -57,7 +57,7 @@ class PreparedSearch:
     plan: SearchPlan
     study: optuna.Study
     objective: QuantizationObjective
-    data: Data
+    data: Graph
     own: StudyFile | None = None
 
 
@@ -171,7 +171,7 @@ def _prepare(
     study: optuna.Study,
     storage: BaseStorage,
     artifacts: ArtifactStore,
-    data: Data,
+    data: Graph,
     own: StudyFile | None,
 ) -> PreparedSearch:
     def is_prepared() -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
-from torch_geometric.data import Data
 
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.tasks.answer_kinds import Classes
 from sgquant_optuna.graph.tasks.metrics import right_answers
 from sgquant_optuna.graph.tasks.task import Task
@@ -35,7 +35,7 @@ class Reference(Protocol):
 def reference_of(
     task: Task,
     trainings: Sequence[tuple[Tensor, float]],
-    data: Data,
+    data: Graph,
     labelled: Tensor | None = None,
 ) -> Reference:
     """Return the reference of a task; that of accuracy is computed without drawing labels.
@@ -53,5 +53,6 @@ def reference_of(
     """
     outputs, metrics = [one for one, _ in trainings], [metric for _, metric in trainings]
     if isinstance(task.answers, Classes) and task.metric is right_answers:
-        return ReferencePredictions(outputs, metrics, task.targets(data), data, labelled)
+        part = task.part(data)
+        return ReferencePredictions(outputs, metrics, task.targets(data), part, labelled)
     return ReferenceOutputs(task, outputs, metrics, data, labelled)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.graph.fingerprint import graph_fingerprint
 from sgquant_optuna.graph.fixed_graph import FixedGraph
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.search.reference import Reference, reference_of
 from sgquant_optuna.study.drop_evidence import DropEvidence
@@ -40,11 +40,11 @@ class SplitReference:
         self,
         task: Task,
         trainings: Sequence[tuple[Tensor, float]],
-        graphs: Sequence[Data],
+        graphs: Sequence[Graph],
         splits: Sequence[int],
     ) -> None:
         self.accuracy = fmean(metric for _, metric in trainings)
-        labelled = torch.stack([graph.val_mask for graph in graphs]).any(dim=0)
+        labelled = torch.stack([task.part(graph).val_mask for graph in graphs]).any(dim=0)
         self._places = {
             split: [at for at, one in enumerate(splits) if one == split]
             for split in dict.fromkeys(splits)
@@ -122,9 +122,9 @@ def models_on_graphs(
     return list(zip(models, graphs, strict=True))
 
 
-def splits_fingerprint(graphs: Sequence[Data], task: Task) -> dict[str, Any]:
+def splits_fingerprint(graphs: Sequence[Graph], task: Task) -> dict[str, Any]:
     """Return the fingerprint of a graph without its test labels, with those of all its splits."""
-    (first, *_) = found = [graph_fingerprint(one, task.columns) for one in graphs]
+    (first, *_) = found = [graph_fingerprint(one, task.columns, task.node_type) for one in graphs]
     if len(found) == 1:
         return first
     joined = " ".join(one["hash"] for one in found)

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import SgquantError, StudyFileError, StudyMismatchError
 from sgquant_optuna.graph.columns import check_type
 from sgquant_optuna.graph.fingerprint import model_fingerprint
 from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.graph.model_copies import copy_model
+from sgquant_optuna.graph.node_types import Graph, device_of
 from sgquant_optuna.graph.split_choice import Split, check_split
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, fit
@@ -48,7 +48,8 @@ class OwnStudy:
     Args:
         data:
             Graph with ``x``, ``edge_index``, ``y``, ``train_mask`` and ``val_mask``; a
-            ``test_mask`` is opened by the final report alone.
+            ``test_mask`` is opened by the final report alone. For a heterogeneous graph, ``task``
+            names a node type.
         model:
             Function that makes an untrained module from a seed; torch is seeded with it before. Or
             a module that is trained already, or several of one architecture: then nothing is
@@ -71,7 +72,7 @@ class OwnStudy:
             If a part is of another type.
     """
 
-    data: Data
+    data: Graph
     model: Callable[[int], nn.Module] | nn.Module | Sequence[nn.Module]
     train: Callable[[nn.Module, int], None] | None = None
     forward: Forward = forward
@@ -80,7 +81,7 @@ class OwnStudy:
 
     def __post_init__(self) -> None:
         """Check the types, in the line of the user's file that made it."""
-        check_type(self.data)
+        check_type(self.data, hetero=True)
         if not self.trained and not _is_function(self.model):
             raise TypeError(
                 f"model: expected a function of a seed, or trained modules, got "
@@ -148,7 +149,7 @@ class StudyFile:
         models = len(self.own.trained) or plan.models
         return replace(plan, own=self.reference, models=models, split=split)
 
-    def untrained(self, plan: SearchPlan, data: Data, seed: int) -> nn.Module:
+    def untrained(self, plan: SearchPlan, data: Graph, seed: int) -> nn.Module:
         """Return a new model of a seed; a copy of a trained one where these are given.
 
         A lazy layer is given its size by a forward pass.
@@ -161,7 +162,7 @@ class StudyFile:
         number = plan.training_seeds.index(seed) if self.own.trained else 0
         return self.instance(data, seed, number)
 
-    def instance(self, data: Data, seed: int = 0, number: int = 0) -> nn.Module:
+    def instance(self, data: Graph, seed: int = 0, number: int = 0) -> nn.Module:
         """Return a new model of a seed; a copy of a trained one, by its number, where given.
 
         Raises:
@@ -179,7 +180,7 @@ class StudyFile:
             raise StudyFileError(
                 f"{text}: expected model({seed}) to return a torch.nn.Module, got {_kind(made)}"
             )
-        made = made.to(data.x.device)
+        made = made.to(device_of(data))
         if any(is_lazy(parameter) for parameter in made.parameters()):
             with self._seeded(seed, "forward"), torch.no_grad():
                 self.own.forward(made, data)
@@ -193,7 +194,7 @@ class StudyFile:
             )
         return made
 
-    def train(self, model: nn.Module, data: Data, plan: SearchPlan, seed: int) -> None:
+    def train(self, model: nn.Module, data: Graph, plan: SearchPlan, seed: int) -> None:
         """Train a model in place as its user says; a trained one stays as it is.
 
         Raises:
@@ -216,7 +217,7 @@ class StudyFile:
     @contextmanager
     def _seeded(self, seed: int, call: str) -> Iterator[None]:
         """Run a function of the user's from a seed; the random state of torch is restored."""
-        device = self.own.data.x.device
+        device = device_of(self.own.data)
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             _told(self.reference.text, self._path, f"{call} with seed {seed}"),
@@ -226,7 +227,7 @@ class StudyFile:
 
 
 def objective_of(
-    models: Sequence[nn.Module], data: Data, plan: SearchPlan, own: StudyFile | None
+    models: Sequence[nn.Module], data: Graph, plan: SearchPlan, own: StudyFile | None
 ) -> QuantizationObjective:
     """Return the objective of a plan, for named models or those of a user's file."""
     if own is None:

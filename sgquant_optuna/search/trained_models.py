@@ -15,11 +15,11 @@ import safetensors.torch
 from optuna.artifacts import upload_artifact
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import ArtifactError, StudyFileError
 from sgquant_optuna.graph.datasets import load_graph
 from sgquant_optuna.graph.model_copies import copy_state, named_state, restore_state
+from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.graph.paper_models import make_model
 from sgquant_optuna.graph.splits import choose_split, split_graphs
 from sgquant_optuna.graph.training import fit
@@ -42,7 +42,7 @@ def load_plan_graph(
     *,
     device: str = "cpu",
     own: StudyFile | None = None,
-) -> Data:
+) -> Graph:
     """Load the graph of a plan as it trains on it; ``root`` is the folder of data sets."""
     if own is not None:
         return _with_split(own.own.data, plan).to(device)
@@ -53,14 +53,14 @@ def load_plan_graph(
     return _with_split(data, plan).to(device)
 
 
-def _with_split(data: Data, plan: SearchPlan) -> Data:
+def _with_split(data: Graph, plan: SearchPlan) -> Graph:
     """Choose the split of a plan; where all are meant, each model chooses its own."""
     if plan.split is None or plan.split == "all":
         return data
     return choose_split(data, plan.split)
 
 
-def with_a_model_each(plan: SearchPlan, data: Data, own: StudyFile | None = None) -> SearchPlan:
+def with_a_model_each(plan: SearchPlan, data: Graph, own: StudyFile | None = None) -> SearchPlan:
     """Return the plan with a model for each split, if all of them are meant.
 
     Raises:
@@ -82,7 +82,7 @@ def with_a_model_each(plan: SearchPlan, data: Data, own: StudyFile | None = None
 
 def train_model(
     plan: SearchPlan,
-    data: Data,
+    data: Graph,
     seed: int,
     own: StudyFile | None = None,
     split: int | None = None,
@@ -97,7 +97,7 @@ def train_model(
     return model
 
 
-def train_models(plan: SearchPlan, data: Data, own: StudyFile | None = None) -> list[nn.Module]:
+def train_models(plan: SearchPlan, data: Graph, own: StudyFile | None = None) -> list[nn.Module]:
     """Train the models that each trial of a plan is measured on."""
     if plan.split != "all":
         return [train_model(plan, data, seed, own) for seed in plan.training_seeds]
@@ -145,7 +145,7 @@ def share_models(models: Sequence[nn.Module], study: optuna.Study, store: Artifa
 
 def shared_models(
     plan: SearchPlan,
-    data: Data,
+    data: Graph,
     study: optuna.Study,
     store: ArtifactStore,
     own: StudyFile | None = None,
@@ -216,7 +216,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     restore_state(model, state)
 
 
-def _untrained(plan: SearchPlan, data: Data, seed: int, own: StudyFile | None) -> nn.Module:
+def _untrained(plan: SearchPlan, data: Graph, seed: int, own: StudyFile | None) -> nn.Module:
     if own is not None:
         return own.untrained(plan, data, seed)
     assert plan.model is not None

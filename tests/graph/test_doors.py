@@ -89,7 +89,7 @@ class Graphs(Dataset):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (HeteroData(), r"got a HeteroData; data.to_homogeneous\(\) makes one"),
+        (HeteroData(), r"got a HeteroData; name the node type .*\(node_type="),
         (Graphs(), "got a Graphs; take one of its graphs, or join them with tasks.joined_graphs"),
         (None, "got None; make one with"),
         ((1, 2), "got a tuple; make one with"),

@@ -40,35 +40,45 @@ _OF_VALUES = {one.name: one for one in (mean_absolute_error, root_mean_squared_e
 _OF_LINKS = {"AUC": roc_auc, "MRR": mrr}
 
 
-def node_classification(metric: AnyMetric = "accuracy") -> Task:
+def node_classification(metric: AnyMetric = "accuracy", *, node_type: str | None = None) -> Task:
     """Return the task that gives each node a class: the default everywhere.
 
     Args:
         metric:
             ``"accuracy"``, or a metric of your own: a :class:`Metric`, or a function of outputs
             ``[I, C]`` and targets ``[I]``.
+        node_type:
+            Node type whose nodes are classified, in a heterogeneous graph.
     """
-    return _task("node classification", "node", Classes(), metric, _OF_CLASSES)
+    return _task(
+        "node classification", "node", Classes(), metric, _OF_CLASSES, node_type=node_type
+    )
 
 
-def multi_label(metric: AnyMetric = "micro-F1") -> Task:
+def multi_label(metric: AnyMetric = "micro-F1", *, node_type: str | None = None) -> Task:
     """Return the task that gives each node several labels: ``y`` of 0 and 1, ``[N, C]``.
 
     Args:
         metric:
             ``"micro-F1"``, ``"ROC-AUC"`` (mean over the labels), or one of your own.
+        node_type:
+            Node type whose nodes are labelled, in a heterogeneous graph.
     """
-    return _task("multi-label classification", "node", Labels(2), metric, _OF_LABELS)
+    return _task(
+        "multi-label classification", "node", Labels(2), metric, _OF_LABELS, node_type=node_type
+    )
 
 
-def regression(metric: AnyMetric = "MAE") -> Task:
+def regression(metric: AnyMetric = "MAE", *, node_type: str | None = None) -> Task:
     """Return the task that gives each node a value, or several: ``y`` float, ``[N]`` or [N, C].
 
     Args:
         metric:
             ``"MAE"``, ``"RMSE"``, or one of your own. The limit of a search is in its unit.
+        node_type:
+            Node type whose nodes have values, in a heterogeneous graph.
     """
-    return _task("node regression", "node", Values(), metric, _OF_VALUES)
+    return _task("node regression", "node", Values(), metric, _OF_VALUES, node_type=node_type)
 
 
 def graph_classification(
@@ -136,7 +146,10 @@ def _task(
     metric: AnyMetric,
     known: dict[str, Metric],
     batch_size: BatchSize = "auto",
+    node_type: str | None = None,
 ) -> Task:
+    if node_type is not None and not isinstance(node_type, str):
+        raise TaskError(f"node_type: expected the name of a node type, got {node_type!r}")
     if isinstance(metric, str):
         if metric not in known:
             hint = ", Hits@K" if items == "link" else ""
@@ -145,7 +158,7 @@ def _task(
                 f"function of outputs and targets, got {metric!r}"
             )
         metric = known[metric]
-    return Task(name, items, answers, Metric.of(metric), batch_size)
+    return Task(name, items, answers, Metric.of(metric), batch_size, node_type)
 
 
 def inductive(train: Graphs, val: Graphs, test: Graphs | None = None) -> Data:

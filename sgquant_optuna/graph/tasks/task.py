@@ -18,6 +18,8 @@ from sgquant_optuna.graph.columns import (
     label_advice,
     mask_advice,
 )
+from sgquant_optuna.graph.forward_pass import Forward, OfType
+from sgquant_optuna.graph.node_types import Graph, check_node_types
 from sgquant_optuna.graph.tasks.answer_kinds import Answers, Classes
 from sgquant_optuna.graph.tasks.metrics import Metric
 
@@ -50,6 +52,8 @@ class Task:
         batch_size:
             Graphs of a mini-batch, for items ``"graph"`` alone: a number, ``None`` for all graphs
             at once, or ``"auto"`` for that of the loader that they came in, else 64.
+        node_type:
+            Node type of the items of a heterogeneous graph; ``None`` for a graph of one type.
 
     Raises:
         TaskError:
@@ -61,6 +65,7 @@ class Task:
     answers: Answers
     metric: Metric
     batch_size: BatchSize = "auto"
+    node_type: str | None = None
 
     def __post_init__(self) -> None:
         """Check the batch size."""
@@ -83,13 +88,14 @@ class Task:
         """Column of the graph with the targets."""
         return _TARGETS[self.items]
 
-    def fingerprint_on(self, data: Data) -> list[str]:
+    def fingerprint_on(self, data: Graph) -> list[str]:
         """Return words that tell it on a graph from other tasks."""
         size = self.batch_size_of(data)
         batches = [] if size is None else [f"batches of {size}"]
-        return [self.items, self.answers.name, self.metric.name, *batches]
+        of_type = [] if self.node_type is None else [self.node_type]
+        return [self.items, self.answers.name, self.metric.name, *batches, *of_type]
 
-    def batch_size_of(self, data: Data) -> int | None:
+    def batch_size_of(self, data: Graph) -> int | None:
         """Return the largest number of graphs in a mini-batch; ``None`` for all at once."""
         if self.items != "graph" or self.batch_size is None:
             return None
@@ -103,13 +109,19 @@ class Task:
         more = {"node": (), "graph": ("batch",), "link": ("edge_label_index",)}[self.items]
         return (*more, "train_mask", "val_mask", self.target_column)
 
-    def targets(self, data: Data) -> Tensor:
+    def part(self, data: Graph) -> Any:
+        """Return what holds targets and masks: the graph, or the columns of the node type."""
+        return data if self.node_type is None else data[self.node_type]
+
+    def targets(self, data: Graph) -> Tensor:
         """Return the targets of all items, ``[I]`` or ``[I, C]``."""
-        targets: Tensor = data[self.target_column]
+        targets: Tensor = self.part(data)[self.target_column]
         return targets
 
-    def num_items(self, data: Data) -> int:
+    def num_items(self, data: Graph) -> int:
         """Return the number of items I of a graph."""
+        if self.node_type is not None:
+            return int(data[self.node_type].num_nodes)
         if self.items == "link":
             return int(column(data, "edge_label_index").shape[1])
         if self.items == "graph":
@@ -117,7 +129,7 @@ class Task:
             return int(batch.max()) + 1 if len(batch) else 0
         return int(column(data, "x").shape[0])
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Graph) -> None:
         """Check that a graph has the columns that a training and a search need.
 
         Args:
@@ -133,9 +145,9 @@ class Task:
                 validation item has no target, a mask is empty, or two masks overlap.
         """
         self.check_columns(data)
-        count, targets = self.num_items(data), self.targets(data)
-        names = MASKS if "test_mask" in data else MASKS[:2]
-        masks = {name: column(data, name) for name in names}
+        count, targets, part = self.num_items(data), self.targets(data), self.part(data)
+        names = MASKS if "test_mask" in part else MASKS[:2]
+        masks = {name: column(part, name) for name in names}
         for name, mask in masks.items():
             fits = mask.dtype == torch.bool and mask.shape == (count,)
             check_column(fits, name, f"bool [{count}]", mask, mask_advice(name, mask))
@@ -149,9 +161,26 @@ class Task:
                     not shared, first, f"no {self.items} of {second}", f"{shared} of them"
                 )
 
-    def check_columns(self, data: Data) -> None:
+    def check_columns(self, data: Graph) -> None:
         """Check features, edges and targets of a graph, as :meth:`check` does, but no mask."""
-        check_features_and_edges(data)
+        if self.node_type is not None:
+            check_node_types(data, self.node_type)
+        else:
+            check_features_and_edges(data)
+            self._check_items(data)
+        name, count = self.target_column, self.num_items(data)
+        targets = column(self.part(data), name)
+        is_class = isinstance(self.answers, Classes)
+        check_column(
+            self.answers.fit_targets(targets, count),
+            name,
+            self.answers.wanted_targets(count),
+            targets,
+            label_advice(targets, count) if is_class and self.items == "node" else None,
+        )
+
+    def _check_items(self, data: Data) -> None:
+        """Check the columns that make items of a graph's nodes."""
         num_nodes = data.x.shape[0]
         if self.items == "link":
             ends = column(data, "edge_label_index")
@@ -175,18 +204,8 @@ class Task:
                 check_column(
                     not between, "edge_index", "edges within a graph", f"{between} between two"
                 )
-        name, count = self.target_column, self.num_items(data)
-        targets = column(data, name)
-        is_class = isinstance(self.answers, Classes)
-        check_column(
-            self.answers.fit_targets(targets, count),
-            name,
-            self.answers.wanted_targets(count),
-            targets,
-            label_advice(targets, count) if is_class and self.items == "node" else None,
-        )
 
-    def labels(self, data: Data, mask: Tensor) -> Tensor:
+    def labels(self, data: Graph, mask: Tensor) -> Tensor:
         """Return the targets of the items of a mask, all of them known.
 
         Raises:
@@ -210,6 +229,15 @@ class Task:
         self._check_known(targets, "the mask")
         return targets
 
+    def answering(self, forward: Forward) -> Forward:
+        """Return a call of a model that gives the outputs of the node type alone, if it has one.
+
+        Args:
+            forward:
+                Function that calls the model with the graph.
+        """
+        return forward if self.node_type is None else OfType(forward, self.node_type)
+
     def check_outputs(self, model: nn.Module, outputs: object, targets: Tensor) -> Tensor:
         """Return what a model returned in the shape of the targets, if it answers them.
 
@@ -217,7 +245,7 @@ class Task:
             model:
                 Module that was called; its class is named in the error.
             outputs:
-                Result of the call.
+                Result of the call; that of the node type is taken of a dictionary.
             targets:
                 Targets of all items; of classes, the largest counts.
 
@@ -225,6 +253,8 @@ class Task:
             ModelError:
                 If it is no float tensor of such a shape.
         """
+        if self.node_type is not None and isinstance(outputs, dict):
+            outputs = outputs.get(self.node_type, outputs)
         expected = self.answers.wanted_outputs(targets)
         advice = "return the scores alone, or pick them in a function that you pass as forward="
         if not isinstance(outputs, Tensor):
@@ -245,15 +275,16 @@ class Task:
                 advice = f"return a row for each {self.items}, with a score of each class"
         raise ModelError(f"{type(model).__name__}: expected {expected}, got {got}; {advice}")
 
-    def without_test(self, data: Data) -> Data:
+    def without_test(self, data: Graph) -> Graph:
         """Return a copy that no search can read test targets from.
 
         The test mask is gone, and targets outside training and validation items are unknown.
         """
         stripped = copy.copy(data)
-        del stripped.test_mask
-        seen = data.train_mask | data.val_mask
-        stripped[self.target_column] = self.answers.hidden(self.targets(data), seen)
+        part = self.part(stripped)
+        del part.test_mask
+        seen = part.train_mask | part.val_mask
+        part[self.target_column] = self.answers.hidden(self.targets(data), seen)
         return stripped
 
     def describe_metric(self) -> dict[str, Any]:

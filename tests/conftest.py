@@ -21,6 +21,16 @@ from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.search.objective import QuantizationObjective
 from tests.small_search import a_plan, prepare
 
+_REAL_DATA = os.environ.get("SGQUANT_DATA")  # tests on real data alone see it
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """Folder of real data sets; a test without one is skipped."""
+    if _REAL_DATA is None:
+        pytest.skip("needs real data sets: SGQUANT_DATA")
+    return Path(_REAL_DATA).resolve()
+
 
 @pytest.fixture(autouse=True)
 def away_from_the_users_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,9 @@ from torch_geometric.transforms import NormalizeFeatures
 from torch_geometric.utils import coalesce, to_undirected
 
 from sgquant_optuna.exceptions import GraphError
+from sgquant_optuna.graph.raw_arrays import brief, reading_raw
 from sgquant_optuna.graph.raw_files import (
+    check_columns,
     kept,
     read_coauthors_or_products,
     read_ogbn_arxiv,
@@ -61,9 +63,9 @@ def load_graph(
     Raw files in ``root`` are read without network, from the folders of PyG's data set classes:
     ``root/planetoid/Cora/raw``, ``root/amazon/Computers/raw``, ``root/coauthor/CS/raw``,
     ``root/reddit/raw``, ``root/ogb/ogbn_arxiv``. Missing files are downloaded. Nothing is
-    unpickled but the arrays of the Planetoid files, and no function but those of arrays is called
-    for it; what PyG has processed before is not read. Graphs of more than some megabytes are kept
-    as ``processed/sgquant.safetensors``.
+    unpickled: the arrays of the Planetoid files are read without calling what these name, and
+    what PyG has processed before is not read. Every size and index is checked. Graphs of more
+    than some megabytes are kept as ``processed/sgquant.safetensors``.
 
     Args:
         name:
@@ -192,15 +194,15 @@ def _load(name: str, root: Path) -> Data:
             return read_planetoid(raw, name)
         if make is Reddit:
             return read_reddit(raw)
-        return read_coauthors_or_products(raw, paths[0].name)
+        return read_coauthors_or_products(paths[0])
 
     with _loading_errors(name, where, paths):
         if any(not path.exists() for path in paths):
             raw.mkdir(parents=True, exist_ok=True)
             dataset.download()
         if make is Planetoid:  # reading takes no longer than a copy of it would
-            return read()
-        return kept(Path(dataset.processed_dir), paths, read)
+            return _checked(read(), raw)
+        return kept(Path(dataset.processed_dir), paths, lambda: _checked(read(), raw))
 
 
 def _load_ogbn_arxiv(root: Path) -> Data:
@@ -214,7 +216,15 @@ def _load_ogbn_arxiv(root: Path) -> Data:
             extract_zip(str(archive), str(where.parent))
             (where.parent / "arxiv").rename(where)
             archive.unlink()
-        return kept(where / "processed", paths, lambda: read_ogbn_arxiv(where))
+        return kept(
+            where / "processed", paths, lambda: _checked(read_ogbn_arxiv(where), where / "raw")
+        )
+
+
+def _checked(data: Data, raw: Path) -> Data:
+    with reading_raw(raw, "files of one graph"):
+        check_columns(data)
+    return data
 
 
 @contextlib.contextmanager
@@ -233,12 +243,12 @@ def _loading_errors(name: str, where: Path, paths: list[Path]) -> Iterator[None]
         if absent:
             raise GraphError(
                 f"graph {name}: cannot download {absent[0].name} "
-                f"({type(error).__name__}: {error}); put it into {absent[0].parent}, or name "
+                f"({brief(error)}); put it into {absent[0].parent}, or name "
                 f"another folder with --root or {DATA_VARIABLE}"
             ) from error
         raise GraphError(
-            f"graph {name}: cannot read the files below {where} ({type(error).__name__}: "
-            f"{error}); they may be damaged: remove them and load again"
+            f"graph {name}: cannot read the files below {where} ({brief(error)}); they may be "
+            f"damaged: remove them and load again"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

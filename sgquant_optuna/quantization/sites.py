@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,6 +15,9 @@ PACKED_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 FULL_PRECISION = 32
 """Bit width of values that stay float32."""
 SUPPORTED_WIDTHS = (*PACKED_WIDTHS, FULL_PRECISION)
+
+# One name for each bucket: by "bucket01", two widths would become one.
+_BUCKET = re.compile("bucket(0|[1-9][0-9]{0,8})")
 
 
 def check_bit_width(bit_width: object, *, where: str = "bit width") -> int:
@@ -30,7 +34,7 @@ def check_bit_width(bit_width: object, *, where: str = "bit width") -> int:
             If it is not one of 1-8, 16 and 32.
     """
     if type(bit_width) is not int or bit_width not in SUPPORTED_WIDTHS:
-        raise ValueError(f"{where}: expected one of {SUPPORTED_WIDTHS}, got {bit_width!r}")
+        raise ValueError(f"{where}: expected one of {SUPPORTED_WIDTHS}, got {bit_width!r:.60}")
     return bit_width
 
 
@@ -74,7 +78,7 @@ class Site:
         """
         head, _, tail = name.rpartition("/")
         bucket = None
-        if tail.startswith("bucket") and tail[6:].isdigit():
+        if _BUCKET.fullmatch(tail):
             bucket = int(tail[6:])
             head, _, tail = head.rpartition("/")
         for component in COMPONENTS:
@@ -82,7 +86,7 @@ class Site:
                 return cls(head, component, bucket)
         raise ValueError(
             f"site name: expected 'layer/embedding', 'layer/attention' or "
-            f"'layer/embedding/bucketN', got {name!r}"
+            f"'layer/embedding/bucketN', got {name!r:.100}"
         )
 
 
@@ -107,7 +111,7 @@ class BitWidths(Mapping[Site, int]):
 
     def __init__(self, bits: Mapping[Site, int]) -> None:
         self._bits = {
-            site: check_bit_width(width, where=f"bit width of {site}")
+            site: check_bit_width(width, where=f"bit width of {site!s:.100}")
             for site, width in bits.items()
         }
 

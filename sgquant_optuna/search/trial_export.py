@@ -182,7 +182,9 @@ def _origin(plan: SearchPlan) -> dict[str, Any]:
 def _choose(
     study: optuna.Study, record: StudyRecord, number: int | None
 ) -> tuple[Ranked[TrialResult], FinalResult | None]:
-    return choose(study, trial_rows(study, TrialResult), record.limit, number=number)
+    chosen, final = choose(study, trial_rows(study, TrialResult), record.limit, number=number)
+    record.check_sites(study, chosen.number, chosen.result.bit_widths)
+    return chosen, final
 
 
 def _objective(

@@ -1,12 +1,19 @@
-"""Files that a user asks for by name: replaced whole or not at all, and only regular ones."""
+"""Files that a user asks for by name: replaced whole or not at all, and only regular ones.
+
+A file is written in a hidden folder beside its place. The folder is locked as long as its writer
+lives, so the next writer of the same name removes what a killed one has left.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+import shutil
 import stat
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -34,8 +41,8 @@ def check_out_file(path: str | Path) -> Path:
     """
     with _refusing(path):
         target, _ = _target(path)
-        part = _create_beside(target)  # permissions do not tell: /proc takes no file from anyone
-        part.unlink()
+        with _part_beside(target):  # permissions do not tell: /proc takes no file from anyone
+            pass
     return target
 
 
@@ -44,14 +51,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file beside the one that is asked for, and put it in its place when it is whole.
 
     After any exception, the old file is what it was. A new file has the permissions that the
-    user's umask gives, one that is replaced keeps those it has. Links are followed.
+    user's umask gives, one that is replaced keeps those it has. Links are followed. Of several
+    writers at once, the last one that ends wins.
 
     Args:
         path:
             File to write, or a link to it.
 
     Yields:
-        The path to write to: an empty file in the same folder.
+        The path to write to: an empty file in a folder of its own, on the same file system.
 
     Raises:
         ValueError:
@@ -59,16 +67,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     with _refusing(path):
         target, mode = _target(path)
-        part = _create_beside(target)
-        try:
+        with _part_beside(target) as part:
+            if mode is None:
+                mode = stat.S_IMODE(part.stat().st_mode)
             yield part
             with open(part, "rb") as written:
                 os.fsync(written.fileno())  # or a crash may leave an empty file under the name
-            if mode is not None:
-                part.chmod(mode)
+            part.chmod(mode)  # who wrote it may have put a file of its own there
             os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def write_out_file(path: str | Path, text: str) -> None:
@@ -102,10 +108,56 @@ def _target(path: str | Path) -> tuple[Path, int | None]:
     return target, stat.S_IMODE(mode)
 
 
-def _create_beside(target: Path) -> Path:
-    part = target.with_name(f".sgquant-{secrets.token_hex(8)}.part")
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    return part
+@contextmanager
+def _part_beside(target: Path) -> Iterator[Path]:
+    """Make an empty file in a hidden folder beside a file, and remove both afterwards."""
+    start = f".sgquant-{zlib.crc32(os.fsencode(target.name)):08x}-"
+    _remove_leftovers(target.parent, start)
+    folder, lock = _locked_folder(target.parent, start)
+    try:
+        part = folder / "part"
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield part
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(where: Path, start: str) -> tuple[Path, int]:
+    """Make a folder, and lock it by a descriptor; another writer may remove it in between."""
+    while True:
+        folder = where / f"{start}{secrets.token_hex(8)}.part"
+        folder.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            if _lock(lock) is not False and folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _remove_leftovers(where: Path, start: str) -> None:
+    """Remove the folders of writers of one name that are no more."""
+    with suppress(OSError), os.scandir(where) as entries:
+        folders = [e.path for e in entries if e.name.startswith(start) and e.is_dir()]
+        for folder in folders:
+            with suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    if _lock(descriptor):
+                        shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock a folder; ``False`` if another process has it, ``None`` if locks are not known here."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
 
 
 @contextmanager

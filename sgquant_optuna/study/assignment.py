@@ -18,6 +18,15 @@ from sgquant_optuna.storage.out_files import write_out_file
 SCHEMA = "sgquant_optuna/assignment"
 VERSION = 1
 _MAX_NBYTES = 1 << 24
+_KINDS: dict[str, type] = {
+    "bit_widths": dict,
+    "quantizer": dict,
+    "degree_edges": list,
+    "granularity": str,
+    "fingerprint": dict,
+    "source": dict,
+}
+_WORDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Assignment:
 
         Raises:
             ValueError:
-                If it cannot be written, or is no regular file.
+                If a part cannot be read again, as one with NaN, or the file cannot be written.
         """
         content = {
             "schema": SCHEMA,
@@ -81,7 +90,17 @@ class Assignment:
             "fingerprint": dict(self.fingerprint),
             "source": dict(self.source),
         }
-        write_out_file(path, json.dumps(content, indent=2) + "\n")
+        try:
+            text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+            if len(text) > _MAX_NBYTES:  # of ASCII
+                raise ValueError(f"it takes over {_MAX_NBYTES} bytes")
+            _assignment(_plain_json(text))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"assignment: expected what JSON can hold, and finite numbers alone, got other "
+                f"values ({_brief(error)})"
+            ) from error
+        write_out_file(path, text)
 
 
 def load_assignment(path: str | Path) -> Assignment:
@@ -104,28 +123,47 @@ def load_assignment(path: str | Path) -> Assignment:
         content = _plain_json(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:  # also what is not UTF-8
         raise PackingError(
-            f"{path}: expected JSON of an assignment, got something else ({error})"
+            f"{path}: expected JSON of an assignment, got something else ({_brief(error)})"
         ) from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise PackingError(f"{path}: expected schema {SCHEMA}, got another file")
     if content.get("version") != VERSION:
         raise PackingError(
-            f"{path}: expected version {VERSION}, got {content.get('version')!r}; use the version "
-            f"of sgquant_optuna that made it"
+            f"{path}: expected version {VERSION}, got {content.get('version')!r:.60}; use the "
+            f"version of sgquant_optuna that made it"
         )
     try:
-        return Assignment(
-            BitWidths.from_dict(content["bit_widths"]),
-            QuantizerConfig(**content["quantizer"]),
-            check_degree_edges(content["degree_edges"]),
-            str(content["granularity"]),
-            dict(content["fingerprint"]),
-            dict(content["source"]),
-        )
-    except KeyError as error:
-        raise PackingError(f"{path}: expected a field {error}, got none") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise PackingError(f"{path}: {error}") from error
+        return _assignment(content)
+    except (TypeError, ValueError) as error:
+        raise PackingError(f"{path}: {_brief(error)}") from error
+
+
+def _assignment(content: Mapping[str, Any]) -> Assignment:
+    """Read the parts of an assignment; any other type or value is an error that names it."""
+    for name, kind in _KINDS.items():
+        if name not in content:
+            raise ValueError(f"expected a field {name!r}, got none")
+        if not isinstance(content[name], kind):
+            raise TypeError(f"{name}: expected {_WORDS[kind]}, got {type(content[name]).__name__}")
+    found = Assignment(
+        BitWidths.from_dict(content["bit_widths"]),
+        QuantizerConfig(**content["quantizer"]),
+        check_degree_edges(content["degree_edges"]),
+        content["granularity"],
+        content["fingerprint"],
+        content["source"],
+    )
+    for site in found.bit_widths:
+        if site.bucket is not None and site.bucket >= found.num_buckets:
+            raise ValueError(
+                f"bit widths: expected degree buckets below {found.num_buckets}, got {site!s:.100}"
+            )
+    return found
+
+
+def _brief(error: Exception) -> str:
+    """Return the message of an error as a short line; it may quote the whole file."""
+    return " ".join(str(error)[:2000].split())[:200]
 
 
 def _plain_json(text: str) -> Any:

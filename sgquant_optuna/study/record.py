@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import optuna
 
 from sgquant_optuna.exceptions import StudyMismatchError, StudyNotFoundError
+from sgquant_optuna.graph.degree_edges import check_degree_edges
 from sgquant_optuna.quantization.memory import FeatureLayout
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
+from sgquant_optuna.quantization.sites import Site
 from sgquant_optuna.storage.attributes import RECORD_ATTR
 from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.metric_words import MetricWords
@@ -148,6 +150,29 @@ class StudyRecord:
                 f"another study name"
             )
 
+    def check_sites(self, study: optuna.Study, number: int, bits: Mapping[Site, int]) -> None:
+        """Refuse a trial whose widths are not those of the sites of the study.
+
+        Args:
+            study:
+                Study of this record.
+            number:
+                Number of the trial.
+            bits:
+                Widths that the trial has recorded.
+
+        Raises:
+            StudyMismatchError:
+                If a site is missing, or not of the study.
+        """
+        for site in sorted(map(str, set(bits) ^ set(self.layout.sizes))):
+            is_missing = site not in map(str, bits)
+            raise StudyMismatchError(
+                f"study {study.study_name!r}: expected bit widths of its {len(self.layout.sizes)} "
+                f"sites in trial {number}, got {'none' if is_missing else 'one'} of {site:.100}; "
+                f"another program wrote that trial: search again under another study name"
+            )
+
     def save(self, study: optuna.Study) -> None:
         """Write the record into the study's user attributes."""
         study.set_user_attr(
@@ -219,7 +244,7 @@ class StudyRecord:
             return cls(
                 fingerprint=dict(record["fingerprint"]),
                 layout=FeatureLayout.from_dict(record["layout"]),
-                degree_edges=tuple(record["degree_edges"]),
+                degree_edges=check_degree_edges(record["degree_edges"]),
                 full_precision_accuracy=finite(record["full_precision_accuracy"], "accuracy"),
                 max_drop=finite(record["max_drop"], "max_drop"),
                 confidence=_confidence(record),

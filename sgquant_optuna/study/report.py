@@ -277,6 +277,7 @@ def report(study: optuna.Study) -> StudyReport:
     trial_id = next(row.trial_id for row in rows if row.number == chosen.number)
     result = TrialResult.of(study._storage.get_trial(trial_id).user_attrs)
     assert result is not None  # its score was there
+    record.check_sites(study, chosen.number, result.bit_widths)
     bounds = {name: getattr(chosen.result, name) for name in ("estimated_drop", "drop_bound")}
     result = replace(result, **bounds)  # with what later trials have taught
     results = [row.result for row in rows if row.result is not None]

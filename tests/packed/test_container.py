@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -40,6 +42,15 @@ def test_the_checksum_tells_files_apart(tmp_path):
         write_container(tmp_path / name, "kind", FIELDS, tensors)
     assert read_checksum(tmp_path / "x") == read_checksum(tmp_path / "same")
     assert read_checksum(tmp_path / "x") != read_checksum(tmp_path / "y")
+
+
+def test_a_file_can_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        replace_container(tmp_path / "x", "kind", FIELDS, TENSORS)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_whole(tmp_path, monkeypatch):

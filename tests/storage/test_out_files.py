@@ -1,6 +1,9 @@
 import os
+import signal
 import socket
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -144,3 +147,68 @@ def test_a_check_leaves_nothing_and_changes_nothing(tmp_path):
     assert check_out_file(tmp_path / "new") == tmp_path.resolve() / "new"
     assert names(tmp_path) == ["link", "old"]
     assert (tmp_path / "old").read_text() == "old"
+
+
+WRITER = """
+import sys, time
+from sgquant_optuna.storage.out_files import replacing
+path, letter, how_often = sys.argv[1:]
+for _ in range(int(how_often)):
+    with replacing(path) as part:
+        part.write_text(letter * 100_000)
+        if how_often == "1":
+            print("half", flush=True)
+            sys.stdin.read()
+"""
+
+
+def writer(path, letter, how_often):
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), letter, str(how_often)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_of_its_name(tmp_path):
+    with writer(tmp_path / "out", "x", 1) as killed:
+        assert killed.stdout.readline() == "half\n"
+        write_out_file(tmp_path / "out", "new")  # the other one lives, so its part is left alone
+        assert len(names(tmp_path)) == 2
+        killed.send_signal(signal.SIGKILL)
+    (left,) = [name for name in names(tmp_path) if name != "out"]
+    write_out_file(tmp_path / "other", "another name removes nothing")
+    assert names(tmp_path) == sorted([left, "other", "out"])
+    write_out_file(tmp_path / "out", "newer")
+    assert names(tmp_path) == ["other", "out"]
+    assert (tmp_path / "out").read_text() == "newer"
+
+
+def test_of_two_writers_the_last_to_end_wins_whole(tmp_path):
+    with writer(tmp_path / "out", "x", 1) as slow:
+        assert slow.stdout.readline() == "half\n"
+        write_out_file(tmp_path / "out", "quick")
+        assert (tmp_path / "out").read_text() == "quick"
+        slow.communicate("")
+    assert slow.returncode == 0
+    assert (tmp_path / "out").read_text() == "x" * 100_000
+    assert names(tmp_path) == ["out"]
+
+
+def test_many_writers_at_once_disturb_no_file(tmp_path):
+    with writer(tmp_path / "out", "x", 200) as one, writer(tmp_path / "out", "y", 200) as other:
+        while one.poll() is None or other.poll() is None:
+            if (tmp_path / "out").exists():
+                content = (tmp_path / "out").read_text()
+                assert content == content[0] * 100_000
+    assert (one.returncode, other.returncode) == (0, 0)
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_writer_that_puts_a_file_of_its_own_there_leaves_the_permissions(tmp_path, umask):
+    with replacing(tmp_path / "out") as part:  # as safetensors writes
+        (part.parent / ".tmp").write_text("new")
+        (part.parent / ".tmp").chmod(0o600)
+        (part.parent / ".tmp").replace(part)
+    assert mode_of(tmp_path / "out") == 0o640

@@ -3,6 +3,7 @@ import pytest
 
 from sgquant_optuna.exceptions import StudyMismatchError, StudyNotFoundError
 from sgquant_optuna.quantization.memory import FeatureLayout
+from sgquant_optuna.storage.attributes import RECORD_ATTR
 from sgquant_optuna.study.record import StudyRecord
 from tests.hand_made import new_study
 
@@ -73,6 +74,14 @@ def test_a_record_is_read_as_it_was_saved_and_knows_its_search_space():
     assert record.search_space.candidates == (1, 2, 4, 8)
     assert record.search_space.names[0] == "conv1/embedding/bucket0"
     assert record.granularity == "cwq+lwq+taq"
+
+
+@pytest.mark.parametrize("edges", [["a"], "48", [8, 4], [4.5], None, 4, [float("nan")], [2**70]])
+def test_a_record_with_damaged_degree_edges_is_told(edges):
+    study = new_study()
+    study.set_user_attr(RECORD_ATTR, {**study.user_attrs[RECORD_ATTR], "degree_edges": edges})
+    with pytest.raises(StudyMismatchError, match="'hand-made': expected a record of this version"):
+        StudyRecord.of(study)
 
 
 def test_a_study_of_another_objective_has_none():

@@ -4,7 +4,7 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from sgquant_optuna.exceptions import GraphError, StudyNotFoundError
+from sgquant_optuna.exceptions import GraphError, StudyMismatchError, StudyNotFoundError
 from sgquant_optuna.graph.paper_models import GCN
 from sgquant_optuna.graph.training import fit
 from sgquant_optuna.quantization.input_stores import InputContent
@@ -14,6 +14,7 @@ from sgquant_optuna.search.final_report import _sequence, final_report
 from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.study_creation import create_study
+from sgquant_optuna.search.trial_export import export_assignment
 from sgquant_optuna.study.drop_evidence import DropEvidence
 from sgquant_optuna.study.final_result import FinalResult
 from sgquant_optuna.study.formats import to_json, to_markdown
@@ -326,3 +327,26 @@ def test_what_was_left_out_stands_below_the_bits(study):
     shown = report(study)
     assert note in str(shown)
     assert json.loads(to_json(shown))["notes"] == [note]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"conv9/embedding": 4},
+            "of its 4 sites in trial 0, got one of conv9/embedding;",
+        ),
+        ({"conv1/embedding/bucket0": None}, "in trial 0, got none of conv1/embedding/bucket0;"),
+    ],
+)
+def test_a_trial_of_other_sites_is_refused_by_name(change, message, tmp_path):
+    study = new_study()
+    trial = measured((4, 4, 4, 4), 0.1)
+    widths = {**trial.user_attrs["bit_widths"], **change}
+    widths = {name: width for name, width in widths.items() if width is not None}
+    trial.set_user_attr("bit_widths", widths)
+    study.add_trial(trial)
+    for read in (report, lambda study: export_assignment(study, tmp_path / "a.json")):
+        with pytest.raises(StudyMismatchError, match=f"study 'hand-made': expected .*{message}"):
+            read(study)
+    assert list(tmp_path.iterdir()) == []

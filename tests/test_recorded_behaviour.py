@@ -21,6 +21,8 @@ def recorded():
 def folder(tmp_path_factory, recorded):
     if behaviour.rounding_of_torch() != recorded["rounding_of_torch"]:
         pytest.skip("torch rounds otherwise here than where the behaviour was recorded")
+    if behaviour.rounding_of_scipy() != recorded["rounding_of_scipy"]:  # of the predictions
+        pytest.skip("scipy rounds otherwise here than where the behaviour was recorded")
     return tmp_path_factory.mktemp("recorded")
 
 

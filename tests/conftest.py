@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch: several test processes with several spinning threads each starve one another.
@@ -38,6 +40,16 @@ def away_from_the_users_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for variable in ("SGQUANT_STORAGE", "SGQUANT_ARTIFACTS", "SGQUANT_DATA", "SGQUANT_STUDY"):
         monkeypatch.delenv(variable, raising=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def as_before_a_command_logged() -> Iterator[None]:
+    """A command that runs in the process of the tests sets up the package's log for good."""
+    logger = logging.getLogger("sgquant_optuna")
+    before = list(logger.handlers), logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
 
 
 def make_graph(num_nodes: int = 60, num_features: int = 12, seed: int = 0) -> Data:

@@ -14,7 +14,6 @@ from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.forward_pass import Forward
 from sgquant_optuna.graph.model_copies import copy_model
 from sgquant_optuna.graph.model_runs import model_run
-from sgquant_optuna.graph.node_types import device_of
 from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult, fit
 from sgquant_optuna.graph.training_config import TrainingConfig
@@ -145,5 +144,4 @@ class CalibratedModel:
     def scores(self, model: nn.Module) -> Tensor:
         """Return the outputs that a finetuned copy gives all items, such as ``[N, C]``."""
         with model_run(model.eval(), self.graph, self._forward, self._task) as run:
-            everything = torch.ones(self._task.num_items(self.graph.data), dtype=torch.bool)
-            return run.selected(run.select(everything.to(device_of(self.graph.data))))
+            return run.all_outputs()

@@ -85,6 +85,15 @@ class ModelRun:
         self._fitting[id(part.data)] = outputs.shape
         return checked
 
+    def all_outputs(self) -> Tensor:
+        """Return the outputs of all items, in their order."""
+        parts = (*self.parts.training, *self.parts.others)
+        items = [part.items for part in parts if part.items is not None]
+        if not items:
+            return self.outputs(parts[0])
+        joined = torch.cat(items)
+        return self.selected(self.select(torch.ones_like(joined, dtype=torch.bool)))
+
     def selected(self, selection: Selection) -> Tensor:
         """Return the outputs of the items of a mask, in their order."""
         return selection.gather(self.outputs)

@@ -97,7 +97,7 @@ def test_help_and_the_docs_tell_the_same_exit_codes(capsys):
     told = re.findall(r"(?:^|, )(\d+) ", help_text)
     table = (docs / "workers.md").read_text().partition("| exit code | meaning |")[2]
     rows = re.findall(r"^\| ([\d, ]+) \|", table, flags=re.MULTILINE)
-    assert ", ".join(rows).split(", ") == told == ["0", "1", "2", "130", "143"]
+    assert ", ".join(rows).split(", ") == told == ["0", "1", "2", "3", "130", "143"]
 
 
 def test_a_database_that_fails_is_one_line_and_exit_code_1(capsys):

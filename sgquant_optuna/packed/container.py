@@ -26,11 +26,13 @@ _KEY = "sgquant_optuna"
 _DAMAGES = (
     SafetensorError,
     OSError,
-    KeyError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,  # of torch; RecursionError is one
     TypeError,
     ValueError,
-    AttributeError,
-    RecursionError,
 )
 _CHECKSUM_BYTES = 1 << 24  # a mapped file is read in pieces: it need not fit in memory
 
@@ -113,11 +115,11 @@ def read_container(
         version, found, fields = header["version"], header["kind"], dict(header["fields"])
     if version != VERSION:
         raise PackingError(
-            f"{path}: expected version {VERSION}, got {version!r}; use the version of "
+            f"{path}: expected version {VERSION}, got {version!r:.60}; use the version of "
             f"sgquant_optuna that made the file, or export it again"
         )
     if found != kind:
-        raise PackingError(f"{path}: expected {kind}, got {found!r}")
+        raise PackingError(f"{path}: expected {kind}, got {found!r:.60}")
     if verify and checksum != _checksum(header, tensors):
         raise PackingError(f"{path}: its checksum differs; the file was altered, copy it again")
     return fields, tensors

@@ -257,7 +257,7 @@ def test_quantized_models_run_in_batches_as_at_once(buckets):
         widths = {site: 2 + 2 * (at % 2) for at, site in enumerate(objective.layout.sizes)}
         model = objective.models[0].quantized(sgq.BitWidths(widths))
         scores.append(objective.models[0].scores(model))
-        bound = model.graph_context.x
+        bound = model.graph_context.of_type("").x
         assert bound is objective.graph.data.x  # after the batches, the whole is bound again
     for other in scores[1:]:
         torch.testing.assert_close(other, scores[0], atol=1e-5, rtol=0)

@@ -16,7 +16,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sgquant_optuna.storage.waits import cut_if_silent
+
 IDLE_SECONDS = 1.0
+_PING_SECONDS = 10.0  # of a check without an answer, after which the connection is replaced
 _UNCHECKED_SECONDS = 0.1  # a connection that was idle for longer is checked before its next use
 _OFFERS_TLS = 0x800  # CLIENT_SSL of the protocol of MySQL
 
@@ -74,7 +77,9 @@ def _replace_if_broken(dialect: sa.Dialect) -> Callable[[Any, Any, Any], None]:
         if idle < _UNCHECKED_SECONDS:
             return
         try:
-            dialect.do_ping(connection)
+            # psycopg would wait without end for a server behind a network that has fallen silent.
+            with cut_if_silent("database: check of a connection", connection, _PING_SECONDS):
+                dialect.do_ping(connection)
         except dialect.loaded_dbapi.Error as error:
             raise sa.exc.DisconnectionError("broken while idle") from error
 

@@ -117,6 +117,26 @@ def told_if_long(what: str) -> Iterator[None]:
         watch.end()
 
 
+@contextmanager
+def cut_if_silent(what: str, connection: Any, seconds: float) -> Iterator[None]:
+    """Cut a connection if the block lasts too long, so that it ends in an error of the driver.
+
+    Args:
+        what:
+            Name of what the block waits for.
+        connection:
+            Connection of a driver that tells its socket (``fileno``), as psycopg's.
+        seconds:
+            Longest time of the block.
+    """
+    watch = _watch
+    watch.begin(what, deadline=seconds, cut=functools.partial(_cut, connection))
+    try:
+        yield
+    finally:
+        watch.end()
+
+
 def tell_long_statements(
     engine: sa.Engine, reason: Reason = _unknown, *, deadline: float = math.inf
 ) -> None:

@@ -2,12 +2,13 @@ import os
 import pickle
 import ssl
 import time
+from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
 
-from sgquant_optuna.storage import open_storage
+from sgquant_optuna.storage import connections, open_storage, waits
 from sgquant_optuna.storage.connections import close_when_idle
 from tests.databases import BACKENDS, SERVERS, fresh_database
 
@@ -56,6 +57,26 @@ def test_a_connection_that_broke_while_it_was_idle_is_replaced_unseen(storage):
     sa.event.listen(storage.engine, "checkout", kill, insert=True)
     assert study.ask().number == 0
     assert killed
+
+
+@pytest.mark.skipif("postgresql" not in BACKENDS, reason="needs TEST_POSTGRESQL_URL")
+def test_a_connection_that_fell_silent_while_it_was_idle_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from fault_proxy import Harm, fault_proxy
+
+    monkeypatch.setattr(connections, "_PING_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "_UNCHECKED_SECONDS", 0.0)
+    monkeypatch.setattr(waits, "_LOOK", 0.1)
+    with fresh_database("postgresql", tmp_path) as url, fault_proxy(url) as proxy:
+        storage = open_storage(proxy.url())
+        study = optuna.create_study(storage=storage, study_name="s")
+        study.ask()
+        assert proxy.harm(Harm.STALL) >= 1
+        began = time.monotonic()
+        study.ask()
+        assert 0.4 < time.monotonic() - began < 8
+        assert len(study.get_trials()) == 2
+        storage.engine.dispose()
 
 
 @pytest.mark.skipif("mysql" not in BACKENDS, reason="needs TEST_MYSQL_URL")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from torch_geometric.nn import conv
 
+from tests.search.test_tasks import CASES
+
 ROOT = Path(__file__).parents[1]
 ROWS = re.compile(r"^\| ([^|]+) \| (.+) \|$", flags=re.MULTILINE)
 
@@ -14,7 +16,7 @@ ROWS = re.compile(r"^\| ([^|]+) \| (.+) \|$", flags=re.MULTILINE)
 def rows_of(page):
     return {
         name: [cell.strip() for cell in cells.split("|")]
-        for name, cells in ROWS.findall(page)
+        for name, cells in ROWS.findall(page.partition("## Tasks")[0])
         if not cells.startswith("attach")
     }
 
@@ -40,6 +42,12 @@ def test_every_convolution_of_pyg_is_tried(coverage):
 
 def test_the_page_has_a_row_for_each_model(coverage, written):
     assert list(rows_of(written)) == [*coverage.CONVOLUTIONS, *coverage.WHOLE_MODELS]
+
+
+def test_the_page_has_a_row_for_each_task(written):
+    rows = ROWS.findall(written.partition("## Tasks")[2])
+    tried = [name.partition(" (")[0] for name, _ in rows]
+    assert tried == ["task", *CASES, "node types"]
 
 
 def test_a_cell_without_yes_has_a_reason(written):

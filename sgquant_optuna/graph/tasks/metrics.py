@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -127,12 +128,12 @@ def hits(k: int) -> Metric:
     """
     if k < 1:
         raise ValueError(f"hits: expected k >= 1, got {k}")
+    return Metric(f"Hits@{k}", partial(_share_within, k), PERCENT)
 
-    def share(scores: Tensor, labels: Tensor) -> float:
-        ranks = _ranks(scores, labels)
-        return 100.0 * float((ranks <= k).double().mean()) if len(ranks) else 0.0
 
-    return Metric(f"Hits@{k}", share, PERCENT)
+def _share_within(k: int, scores: Tensor, labels: Tensor) -> float:
+    ranks = _ranks(scores, labels)
+    return 100.0 * float((ranks <= k).double().mean()) if len(ranks) else 0.0
 
 
 def _mae(outputs: Tensor, values: Tensor) -> float:

@@ -1,5 +1,6 @@
 """Ready tasks: what they take, what they refuse, and how graphs are joined."""
 
+import pickle
 import subprocess
 import sys
 
@@ -138,3 +139,25 @@ def test_tasks_are_offered_by_the_package_alone():
     code = "import sgquant_optuna as sgq; print(sgq.tasks.regression('RMSE').metric.name)"
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "RMSE\n"
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        tasks.node_classification(node_type="paper"),
+        tasks.multi_label("ROC-AUC"),
+        tasks.regression("RMSE"),
+        tasks.graph_classification(),
+        tasks.graph_regression(),
+        tasks.graph_multi_label(),
+        tasks.link_prediction("MRR"),
+        tasks.link_prediction("Hits@5"),
+    ],
+    ids=lambda task: f"{task.name}, {task.metric.name}",
+)
+def test_a_ready_task_can_be_copied_to_other_processes(task):
+    copied = pickle.loads(pickle.dumps(task))
+    assert (copied.name, copied.items, copied.node_type) == (task.name, task.items, task.node_type)
+    assert copied.describe_metric() == task.describe_metric()
+    function = copied.metric.function
+    assert getattr(function, "args", None) == getattr(task.metric.function, "args", None)

@@ -104,7 +104,9 @@ def test_ctrl_c_gives_back_the_trials_and_ends_all_processes(tmp_path):
     script.send_signal(signal.SIGINT)
     _, err = script.communicate(timeout=60)
     assert script.returncode != 0 and "KeyboardInterrupt" in err
-    assert not workers_of(tmp_path, TrialState.RUNNING)
+    # A machine may be too busy to give a trial back in time; then the process says so as it ends.
+    is_forced = "ending this process now" in err
+    assert is_forced or not workers_of(tmp_path, TrialState.RUNNING)
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)

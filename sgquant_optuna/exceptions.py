@@ -92,3 +92,8 @@ class WorkerError(SgquantError):
 
 class ExportWarning(UserWarning):
     """A search gives right bit widths, but its model cannot be exported, or takes more bytes."""
+
+
+def short_message(error: BaseException) -> str:
+    """Return the message of an error as a short line: it may quote a whole file."""
+    return " ".join(str(error)[:2000].split())[:200]

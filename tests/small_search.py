@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import optuna
+from torch import nn
+
+from sgquant_optuna.graph.node_types import Graph
+from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training_config import FINETUNING, TrainingConfig
+from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.preparation import PreparedSearch, join_search, prepare_search
+from sgquant_optuna.search.study_creation import create_study
 from sgquant_optuna.storage import open_storage
 from sgquant_optuna.storage.artifacts import ArtifactStore, open_artifacts
 from sgquant_optuna.study.loading import load_study
@@ -26,6 +33,25 @@ def join(folder: Path, url: str | None = None) -> PreparedSearch:
 
 def artifacts_of(folder: Path) -> ArtifactStore:
     return open_artifacts(storage_url=folder / "s.db")
+
+
+def searched(
+    models: nn.Module | list[nn.Module], data: Graph, task: Task, folder: Path, *, n_trials: int
+) -> tuple[optuna.Study, QuantizationObjective]:
+    """Search own models with a wide limit; return the study in ``s.db`` and its objective."""
+    objective = QuantizationObjective(
+        models,
+        data,
+        task=task,
+        max_drop=20.0,
+        granularity="lwq+taq",
+        degree_edges=2,
+        candidates=(2, 4, 8),
+        finetuning=TrainingConfig(epochs=5),
+    )
+    study = create_study(objective, storage=folder / "s.db", study_name="s", seed=0)
+    study.optimize(objective, n_trials=n_trials)
+    return study, objective
 
 
 def a_plan(**changes: Any) -> SearchPlan:

@@ -22,10 +22,9 @@ from sgquant_optuna.cli.status_command import status
 from sgquant_optuna.cli.terminal import visible, visible_streams
 from sgquant_optuna.cli.worker_command import worker
 from sgquant_optuna.exceptions import SgquantError, StudyDeletedError, WorkerError
+from sgquant_optuna.search.workers.worker_processes import BAD_INPUT, DELETED
 
 FAILED = 1
-BAD_INPUT = 2
-DELETED = 3
 INTERRUPTED = 130
 
 _LONGEST_ERROR = 2000  # characters

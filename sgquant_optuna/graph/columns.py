@@ -14,6 +14,9 @@ from torch_geometric.data import Data, HeteroData
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 
+MASKS = ("train_mask", "val_mask", "test_mask")
+"""Columns of the splits."""
+
 
 def check_features_and_edges(data: Data) -> None:
     """Check type, features and edges of a graph.

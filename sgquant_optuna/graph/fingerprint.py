@@ -24,7 +24,9 @@ from sgquant_optuna.graph.node_types import (
 from sgquant_optuna.graph.sparse_features import SparseFeatures
 
 _SKETCH_SIZE = 16
-EDGE_COLUMNS = ("edge_index", "edge_attr", "edge_weight", "edge_type", "adj_t")
+EDGE_VALUES = ("edge_attr", "edge_weight", "edge_type")
+"""Columns with a row for each edge."""
+EDGE_COLUMNS = ("edge_index", *EDGE_VALUES, "adj_t")
 """Columns of a graph that describe its edges."""
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sgquant_optuna.graph.columns import MASKS
 from sgquant_optuna.graph.fixed_graph import FixedGraph
 from sgquant_optuna.graph.node_types import Graph
-from sgquant_optuna.graph.tasks.task import MASKS
 from sgquant_optuna.graph.union_slices import UnionSlices
 
 _EVALUATED = 4

@@ -24,7 +24,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.lib import format as npy
 
-from sgquant_optuna.exceptions import GraphError
+from sgquant_optuna.exceptions import GraphError, short_message
 from sgquant_optuna.graph.pickled_values import Described, read_pickled
 
 MAX_VALUES = 1 << 30
@@ -64,9 +64,9 @@ def reading_raw(path: Path, what: str) -> Iterator[None]:
 
 
 def brief(error: BaseException) -> str:
-    """Return an error as a short line: its message may quote the whole file."""
+    """Return an error as a short line, with its kind where the message alone says too little."""
     name = "" if type(error) is ValueError else f"{type(error).__name__}: "
-    return name + " ".join(str(error)[:2000].split())[:200]
+    return name + short_message(error)
 
 
 def open_regular(path: Path) -> BinaryIO:

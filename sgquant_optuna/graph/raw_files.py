@@ -23,6 +23,7 @@ from torch_geometric.data import Data
 from torch_geometric.io.npz import parse_npz
 from torch_geometric.utils import coalesce, remove_self_loops, to_undirected
 
+from sgquant_optuna.graph.columns import MASKS
 from sgquant_optuna.graph.raw_arrays import (
     Array,
     check_column,
@@ -36,8 +37,7 @@ from sgquant_optuna.graph.raw_arrays import (
     reading_raw,
 )
 
-_MASKS = ("train_mask", "val_mask", "test_mask")
-_COLUMNS = ("x", "edge_index", "y", *_MASKS)
+_COLUMNS = ("x", "edge_index", "y", *MASKS)
 _CACHE = "sgquant.safetensors"
 _SPARSE = ("data", "indices", "indptr", "shape")
 _NUM_VALIDATION = 500  # of the public split of Planetoid
@@ -75,7 +75,7 @@ def read_planetoid(raw: Path, name: str) -> Data:
     data = Data(x=x, edge_index=edge_index, y=y.max(dim=1)[1])
     num_train = len(parts["x"])
     for mask, nodes in zip(
-        _MASKS,
+        MASKS,
         (slice(num_train), slice(num_train, num_train + _NUM_VALIDATION), torch.from_numpy(test)),
         strict=True,
     ):
@@ -185,7 +185,7 @@ def read_reddit(raw: Path) -> Data:
     y = torch.from_numpy(arrays["label"]).long()
     data = Data(x=x, edge_index=coalesce(edge_index, num_nodes=num_nodes), y=y)
     split = torch.from_numpy(arrays["node_types"])
-    for number, mask in enumerate(_MASKS, start=1):
+    for number, mask in enumerate(MASKS, start=1):
         data[mask] = split == number
     return data
 
@@ -208,7 +208,7 @@ def read_ogbn_arxiv(folder: Path) -> Data:
         edge_index=to_undirected(torch.from_numpy(edges).T.contiguous(), num_nodes=len(x)),
         y=torch.from_numpy(_table(folder / "raw" / "node-label.csv.gz", np.int64, 1)).flatten(),
     )
-    for split, mask in zip(("train", "valid", "test"), _MASKS, strict=True):
+    for split, mask in zip(("train", "valid", "test"), MASKS, strict=True):
         nodes = _table(folder / "split" / "time" / f"{split}.csv.gz", np.int64, 1, end=len(x))
         data[mask] = torch.zeros(len(x), dtype=torch.bool)
         data[mask][torch.from_numpy(nodes).flatten()] = True
@@ -235,7 +235,7 @@ def check_columns(data: Data) -> None:
         ("x", torch.float32, 2),
         ("edge_index", torch.int64, 2),
         ("y", torch.int64, 1),
-        *((mask, torch.bool, 1) for mask in _MASKS if mask in data),
+        *((mask, torch.bool, 1) for mask in MASKS if mask in data),
     ):
         column = data.get(name)
         if not isinstance(column, Tensor) or (column.dtype, column.dim()) != (dtype, dimensions):

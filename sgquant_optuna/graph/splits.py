@@ -9,10 +9,10 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from sgquant_optuna.exceptions import GraphError
+from sgquant_optuna.graph.columns import MASKS
 from sgquant_optuna.graph.node_types import Graph, node_parts
 from sgquant_optuna.graph.split_choice import Split, check_split
 
-_MASKS = ("train_mask", "val_mask", "test_mask")
 _CHOSEN = "chosen_split"
 
 
@@ -40,7 +40,7 @@ def _masks_of_splits(data: Graph) -> list[tuple[Any, str, Tensor]]:
     return [
         (part, name, part[name])
         for part in node_parts(data).values()
-        for name in _MASKS
+        for name in MASKS
         if isinstance(part.get(name), Tensor) and part[name].dim() == 2
     ]
 

@@ -23,7 +23,6 @@ from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION
 from sgquant_optuna.packed.export import load_packed
 from sgquant_optuna.packed.model_file import ModelContents
-from sgquant_optuna.packed.packed_model import PackedModel
 from sgquant_optuna.packed.peak_memory import Kind, peak_nbytes
 
 _LARGEST_SEED = 2**63 - 1  # of torch
@@ -134,10 +133,10 @@ def evaluate_packed(
         PackingError:
             If the file is cut, altered, or not of ``sgquant export``.
     """
-    opened = load_packed(path) if own is None else _load_own(path, own)
-    provenance = opened.fields["provenance"]
     task = NODE_CLASSIFICATION if own is None else own.task
     call = forward if own is None else own.forward
+    opened = load_packed(path, None if own is None else own.model, forward=call)
+    provenance = opened.fields["provenance"]
     data = _graph(path, provenance, root) if own is None else own.data
     packed = opened if opened.holds_features else opened.on(data)
     scores = packed(data)
@@ -162,10 +161,6 @@ def evaluate_packed(
         metric=task.describe_metric(),
         holds_features=opened.holds_features,
     )
-
-
-def _load_own(path: str | Path, own: OwnModel) -> PackedModel:
-    return load_packed(path, own.model, forward=own.forward)
 
 
 def _graph(path: str | Path, provenance: Mapping[str, Any], root: str | Path | None) -> Data:

@@ -15,7 +15,7 @@ from sgquant_optuna.attachment.input_contents import exact_content
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.columns import check_edges, check_finite_features, check_type, column
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
-from sgquant_optuna.graph.fingerprint import edges_fingerprint
+from sgquant_optuna.graph.fingerprint import EDGE_VALUES, edges_fingerprint
 from sgquant_optuna.graph.sparse_features import SparseFeatures, as_sparse_features
 from sgquant_optuna.graph.tensor_base import WrapperTensor
 from sgquant_optuna.packed.feature_use import ExactFeatures, exact_part
@@ -28,7 +28,6 @@ from sgquant_optuna.quantization.memory import SiteSize
 from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 Ranges = tuple[Tensor, Tensor]
-_OF_EDGES = ("edge_attr", "edge_weight")
 
 
 def one_graph(graph: Data | Sequence[Data]) -> Data:
@@ -267,7 +266,7 @@ def _check_edge_columns(data: Data, num_nodes: int) -> None:
     edges: Any = data.get("edge_index")
     if edges is None:
         return
-    for name in _OF_EDGES:
+    for name in EDGE_VALUES:
         values = data.get(name)
         if isinstance(values, Tensor) and len(values) != edges.shape[1]:
             raise GraphError(

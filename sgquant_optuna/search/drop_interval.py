@@ -65,7 +65,7 @@ class OpenedTest:
         """Return the 95 % interval of the mean drop over trainings and test items."""
         if self._is_shared:
             return drop_interval(self._full, self._quantized, self._targets[0], self._metric)
-        return _interval_of_splits(*self._all, self._masks, self._metric)
+        return _interval_of_metric(*self._all, self._metric, self._masks)
 
 
 def drop_interval(
@@ -119,47 +119,25 @@ def _interval_of_metric(
     quantized: Sequence[Tensor],
     targets: Tensor,
     metric: Metric,
+    masks: Sequence[Tensor] | None = None,
     *,
     draws: int = 300,
 ) -> tuple[float, float]:
+    """Draw items: one that is drawn counts in each training that tests it, all by default."""
     generator = torch.Generator().manual_seed(0)
-    pairs = [(a.cpu(), b.cpu()) for a, b in zip(full, quantized, strict=True)]
+    full, quantized = ([one.cpu() for one in of] for of in (full, quantized))
     targets = targets.cpu()
-    means = []
-    for _ in range(draws):
-        items = torch.randint(len(targets), (len(targets),), generator=generator)
-        rows = torch.randint(len(pairs), (len(pairs),), generator=generator).tolist()
-        drops = [
-            metric.drop(*(metric(one[items], targets[items]) for one in pairs[row]))
-            for row in rows
-        ]
-        means.append(sum(drops) / len(drops))
-    low, high = torch.tensor(means, dtype=torch.float64).quantile(_RANGE)
-    return float(low), float(high)
-
-
-def _interval_of_splits(
-    full: Sequence[Tensor],
-    quantized: Sequence[Tensor],
-    targets: Tensor,
-    masks: Sequence[Tensor],
-    metric: Metric,
-    *,
-    draws: int = 300,
-) -> tuple[float, float]:
-    """Draw items of the whole graph: one that is drawn counts in each split that tests it."""
-    generator = torch.Generator().manual_seed(0)
-    parts = [[one.cpu() for one in of] for of in (full, quantized, masks)]
+    everywhere = torch.ones(len(targets), dtype=torch.bool)
+    tests = [everywhere for _ in full] if masks is None else [mask.cpu() for mask in masks]
     means: list[float] = []
-    targets = targets.cpu()
     while len(means) < draws:
         items = torch.randint(len(targets), (len(targets),), generator=generator)
         rows = torch.randint(len(full), (len(full),), generator=generator).tolist()
-        tested = [items[parts[2][row][items]] for row in rows]
+        tested = [items[tests[row][items]] for row in rows]
         if not all(map(len, tested)):
             continue
         drops = [
-            metric.drop(*(metric(of[row][at], targets[at]) for of in parts[:2]))
+            metric.drop(*(metric(of[row][at], targets[at]) for of in (full, quantized)))
             for row, at in zip(rows, tested, strict=True)
         ]
         means.append(sum(drops) / len(drops))

@@ -73,7 +73,7 @@ def evaluate_file(
             f"(nor SGQUANT_STUDY), got {study_file!r}"
         )
     loaded = load_study_file(
-        study_file, expected=expected, study_name=str(told.get("study"))[:200]
+        study_file, expected=expected, study_name=str(told.get("study"))[:_LONGEST_NAME]
     )
     data = on_its_split(loaded.own.data, told)
     own = OwnModel(loaded.instance(data), data, loaded.own.forward, loaded.own.task)

@@ -26,9 +26,7 @@ from sgquant_optuna.graph.tasks.task import Task
 from sgquant_optuna.graph.training import NODE_CLASSIFICATION, TrainingResult
 from sgquant_optuna.packed.dry_run import try_export
 from sgquant_optuna.packed.export import Source
-from sgquant_optuna.quantization.memory import (
-    honest_memory,
-)
+from sgquant_optuna.quantization.memory import honest_memory
 from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
 from sgquant_optuna.search.checked_studies import CheckedStudies
 from sgquant_optuna.search.config_on_graph import check_axis, degree_edges_of, exact_inputs_of
@@ -279,7 +277,8 @@ class QuantizationObjective:
         """
         results = [TrialScore.of(one) for one in attrs]
         bounded = with_learned_bounds(results, self.config.confidence)
-        return [None if one is None else (self.limit.violation(one),) for one in bounded]
+        limit = self.limit
+        return [None if one is None else (limit.violation(one),) for one in bounded]
 
     def budget_excess(self, params: Mapping[str, Any]) -> float:
         """Return by what share of the budget a choice of parameters is above it."""

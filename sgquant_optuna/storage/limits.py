@@ -64,18 +64,21 @@ def limit_waits(engine: sa.Engine) -> None:
     # PgBouncer refuses options at the start of a session, so they are set by statements.
     settings = _of_mysql if engine.dialect.name in ("mysql", "mariadb") else _of_postgresql
     statements = settings(set_by_user)
-    # Now, for a server that is full cannot be asked.
     allowed = f"SELECT {'@@max_connections' if settings is _of_mysql else _MAX_CONNECTIONS}"
+    is_known = False
 
     def add(dialect: object, record: object, arguments: object, options: dict[str, Any]) -> None:
         for name, value in _CLIENT_LIMITS[driver].items():
             options.setdefault(name, value)
 
     def set_session(connection: Any, record: object) -> None:
+        nonlocal is_known
         with connection.cursor() as cursor:
             cursor.execute(statements)
-            cursor.execute(allowed)
-            note_max_connections(cursor.fetchone()[0])
+            if not is_known:  # a server that is full cannot be asked
+                cursor.execute(allowed)
+                note_max_connections(cursor.fetchone()[0])
+                is_known = True
         connection.commit()  # a rollback would undo the settings of PostgreSQL
 
     sa.event.listen(engine, "do_connect", add)

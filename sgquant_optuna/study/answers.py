@@ -88,9 +88,7 @@ class StudyAnswer:
         described: dict[str, Any] = {
             "study": self.study_name,
             "metric": self.record.metric.to_dict(),
-            "max_drop": self.limit.max_drop,
-            "budget_bytes": self.limit.budget_bytes,
-            "max_drop_share": self.limit.share,
+            **self.limit.to_json(),
             "memory_bytes": self.memory.memory_bytes,
             "saving": self.memory.saving,
             "expected_drop": self.answer.drop,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgquant_optuna.exceptions import PackingError
+from sgquant_optuna.exceptions import PackingError, short_message
 from sgquant_optuna.graph.degree_edges import check_degree_edges
 from sgquant_optuna.quantization.quantizer_config import QuantizerConfig
 from sgquant_optuna.quantization.sites import BitWidths
@@ -98,7 +98,7 @@ class Assignment:
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"assignment: expected what JSON can hold, and finite numbers alone, got other "
-                f"values ({_brief(error)})"
+                f"values ({short_message(error)})"
             ) from error
         write_out_file(path, text)
 
@@ -123,7 +123,7 @@ def load_assignment(path: str | Path) -> Assignment:
         content = _plain_json(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:  # also what is not UTF-8
         raise PackingError(
-            f"{path}: expected JSON of an assignment, got something else ({_brief(error)})"
+            f"{path}: expected JSON of an assignment, got something else ({short_message(error)})"
         ) from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise PackingError(f"{path}: expected schema {SCHEMA}, got another file")
@@ -135,7 +135,7 @@ def load_assignment(path: str | Path) -> Assignment:
     try:
         return _assignment(content)
     except (TypeError, ValueError) as error:
-        raise PackingError(f"{path}: {_brief(error)}") from error
+        raise PackingError(f"{path}: {short_message(error)}") from error
 
 
 def _assignment(content: Mapping[str, Any]) -> Assignment:
@@ -159,11 +159,6 @@ def _assignment(content: Mapping[str, Any]) -> Assignment:
                 f"bit widths: expected degree buckets below {found.num_buckets}, got {site!s:.100}"
             )
     return found
-
-
-def _brief(error: Exception) -> str:
-    """Return the message of an error as a short line; it may quote the whole file."""
-    return " ".join(str(error)[:2000].split())[:200]
 
 
 def _plain_json(text: str) -> Any:

@@ -35,9 +35,7 @@ def to_json(report: StudyReport) -> str:
         "metric": report.record.metric.to_dict(),
         "trial": report.trial,
         "is_feasible": report.is_feasible,
-        "max_drop": report.record.limit.max_drop,
-        "budget_bytes": report.record.limit.budget_bytes,
-        "max_drop_share": report.record.limit.share,
+        **report.record.limit.to_json(),
         "validation": {
             "full_precision": report.record.full_precision_accuracy,
             "quantized": report.accuracy,

@@ -166,6 +166,14 @@ class Limit:
             return f"{megabytes(excess)} above the budget"
         return f"{self.metric.drop(self.violation(score))} above the limit"
 
+    def to_json(self) -> dict[str, float | None]:
+        """Return all that tables of JSON show of it, ``None`` where it is not given."""
+        return {
+            "max_drop": self.max_drop,
+            "budget_bytes": self.budget_bytes,
+            "max_drop_share": self.share,
+        }
+
     def to_dict(self) -> dict[str, float | str]:
         """Return what is given, by its name: a budget, or a drop, and the share that it is."""
         if self.budget_bytes is not None:

@@ -8,6 +8,7 @@ import sgquant_optuna as sgq
 from sgquant_optuna import tasks
 from sgquant_optuna.graph.training_config import TrainingConfig
 from tests.search.test_tasks import Gin, Sage, noisy_ring
+from tests.small_search import searched
 
 GRAPHS = {"train": (60, 40), "val": (50, 30), "test": (70, 20)}
 
@@ -66,18 +67,7 @@ def test_the_exported_model_has_the_accuracy_of_the_search_on_each_graph(
         sgq.fit(model, data, TrainingConfig(epochs=30), seed=seed, task=task)
         return model
 
-    objective = sgq.QuantizationObjective(
-        [trained(0)],
-        data,
-        task=task,
-        max_drop=20.0,
-        granularity="lwq+taq",
-        degree_edges=2,
-        candidates=(2, 4, 8),
-        finetuning=TrainingConfig(epochs=5),
-    )
-    study = sgq.create_study(objective, storage=tmp_path / "s.db", study_name="s", seed=0)
-    study.optimize(objective, n_trials=2)
+    study, objective = searched([trained(0)], data, task, tmp_path, n_trials=2)
     final = sgq.final_report(study, objective, data, seeds=2, retrain=trained)
     assert "test" in str(sgq.report(study)) and len(final.quantized_test) >= 2
     done = sgq.export_study(study, tmp_path / "m", objective=objective, with_features=False)

@@ -11,6 +11,7 @@ import sgquant_optuna as sgq
 from sgquant_optuna import tasks
 from sgquant_optuna.graph.training_config import TrainingConfig
 from sgquant_optuna.study.rows import trial_rows
+from tests.small_search import searched
 
 
 class Sage(nn.Module):
@@ -140,18 +141,7 @@ def test_a_task_goes_the_whole_way(case, tmp_path):
         return model
 
     models = [trained(0), trained(1)]
-    objective = sgq.QuantizationObjective(
-        models,
-        data,
-        task=task,
-        max_drop=20.0,
-        granularity="lwq+taq",
-        degree_edges=2,
-        candidates=(2, 4, 8),
-        finetuning=TrainingConfig(epochs=5),
-    )
-    study = sgq.create_study(objective, storage=tmp_path / "s.db", study_name="s", seed=0)
-    study.optimize(objective, n_trials=3)
+    study, objective = searched(models, data, task, tmp_path, n_trials=3)
     results = [row.result for row in trial_rows(study, sgq.TrialResult)]
     assert all(one.evidence is not None for one in results)
     if not task.metric.higher_is_better:

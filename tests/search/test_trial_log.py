@@ -13,17 +13,6 @@ from tests.hand_made import measured, new_study
 from tests.pretended_trainings import pretend
 
 
-@pytest.fixture(autouse=True)
-def unconfigured(monkeypatch):
-    """As in a plain script, whatever the commands of other tests have set."""
-    logger = logging.getLogger("sgquant_optuna")
-    monkeypatch.setattr(logger, "propagate", True)
-    before = logger.level
-    logger.setLevel(logging.NOTSET)
-    yield
-    logger.setLevel(before)
-
-
 @pytest.fixture
 def study(objective, monkeypatch):
     """Trials of 1, 8 and 1 bits, where one bit loses 40 points and 5 are allowed."""

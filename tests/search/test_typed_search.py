@@ -9,6 +9,7 @@ import sgquant_optuna as sgq
 from sgquant_optuna import tasks
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.training_config import TrainingConfig
+from tests.small_search import searched
 from tests.typed_graphs import attending, by_relation, library, transformed, transformer
 
 PAPERS = tasks.node_classification(node_type="paper")
@@ -20,18 +21,7 @@ def test_a_search_on_several_node_types_goes_the_whole_way(make, tmp_path):
     model = make(data)
     result = sgq.fit(model, data, TrainingConfig(epochs=40), task=PAPERS)
     assert result.losses[-1] < result.losses[0] / 2
-    objective = sgq.QuantizationObjective(
-        model,
-        data,
-        task=PAPERS,
-        max_drop=20.0,
-        granularity="lwq+taq",
-        degree_edges=2,
-        candidates=(2, 4, 8),
-        finetuning=TrainingConfig(epochs=5),
-    )
-    study = sgq.create_study(objective, storage=tmp_path / "s.db", study_name="s", seed=0)
-    study.optimize(objective, n_trials=3)
+    study, objective = searched(model, data, PAPERS, tmp_path, n_trials=3)
     final = sgq.final_report(study, objective, data, seeds=2)
     assert 0 <= final.quantized_test[0] <= 100
     text = str(sgq.report(study))

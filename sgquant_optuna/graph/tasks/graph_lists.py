@@ -17,7 +17,7 @@ from torch.utils.data import (
 from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError
-from sgquant_optuna.graph.tasks.task import MASKS
+from sgquant_optuna.graph.columns import MASKS
 
 Graphs = Iterable[Data] | DataLoader[Any]
 """Graphs of a split: a list, a data set, or a loader, of which the batch size is used."""

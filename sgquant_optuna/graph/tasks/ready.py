@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from sgquant_optuna.exceptions import GraphError, TaskError
+from sgquant_optuna.graph.columns import MASKS
 from sgquant_optuna.graph.tasks.answer_kinds import Answers, Classes, Labels, Values
 from sgquant_optuna.graph.tasks.graph_lists import (
     Graphs,
@@ -30,7 +31,7 @@ from sgquant_optuna.graph.tasks.metrics import (
     roc_auc,
     root_mean_squared_error,
 )
-from sgquant_optuna.graph.tasks.task import BATCH_COLUMN, MASKS, BatchSize, ItemKind, Task
+from sgquant_optuna.graph.tasks.task import BATCH_COLUMN, BatchSize, ItemKind, Task
 
 AnyMetric = str | Metric | Callable[[Tensor, Tensor], float]
 

@@ -12,6 +12,7 @@ from torch_geometric.data import Data
 
 from sgquant_optuna.exceptions import GraphError, ModelError, TaskError
 from sgquant_optuna.graph.columns import (
+    MASKS,
     check_column,
     check_features_and_edges,
     column,
@@ -32,7 +33,6 @@ DEFAULT_BATCH_SIZE = 64
 """Graphs of a mini-batch; ``benchmarks/graph_batches.py --sizes`` compares sizes."""
 
 _TARGETS = {"node": "y", "graph": "y", "link": "edge_label"}
-MASKS = ("train_mask", "val_mask", "test_mask")
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,9 @@ class Task:
             forward:
                 Function that calls the model with the graph.
         """
-        return forward if self.node_type is None else OfType(forward, self.node_type)
+        if self.node_type is None or isinstance(forward, OfType):
+            return forward
+        return OfType(forward, self.node_type)
 
     def check_outputs(self, model: nn.Module, outputs: object, targets: Tensor) -> Tensor:
         """Return what a model returned in the shape of the targets, if it answers them.
@@ -245,7 +247,7 @@ class Task:
             model:
                 Module that was called; its class is named in the error.
             outputs:
-                Result of the call; that of the node type is taken of a dictionary.
+                Result of the call, as :meth:`answering` gives it.
             targets:
                 Targets of all items; of classes, the largest counts.
 
@@ -253,8 +255,6 @@ class Task:
             ModelError:
                 If it is no float tensor of such a shape.
         """
-        if self.node_type is not None and isinstance(outputs, dict):
-            outputs = outputs.get(self.node_type, outputs)
         expected = self.answers.wanted_outputs(targets)
         advice = "return the scores alone, or pick them in a function that you pass as forward="
         if not isinstance(outputs, Tensor):

@@ -11,7 +11,7 @@ from typing import Any
 
 from sgquant_optuna.exceptions import SgquantError
 from sgquant_optuna.search.workers.stopping import on_signals
-from sgquant_optuna.search.workers.worker_processes import BAD_INPUT, DELETED, WorkerProcesses
+from sgquant_optuna.search.workers.worker_processes import WorkerProcesses, shared_code
 
 _logger = logging.getLogger(__name__)
 _POLL = 0.5  # seconds
@@ -102,9 +102,8 @@ def _exit_code(futures: Sequence[Any], stopped_by: int | None, show: Callable[[s
             if line not in shown:
                 shown.add(line)
                 show(line)
-    for known in (DELETED, BAD_INPUT):
-        if known in codes:
-            return known
+    if (shared := shared_code(codes)) is not None:
+        return shared
     if stopped_by is not None:
         return 128 + stopped_by
     return max(codes)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -110,9 +110,8 @@ class RestartedProcesses(ABC):
         codes = {slot.exit_code or 0 for slot in self._slots}
         if codes == {0}:
             return 0
-        for known in (DELETED, BAD_INPUT):
-            if known in codes:
-                return known
+        if (shared := shared_code(codes)) is not None:
+            return shared
         return 1 if self._stopping is None else 128 + self._stopping
 
     def _signal(self, number: int) -> None:
@@ -232,6 +231,11 @@ class WorkerProcesses(RestartedProcesses):
                 elif self._shows_errors_alone:
                     continue
                 self._show(line)
+
+
+def shared_code(codes: Collection[int]) -> int | None:
+    """Return the exit code of processes that is for all of them, if one ended with such."""
+    return next((code for code in (DELETED, BAD_INPUT) if code in codes), None)
 
 
 def threads_for(count: int) -> int:

@@ -98,11 +98,15 @@ class RestartedProcesses(ABC):
         return any(slot.exit_code is None for slot in self._slots)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Pass a signal on to all processes; those that end are not restarted any more."""
+        """Pass a signal on to all processes; those that end are not restarted any more.
+
+        They get it as SIGTERM. One that still starts has no handler yet, so that this ends it; the
+        ``KeyboardInterrupt`` of SIGINT may be lost in an import, and then the process works on.
+        """
         if self._stopping is None:
             self._kill_at = time.monotonic() + self._grace + KILL_MARGIN
         self._stopping = number
-        self._signal(number)
+        self._signal(signal.SIGTERM)
 
     @property
     def exit_code(self) -> int:
@@ -128,6 +132,8 @@ class RestartedProcesses(ABC):
     def _start(self, slot: Slot) -> None:
         slot.started = time.monotonic()
         slot.process = self._launch(slot)
+        if self._stopping is not None:  # the signal came while it was launched
+            slot.process.send_signal(signal.SIGTERM)
 
     def _ended(self, slot: Slot, code: int) -> None:
         for reader in slot.readers:

@@ -127,3 +127,40 @@ def test_a_paused_process_is_killed_after_the_grace_time(tmp_path, monkeypatch):
 def test_no_process_is_refused():
     with pytest.raises(ValueError, match="expected at least 1, got 0"):
         WorkerProcesses([], 0, environment={})
+
+
+def test_a_process_that_would_miss_ctrl_c_while_it_starts_ends_all_the_same(tmp_path, monkeypatch):
+    def interrupt(workers):
+        if (tmp_path / "on").exists():
+            workers.stop(signal.SIGINT)
+            return True
+        return False
+
+    began = time.monotonic()
+    workers, _ = run(
+        *(tmp_path, monkeypatch, "trap '' INT; touch $FOLDER/on; exec sleep 20", 1),
+        after_start=interrupt,
+    )
+    assert time.monotonic() - began < 4  # it is killed after 6.65 s
+    assert workers.exit_code == 130
+
+
+def test_a_signal_that_comes_during_a_launch_reaches_what_is_launched(tmp_path, monkeypatch):
+    launch = WorkerProcesses._launch
+
+    def interrupted(workers, slot):
+        process = launch(workers, slot)
+        if slot.restarts:
+            workers.stop(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(WorkerProcesses, "_launch", interrupted)
+    began = time.monotonic()
+    workers, _ = run(
+        tmp_path,
+        monkeypatch,
+        "[ -e $FOLDER/once ] && exec sleep 20; touch $FOLDER/once; exit 7",
+        1,
+    )
+    assert time.monotonic() - began < 4
+    assert workers.exit_code == 130

@@ -65,6 +65,8 @@ def estimate_ranges(
             "clean the input, or train with a smaller learning rate"
         )
     x = x.detach()
+    if not candidates:  # 32 bits alone: no range to choose
+        return x.new_empty(0, num_groups), x.new_empty(0, num_groups)
     index = torch.zeros(1, 1, dtype=torch.long, device=x.device) if groups is None else groups
     lower, upper = _extremes(x, index, num_groups)
     if config.range_estimator == "percentile":

@@ -97,6 +97,27 @@ class Limit:
         drop = share / 100 * abs(full_precision)
         return cls(drop, share=share, metric=metric, full_precision=full_precision)
 
+    @classmethod
+    def asked(
+        cls,
+        *,
+        max_drop: float | str | None,
+        budget_bytes: float | None,
+        metric: MetricWords,
+        full_precision: float,
+    ) -> Limit:
+        """Return the limit of a drop, or that of a budget, which wins where both are given.
+
+        Raises:
+            ValueError:
+                If the drop is neither a number nor a share, or there is neither limit.
+        """
+        if budget_bytes is not None:
+            return cls(budget_bytes=budget_bytes, metric=metric, full_precision=full_precision)
+        if max_drop is None:
+            raise ValueError("limit: expected max_drop or budget_bytes, got neither")
+        return cls.of_drop(max_drop, metric, full_precision)
+
     @property
     def largest_drop(self) -> float:
         """Largest feasible bound of the drop, of a limit that has one."""

@@ -172,10 +172,12 @@ class ObjectiveConfig:
             ValueError:
                 If ``max_drop`` is a share, and the value is 0.
         """
-        if self.budget_bytes is not None:
-            budget = self.budget_bytes
-            return Limit(budget_bytes=budget, metric=metric, full_precision=full_precision)
-        return Limit.of_drop(self.max_drop, metric, full_precision)
+        return Limit.asked(
+            max_drop=self.max_drop,
+            budget_bytes=self.budget_bytes,
+            metric=metric,
+            full_precision=full_precision,
+        )
 
     @property
     def asked_limit(self) -> dict[str, float | str]:

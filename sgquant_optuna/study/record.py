@@ -79,25 +79,28 @@ class StudyRecord:
     @property
     def limit(self) -> Limit:
         """What makes a trial feasible."""
-        full = self.full_precision_accuracy
         if self.budget_bytes is not None:
-            budget = self.budget_bytes
-            return Limit(budget_bytes=budget, metric=self.metric, full_precision=full)
+            return self.limit_of(max_drop=None, budget_bytes=self.budget_bytes)
         return Limit(
-            self.max_drop, share=self.max_drop_share, metric=self.metric, full_precision=full
+            self.max_drop,
+            share=self.max_drop_share,
+            metric=self.metric,
+            full_precision=self.full_precision_accuracy,
         )
 
     def limit_of(self, *, max_drop: float | str | None, budget_bytes: float | None) -> Limit:
-        """Return another limit for the same study; exactly one of both is given.
+        """Return another limit for the same study.
 
         Raises:
             ValueError:
                 If ``max_drop`` is neither a number nor a share such as ``"2%"``.
         """
-        full = self.full_precision_accuracy
-        if max_drop is not None:
-            return Limit.of_drop(max_drop, self.metric, full)
-        return Limit(budget_bytes=budget_bytes, metric=self.metric, full_precision=full)
+        return Limit.asked(
+            max_drop=max_drop,
+            budget_bytes=budget_bytes,
+            metric=self.metric,
+            full_precision=self.full_precision_accuracy,
+        )
 
     @property
     def granularity(self) -> str:

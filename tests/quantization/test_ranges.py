@@ -89,6 +89,13 @@ def test_binary_features_are_exact_at_one_bit(estimator):
     assert fake_quantize(x, scale, zero_point, 1).equal(x)
 
 
+@pytest.mark.parametrize("estimator", ["least_squares", "minmax", "percentile"])
+def test_without_widths_there_are_no_ranges(estimator):
+    config = QuantizerConfig(range_estimator=estimator)
+    lower, upper = estimate_ranges(torch.eye(3), torch.tensor([[0], [1], [1]]), 2, (), config)
+    assert lower.shape == upper.shape == (0, 2)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_not_finite_are_refused(bad):
     with pytest.raises(CalibrationError, match="expected finite numbers, got NaN or infinity"):

@@ -85,6 +85,14 @@ def test_a_limit_of_another_form_is_refused(given):
         plain_drop(given)
 
 
+def test_a_budget_wins_over_a_drop_and_one_of_both_is_needed():
+    what = {"metric": MetricWords(), "full_precision": 80.0}
+    assert Limit.asked(max_drop="1%", budget_bytes=None, **what).largest_drop == 0.8
+    assert Limit.asked(max_drop=0.5, budget_bytes=9.0, **what).budget_bytes == 9.0
+    with pytest.raises(ValueError, match="expected max_drop or budget_bytes, got neither"):
+        Limit.asked(max_drop=None, budget_bytes=None, **what)
+
+
 def test_a_share_of_nothing_is_refused():
     with pytest.raises(ValueError, match="full-precision MAE is 0, of which every share is 0"):
         Limit.of_drop("2%", MAE, 0.0)

@@ -8,7 +8,7 @@ is, and is taken. Only then are test nodes looked at, with the full-precision mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.node_types import Graph
+from sgquant_optuna.quantization.memory import honest_memory
+from sgquant_optuna.quantization.sites import FULL_PRECISION, BitWidths
 from sgquant_optuna.search.drop_interval import OpenedTest
 from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings
 from sgquant_optuna.search.objective import QuantizationObjective
 from sgquant_optuna.search.split_reference import splits_fingerprint
 from sgquant_optuna.study.drop_slope import DropSlope
-from sgquant_optuna.study.final_result import FinalResult
+from sgquant_optuna.study.final_result import Baseline, FinalResult
 from sgquant_optuna.study.limit import Limit
 from sgquant_optuna.study.record import StudyRecord
 from sgquant_optuna.study.rows import trial_rows
@@ -41,6 +43,7 @@ def final_report(
     seeds: int = 5,
     top: int = 6,
     retrain: Callable[..., nn.Module] | None = None,
+    baselines: Mapping[str, BitWidths] | None = None,
 ) -> FinalResult:
     """Choose a trial with fresh trainings, open the test nodes, and store both in the study.
 
@@ -64,6 +67,10 @@ def final_report(
             Function that trains the full-precision model anew from a seed. Without it, fresh seeds
             change the finetuning alone, and the luck of the one trained model remains. With
             ``split="all"`` it is called with the number of the split, too.
+        baselines:
+            Assignments to compare with, by name, on the trainings of the chosen trial and its test
+            nodes: uniform widths, for instance. Their widths are among those that the objective
+            was calibrated for. A report that is stored already keeps those that it has.
 
     Raises:
         GraphError:
@@ -71,7 +78,7 @@ def final_report(
         StudyNotFoundError:
             If no trial is finished.
         ValueError:
-            If ``seeds`` or ``top`` is too small.
+            If ``seeds`` or ``top`` is too small, or a baseline has other sites than the study.
 
     Reference:
         Angelopoulos et al. (2021), "Learn then Test", for the fixed sequence.
@@ -79,6 +86,7 @@ def final_report(
     if seeds < 2 or top < 1:
         raise ValueError(f"final report: expected seeds >= 2 and top >= 1, got {seeds}, {top}")
     config, limit = objective.config, StudyRecord.of(study).limit
+    baselines = _checked(baselines or {}, objective)
     rows = trial_rows(study, TrialResult)
     ranked = rank(study, rows, limit)
     known = FinalResult.load(study)
@@ -123,9 +131,56 @@ def final_report(
         higher_is_better=metric.higher_is_better,
         others=tuple(other for other in measured if other != number),
         times_opened=1 if known is None else known.times_opened + 1,
+        baselines={
+            name: _baseline(objective, trainings, fresh.trainings, bits, tests)
+            for name, bits in baselines.items()
+        },
     )
     result.save(study)
     return result
+
+
+def _checked(
+    baselines: Mapping[str, BitWidths], objective: QuantizationObjective
+) -> Mapping[str, BitWidths]:
+    """Refuse a baseline that cannot be measured before anything is trained."""
+    sites = objective.full_precision.keys()
+    widths = {FULL_PRECISION, *objective.search_space.widths}
+    for name, bits in baselines.items():
+        other = {str(site) for site in bits.keys() ^ sites}
+        if other:
+            raise ValueError(
+                f"baseline {name!r}: expected the sites of the study, differs in "
+                f"{', '.join(sorted(other)[:3])}"
+            )
+        if not widths.issuperset(bits.values()):
+            raise ValueError(
+                f"baseline {name!r}: expected widths of {sorted(widths)}, which the objective is "
+                f"calibrated for, got {sorted(set(bits.values()) - widths)}"
+            )
+    return baselines
+
+
+def _baseline(
+    objective: QuantizationObjective,
+    trainings: FreshTrainings,
+    count: int,
+    bits: BitWidths,
+    tests: Sequence[Graph],
+) -> Baseline:
+    """Measure an assignment on the trainings and test nodes of the chosen trial."""
+    memory = honest_memory(objective.layout, bits)
+    full, quantized = (trainings.outputs(one, count) for one in (objective.full_precision, bits))
+    opened = OpenedTest(objective.task, tests, full, quantized)
+    drops = map(objective.task.metric.drop, opened.full_precision, opened.quantized)
+    return Baseline(
+        memory_bytes=memory.memory_bytes,
+        average_bits=memory.average_bits,
+        flips=trainings.measure(bits, count).flips,
+        test=opened.quantized,
+        test_drop=fmean(drops),
+        test_drop_interval=opened.drop_interval(),
+    )
 
 
 def _sequence(

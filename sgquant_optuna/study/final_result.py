@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
+from typing import Any
 
 import optuna
 
 from sgquant_optuna.storage.attributes import FINAL_ATTR
 from sgquant_optuna.study.stored_values import finite, reading, stored_mapping
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What an assignment that nobody searched gives on the trainings of the chosen trial.
+
+    Args:
+        memory_bytes:
+            Honest memory, in bytes.
+        average_bits:
+            Bits a value by the honest accounting.
+        flips:
+            Predictions that change, in percent of the nodes outside training.
+        test:
+            Test accuracy of the quantized model, for each seed.
+        test_drop:
+            Mean paired drop on test nodes, in the metric's unit.
+        test_drop_interval:
+            95 % interval of that drop, over trainings and nodes, in its unit.
+    """
+
+    memory_bytes: float
+    average_bits: float
+    flips: float
+    test: tuple[float, ...]
+    test_drop: float
+    test_drop_interval: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a number, which another program may have written."""
+        numbers = (self.memory_bytes, self.average_bits, self.flips, self.test_drop)
+        for value in (*numbers, *self.test, *self.test_drop_interval):
+            finite(value, "a baseline of a final report")
+
+    @classmethod
+    def of_stored(cls, stored: Mapping[str, Any]) -> Baseline:
+        """Read a baseline as JSON keeps it."""
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()
+        }
+        return cls(**fields)
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +89,8 @@ class FinalResult:
             Number of times that this study has looked at the test nodes.
         higher_is_better:
             Whether a larger value of the metric is better.
+        baselines:
+            Other assignments on the same trainings and test nodes, by name.
     """
 
     trial: int
@@ -62,6 +107,7 @@ class FinalResult:
     others: tuple[int, ...] = ()
     times_opened: int = 1
     higher_is_better: bool = True
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return what matters in a line."""
@@ -120,6 +166,9 @@ class FinalResult:
             return None
         with reading("a final report", study):
             lists = {name: tuple(v) for name, v in stored.items() if isinstance(v, list)}
-            made = cls(**{**stored, **lists})
+            baselines = {
+                name: Baseline.of_stored(one) for name, one in stored.get("baselines", {}).items()
+            }
+            made = cls(**{**stored, **lists, "baselines": baselines})
             made._check()
             return made

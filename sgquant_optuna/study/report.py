@@ -254,14 +254,19 @@ class StudyReport:
         changed = f"at most {final.flips:.2f} %"
         bound = "the drop is not larger" if metric.name == "accuracy" else ""
         table.add_row("predictions that change", "", changed, bound)
-        low, high = final.test_drop_interval
         table.add_row(
             f"test, {runs}",
             _spread(final.full_precision_test, metric),
             _spread(final.quantized_test, metric),
-            f"drop {metric.drop(final.test_drop)}, 95 % CI {metric.digits(low)} to "
-            f"{metric.digits(high)}",
+            _test_drop(final.test_drop, final.test_drop_interval, metric),
         )
+        for name, baseline in final.baselines.items():
+            table.add_row(
+                f"test of {name}",
+                megabytes(baseline.memory_bytes),
+                _spread(baseline.test, metric),
+                _test_drop(baseline.test_drop, baseline.test_drop_interval, metric),
+            )
 
 
 def report(study: optuna.Study) -> StudyReport:
@@ -315,3 +320,8 @@ def _other_limits(
 
 def _spread(values: tuple[float, ...], metric: MetricWords) -> str:
     return f"{metric.digits(fmean(values))} ± {metric.value(stdev(values))}"
+
+
+def _test_drop(drop: float, interval: tuple[float, float], metric: MetricWords) -> str:
+    low, high = map(metric.digits, interval)
+    return f"drop {metric.drop(drop)}, 95 % CI {low} to {high}"

@@ -9,7 +9,7 @@ from sgquant_optuna.graph.paper_models import GCN
 from sgquant_optuna.graph.training import fit
 from sgquant_optuna.quantization.input_stores import InputContent
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize
-from sgquant_optuna.quantization.sites import Site
+from sgquant_optuna.quantization.sites import BitWidths, Site
 from sgquant_optuna.search.final_report import _sequence, final_report
 from sgquant_optuna.search.fresh_trainings import FreshMeasurement, FreshTrainings
 from sgquant_optuna.search.objective import QuantizationObjective
@@ -196,6 +196,41 @@ def test_the_model_can_be_trained_anew_from_each_seed(study, objective, graph):
     assert final.retrained
     assert seeds == [1000, 1001]
     assert "test, 2 trainings" in str(report(study))
+
+
+def test_baselines_are_tested_on_the_same_trainings(study, objective, graph):
+    space = objective.search_space
+    uniform = {f"uniform {w}": space.from_params(space.uniform_params(w)) for w in (2, 4, 8)}
+    exact = {"float32": objective.full_precision}
+    final = final_report(study, objective, graph, seeds=2, baselines={**uniform, **exact})
+    assert FinalResult.load(study) == final
+    assert list(final.baselines) == ["uniform 2", "uniform 4", "uniform 8", "float32"]
+    same = final.baselines["float32"]
+    assert same.test == final.full_precision_test
+    assert (same.flips, same.test_drop, same.test_drop_interval) == (0.0, 0.0, (0.0, 0.0))
+    chosen = report(study)
+    assert chosen.trial == final.trial
+    baseline = next(final.baselines[name] for name, bits in uniform.items() if bits == chosen.bits)
+    assert baseline.test == final.quantized_test
+    assert baseline.memory_bytes == chosen.honest.memory_bytes
+    assert baseline.test_drop_interval == final.test_drop_interval
+    assert "test of uniform 2" in str(chosen)
+    assert '"uniform 8": {' in to_json(chosen)
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        (BitWidths({}), "baseline 'mine': expected the sites of the study, differs in conv"),
+        (3, r"baseline 'mine': expected widths of \[1, 2, 4, 8, 32\], which the .* got \[3\]"),
+    ],
+)
+def test_a_baseline_that_cannot_be_measured_is_refused(bits, message, study, objective, graph):
+    if isinstance(bits, int):
+        bits = BitWidths(dict.fromkeys(objective.full_precision, bits))
+    with pytest.raises(ValueError, match=message):
+        final_report(study, objective, graph, seeds=2, baselines={"mine": bits})
+    assert FinalResult.load(study) is None
 
 
 def test_a_new_best_trial_opens_the_test_nodes_again_and_says_so(study, objective, graph):

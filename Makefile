@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test lint format bench reproduce clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,24 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
+
+# The paper's tables and figures, in one database; it goes on where it was stopped.
+ROOT ?= data
+REPRODUCTION := storage/reproduction.db
+STUDY := $(BIN)/python studies
+ifdef QUICK
+reproduce: $(STAMP)
+	$(STUDY)/figure1.py --quick
+	$(STUDY)/table3.py --quick --storage storage/quick.db --out storage/quick
+	$(STUDY)/figure7.py --quick --storage storage/quick.db
+	$(STUDY)/figure8.py --quick --storage storage/quick.db
+else
+reproduce: $(STAMP)
+	$(STUDY)/figure1.py --root $(ROOT)
+	$(STUDY)/table3.py --root $(ROOT) --storage $(REPRODUCTION) --out storage/reproduction
+	$(STUDY)/figure7.py --root $(ROOT) --storage $(REPRODUCTION)
+	$(STUDY)/figure8.py --root $(ROOT) --storage $(REPRODUCTION)
+endif
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

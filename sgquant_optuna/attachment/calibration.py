@@ -20,7 +20,7 @@ from sgquant_optuna.attachment.site_quantizer import SiteQuantizer
 from sgquant_optuna.attachment.typed_inputs import FEATURES
 from sgquant_optuna.attachment.unused_features import leave_out_unused
 from sgquant_optuna.exceptions import ModelError
-from sgquant_optuna.graph.forward_pass import Forward
+from sgquant_optuna.graph.forward_pass import Forward, forward
 from sgquant_optuna.graph.node_types import Graph
 from sgquant_optuna.quantization.input_stores import InputContent
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize
@@ -30,7 +30,7 @@ from sgquant_optuna.quantization.sites import Site
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, data: Graph, *, candidates: Sequence[int], forward: Forward
+    model: nn.Module, data: Graph, *, candidates: Sequence[int], forward: Forward = forward
 ) -> FeatureLayout:
     """Measure every range and every size in one forward pass, once for all trials.
 
@@ -47,7 +47,8 @@ def calibrate(
         candidates:
             Bit widths to measure ranges for.
         forward:
-            Function that calls the model with the graph.
+            Function that calls the model with the graph; by default with the columns that it
+            needs.
 
     Returns:
         Size of each site, in the order of the forward pass. A degree bucket without nodes has no

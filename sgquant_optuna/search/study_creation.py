@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
@@ -63,7 +65,9 @@ def create_study(
     study = WorkersStudy.of(made)
     objective.sign(study)
     if study.metric_names != objective.metric_names:
-        study.set_metric_names(objective.metric_names)
+        with warnings.catch_warnings():  # the names are Optuna's own since 3.2
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(objective.metric_names)
     return study
 
 

@@ -19,8 +19,17 @@ STUDIES = Path(__file__).parents[2] / "studies"
             ["own-model: bits of trial", " fresh seeds", "promise"],
         ),
         (
-            ["paper.py", "--n-trials", "2", "--only", "gcn/digits"],
-            ["paper-gcn-digits", "memory, paper"],
+            ["table3.py", "--quick", "--n-trials", "2", "--only", "gcn/Cora"],
+            ["table3-gcn-digits: bits of", "test of uniform 8", "test of inputs 1, hidden 8"],
+        ),
+        (["figure1.py", "--quick"], ["gcn", "digits", "weights"]),
+        (
+            ["figure7.py", "--quick", "--n-trials", "1", "--only", "gcn/Cora"],
+            ["figure7-gcn-digits-uniform", "figure7-gcn-digits-lwq+cwq+taq", "test of trial 0"],
+        ),
+        (
+            ["figure8.py", "--quick", "--n-trials", "5", "--seeds", "1", "--only", "gcn/Cora"],
+            ["cost models", "paper", "TPE", "random"],
         ),
         (
             ["granularity.py", "--n-trials", "2", "--model", "gcn"],
@@ -32,6 +41,7 @@ def test_a_study_runs_with_a_few_trials(arguments, words, monkeypatch, capsys):
     path = STUDIES / arguments[0]
     assert len(path.read_text().splitlines()) <= 60
     monkeypatch.setattr(sys, "argv", [str(path), *arguments[1:]])
+    monkeypatch.syspath_prepend(STUDIES)  # as python does for the file that it runs
     runpy.run_path(str(path), run_name="__main__")
     out = capsys.readouterr().out
     assert all(word in out for word in words)

@@ -1,5 +1,5 @@
 """The command ``sgquant``."""
 
-from sgquant_optuna.cli.app import main
+from sgquant_optuna.cli.app import main, run
 
-__all__ = ["main"]
+__all__ = ["main", "run"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +28,7 @@ from sgquant_optuna.search.workers.worker_processes import BAD_INPUT, DELETED
 
 FAILED = 1
 INTERRUPTED = 130
+_STOPPED = (INTERRUPTED, 143)  # by Ctrl+C, by SIGTERM
 
 _LONGEST_ERROR = 2000  # characters
 
@@ -80,6 +83,24 @@ def options(
     Exit codes: 0 done, 1 a worker or its database failed, 2 bad input, 3 the study was
     deleted under its workers, 130 stopped by Ctrl+C, 143 by SIGTERM.
     """
+
+
+def run() -> None:
+    """Run the command line of this process; after a stop, end the process at once.
+
+    Whoever stops it waits for its end, and the interpreter takes a second or more on a busy
+    machine to take down what it has imported. Nothing is left to do then but to flush.
+    """
+    try:
+        main()
+    except SystemExit as stop:
+        if stop.code not in _STOPPED:
+            raise
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a reader that is gone, a stream that is closed
+                stream.flush()
+        os._exit(stop.code)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,13 @@ import optuna
 from optuna.storages import BaseStorage
 
 from sgquant_optuna.search.preparation import join_search
-from sgquant_optuna.search.workers.stopping import Stopped, Stopper, stop_with_parent
+from sgquant_optuna.search.workers.stopping import (
+    PARENT_MARGIN,
+    Stopped,
+    Stopper,
+    ended_after,
+    stop_with_parent,
+)
 from sgquant_optuna.search.workers.worker import run_worker
 from sgquant_optuna.search.workers.worker_processes import WorkerProcesses
 
@@ -134,7 +140,7 @@ def run_processes(
 
         return run_on_dask(scheduler, arguments, count, environment=environment, show=show)
     workers = WorkerProcesses(arguments, count, environment=environment, grace=grace, show=show)
-    with workers.forwarding_signals():
+    with workers.forwarding_signals(), ended_after(grace + PARENT_MARGIN):
         with contextlib.suppress(KeyboardInterrupt):
             while workers.watch():
                 time.sleep(_POLL)

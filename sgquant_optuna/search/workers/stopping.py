@@ -82,7 +82,7 @@ class Stopper:
             return
         alarm = signal.signal(signal.SIGALRM, self._on_alarm)
         try:
-            with on_signals(self._on_signal), _ended_after(self.grace + self._margin):
+            with on_signals(self._on_signal), ended_after(self.grace + self._margin):
                 yield self
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -146,7 +146,7 @@ class Stopper:
 
 
 @contextmanager
-def _ended_after(seconds: float) -> Iterator[None]:
+def ended_after(seconds: float) -> Iterator[None]:
     """End the process if the block lasts longer than some seconds after a signal.
 
     Python handles a signal between two of its own steps. A call that waits in C, for a lock of

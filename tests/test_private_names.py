@@ -42,7 +42,6 @@ IMPORTED = {
 # Class -> method that is overridden, called or repeated -> its parameters.
 METHODS = {
     "optuna.storages.RDBStorage": {
-        "_build_frozen_trial_from_trial_model": ["self", "trial"],
         "_create_new_trial": ["self", "study_id", "template_trial"],
         "_get_best_trial_id": ["self", "study_id", "direction"],
         "_get_prepared_new_trial": ["self", "study_id", "template_trial", "session"],

@@ -34,7 +34,7 @@ from sgquant_optuna.storage.heartbeat import is_heartbeat_due_at_creation
 from sgquant_optuna.storage.limits import limit_waits
 from sgquant_optuna.storage.processes import birth_signature
 from sgquant_optuna.storage.read_only import READING, is_reading, mark_readers, only_reading
-from sgquant_optuna.storage.reading import with_details
+from sgquant_optuna.storage.reading import frozen_trials
 from sgquant_optuna.storage.refused_values import attributes_of, name_refused, naming
 from sgquant_optuna.storage.retries import (
     REPEATABLE,
@@ -215,8 +215,8 @@ class StudyDatabase(RDBStorage):
         """Read a trial; see Optuna's base class."""
         with _create_scoped_session(self.scoped_session) as session:
             model = models.TrialModel.find_or_raise_by_id(trial_id, session)
-            (trial,) = with_details([model], [trial_id], session)
-            return self._build_frozen_trial_from_trial_model(trial)  # type: ignore[arg-type]
+            (trial,) = frozen_trials([model], [trial_id], session)
+            return trial
 
     def _get_trials(
         self,
@@ -246,9 +246,9 @@ class StudyDatabase(RDBStorage):
             if not found:
                 models.StudyModel.find_or_raise_by_id(study_id, session)
             return [
-                self._build_frozen_trial_from_trial_model(trial)  # type: ignore[arg-type]
-                for trial in with_details(found, wanted, session)
-                if trial.trial_id > trial_id_greater_than or trial.trial_id in included_trial_ids
+                trial
+                for trial in frozen_trials(found, wanted, session)
+                if trial._trial_id > trial_id_greater_than or trial._trial_id in included_trial_ids
             ]
 
     def _set_trial_param(self, *param: Any) -> None:

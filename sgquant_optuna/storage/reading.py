@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from types import SimpleNamespace
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.distributions import json_to_distribution
 from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial
 
 _PARAM, _VALUE, _STEP, _USER, _SYSTEM = _KINDS = range(5)
 _VALUE_TYPES = {kind.name: kind for kind in models.TrialValueModel.TrialValueType}
@@ -17,8 +21,11 @@ _STEP_TYPES = {
 }
 
 
-def with_details(trials: Sequence[Any], which: Any, session: Any) -> list[SimpleNamespace]:
-    """Return trials with everything that ``RDBStorage`` builds its frozen trials from.
+def frozen_trials(trials: Sequence[Any], which: Any, session: Any) -> list[FrozenTrial]:
+    """Return trials as ``RDBStorage`` builds them, in less memory.
+
+    A study of many trials is held whole by each worker, so what is equal in all of them is held
+    once: the distributions, and the names of parameters and attributes.
 
     Args:
         trials:
@@ -31,47 +38,53 @@ def with_details(trials: Sequence[Any], which: Any, session: Any) -> list[Simple
     found: dict[int, list[list[Any]]] = defaultdict(lambda: [[] for _ in _KINDS])
     for row in session.execute(_details(which)) if trials else ():
         found[row.trial_id][row.kind].append(row)
-    return [_detailed(trial, found[trial.trial_id]) for trial in trials]
+    return [_frozen(trial, found[trial.trial_id]) for trial in trials]
 
 
-def _detailed(trial: Any, rows: list[list[Any]]) -> SimpleNamespace:
-    return SimpleNamespace(
-        trial_id=trial.trial_id,
+def _frozen(trial: Any, rows: list[list[Any]]) -> FrozenTrial:
+    for kind in (_PARAM, _VALUE, _USER, _SYSTEM):
+        rows[kind].sort(key=lambda row: row.place)
+    distributions = {sys.intern(row.name): _distribution(row.content) for row in rows[_PARAM]}
+    return FrozenTrial(
         number=trial.number,
         state=trial.state,
+        value=None,
+        values=[
+            models.TrialValueModel.stored_repr_to_value(row.value, _VALUE_TYPES[row.content])
+            for row in rows[_VALUE]
+        ]
+        or None,
         datetime_start=trial.datetime_start,
         datetime_complete=trial.datetime_complete,
-        params=[
-            SimpleNamespace(
-                param_id=row.place,
-                param_name=row.name,
-                param_value=row.value,
-                distribution_json=row.content,
-            )
-            for row in rows[_PARAM]
-        ],
-        values=[
-            SimpleNamespace(
-                objective=row.place, value=row.value, value_type=_VALUE_TYPES[row.content]
-            )
-            for row in rows[_VALUE]
-        ],
-        intermediate_values=[
-            SimpleNamespace(
-                step=row.place,
-                intermediate_value=row.value,
-                intermediate_value_type=_STEP_TYPES[row.content],
+        params={
+            name: distribution.to_external_repr(row.value)
+            for (name, distribution), row in zip(distributions.items(), rows[_PARAM], strict=True)
+        },
+        distributions=distributions,
+        user_attrs=_attributes(rows[_USER]),
+        system_attrs=_attributes(rows[_SYSTEM]),
+        intermediate_values={
+            row.place: models.TrialIntermediateValueModel.stored_repr_to_intermediate_value(
+                row.value, _STEP_TYPES[row.content]
             )
             for row in rows[_STEP]
-        ],
-        user_attributes=_attributes(rows[_USER]),
-        system_attributes=_attributes(rows[_SYSTEM]),
+        },
+        trial_id=trial.trial_id,
     )
 
 
-def _attributes(rows: list[Any]) -> list[SimpleNamespace]:
-    rows.sort(key=lambda row: row.place)
-    return [SimpleNamespace(key=row.name, value_json=row.content) for row in rows]
+_distribution = lru_cache(4096)(json_to_distribution)
+
+
+def _attributes(rows: list[Any]) -> dict[str, Any]:
+    return {
+        sys.intern(row.name): json.loads(row.content, object_pairs_hook=_with_shared_names)
+        for row in rows
+    }
+
+
+def _with_shared_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {sys.intern(name): value for name, value in pairs}
 
 
 def _details(which: Any) -> sa.CompoundSelect[Any]:

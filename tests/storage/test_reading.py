@@ -49,3 +49,19 @@ def test_trials_are_read_as_optuna_reads_them(storage):
         storage.get_trial(10**6)
     with pytest.raises(KeyError):
         storage.get_all_trials(10**6)
+
+
+def test_what_is_equal_in_all_trials_is_held_once(storage):
+    study = optuna.create_study(storage=storage)
+    for value in (1, 2):
+        trial = study.ask()
+        trial.suggest_categorical("conv1/embedding", (1, 2))
+        trial.set_user_attr("bit_widths", {"conv1/embedding": value})
+        study.tell(trial, value)
+    first, second = storage.get_all_trials(study._study_id)
+    assert first.distributions["conv1/embedding"] is second.distributions["conv1/embedding"]
+    for of in ("params", "distributions", "user_attrs"):
+        (one, *_), (other, *_) = getattr(first, of), getattr(second, of)
+        assert one is other
+    widths = [list(trial.user_attrs["bit_widths"])[0] for trial in (first, second)]
+    assert widths[0] is widths[1]

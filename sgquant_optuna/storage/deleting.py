@@ -38,6 +38,7 @@ def delete_rows(study_id: int, session: Any) -> None:
     locked = sa.select(trial.trial_id).where(trial.study_id == study_id).with_for_update()
     # By their numbers: MariaDB would read, and lock, whole tables for a subquery.
     ids = session.scalars(locked).all()
+    _keep_from_reuse(max(study_id, *ids, 0), session.connection())
     for start in range(0, len(ids), _MAX_IDS):
         some = ids[start : start + _MAX_IDS]
         for model in (*_OF_TRIALS, trial):
@@ -48,3 +49,30 @@ def delete_rows(study_id: int, session: Any) -> None:
 
 def _delete(session: Any, model: Any, rows: sa.ColumnElement[bool]) -> None:
     session.execute(sa.delete(model).where(rows).execution_options(synchronize_session=False))
+
+
+def _keep_from_reuse(highest: int, connection: sa.Connection) -> None:
+    """Note that numbers up to one were given out.
+
+    SQLite gives the number after the highest that is left, so a new study and its trials could get
+    those of a deleted one, and a worker of that would write into them. A server never does so.
+    """
+    if connection.dialect.name == "sqlite" and highest > _highest_known(connection):
+        connection.exec_driver_sql(f"PRAGMA user_version = {highest:d}")
+
+
+def _highest_known(connection: sa.Connection) -> int:
+    return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+
+
+def _number_after_deleted(mapper: object, connection: sa.Connection, row: Any) -> None:
+    """Give a row of SQLite a number that no deleted one had."""
+    if connection.dialect.name != "sqlite" or not (known := _highest_known(connection)):
+        return
+    (key,) = sa.inspect(type(row)).primary_key
+    last = connection.execute(sa.select(sa.func.max(key))).scalar_one() or 0
+    setattr(row, key.name, max(last, known) + 1)
+
+
+for _numbered in (models.StudyModel, models.TrialModel):
+    sa.event.listen(_numbered, "before_insert", _number_after_deleted)

@@ -146,3 +146,22 @@ def test_a_proxy_and_the_cache_of_the_dashboard_delete_by_the_same_door(tmp_path
     finally:
         remote.close()
         proxy.kill()
+
+
+def test_numbers_of_a_deleted_study_are_never_given_again(storage):
+    optuna.create_study(storage=storage, study_name="kept").optimize(measure, n_trials=1)
+    old = optuna.create_study(storage=storage, study_name="s")
+    old.optimize(measure, n_trials=3)
+    running = old.ask()
+    optuna.delete_study(study_name="s", storage=storage)
+    new = optuna.create_study(storage=storage, study_name="s")
+    assert new._study_id > old._study_id
+    new.optimize(measure, n_trials=2)
+    assert [trial.number for trial in new.trials] == [0, 1]
+    assert min(trial._trial_id for trial in new.trials) > running._trial_id
+    before = new.trials
+    with pytest.raises(KeyError):
+        running.set_user_attr("a", 2)
+    with pytest.raises((KeyError, sa.exc.IntegrityError)):
+        old.optimize(measure, n_trials=1)
+    assert new.trials == before

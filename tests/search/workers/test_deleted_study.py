@@ -148,7 +148,6 @@ def test_optimize_in_python_is_told_and_another_study_of_the_name_is_no_excuse(
 ):
     storage = open_storage(tmp_path / "s.db")
     study = create_study(objective, storage=storage, study_name="mine", seed=0)
-    optuna.create_study(storage=storage, study_name="later")  # so that its number is not reused
 
     def replace(study, trial):
         optuna.delete_study(study_name="mine", storage=storage)

@@ -40,8 +40,8 @@ def fresh_database(backend: str, folder: Path) -> Iterator[str]:
 class Proxy:
     """A process that serves a database on a free port; it can be killed and started again."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, storage: Path | str) -> None:
+        self._storage = storage
         self.port = free_port()
         self.url = f"grpc://127.0.0.1:{self.port}"
 
@@ -50,7 +50,7 @@ class Proxy:
             "import sys; from sgquant_optuna.storage import serve_storage; "
             "serve_storage(sys.argv[1], port=int(sys.argv[2]), ready=lambda: print(flush=True))"
         )
-        command = [sys.executable, "-c", code, str(self._file), str(self.port)]
+        command = [sys.executable, "-c", code, str(self._storage), str(self.port)]
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )

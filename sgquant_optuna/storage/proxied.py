@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 13000
 KEEPALIVE = 20  # seconds without a message after which each side asks the other for a sign
+REFUSAL = "OUT_OF_RANGE"  # gRPC status of what the database refuses; Optuna uses it for nothing
 _KEEPALIVE_ANSWER = 10  # seconds
 _CONNECT_SECONDS = 10.0
 _DEADLINE = 60.0  # seconds of a call
@@ -123,8 +124,15 @@ retry_methods(HeartbeatProxy, _REPEATABLE)
 
 
 def _call_in_time(name: str, call: Any, request: Any) -> Any:
+    import grpc
+
     with told_if_long(f"proxy: {name}"):
-        return call(request, timeout=_DEADLINE)
+        try:
+            return call(request, timeout=_DEADLINE)
+        except grpc.RpcError as error:
+            if error.code().name != REFUSAL:
+                raise
+            raise StorageError(error.details()) from error
 
 
 class HeartbeatJournal(AttributeHeartbeat, JournalStorage):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import get_storage
 
+from sgquant_optuna.exceptions import StorageError
 from sgquant_optuna.storage.databases import StudyDatabase
 from sgquant_optuna.storage.opening import open_storage
-from sgquant_optuna.storage.proxied import DEFAULT_PORT, KEEPALIVE
+from sgquant_optuna.storage.proxied import DEFAULT_PORT, KEEPALIVE, REFUSAL
 from sgquant_optuna.storage.urls import missing_driver, resolve_url
 
 
@@ -64,6 +66,7 @@ def serve_storage(
     # its port: each would get half of the workers. gRPC takes this option from its caller alone.
     server = grpc.server(
         ThreadPoolExecutor(max_workers=threads),
+        interceptors=[_refusals()],
         options=[
             ("grpc.so_reuseport", 0),
             # Workers that ask for a sign more often are sent away by default.
@@ -83,3 +86,26 @@ def serve_storage(
     server.start()
     ready()
     server.wait_for_termination()
+
+
+def _refusals() -> Any:
+    """Return what sends an error of ours as such; it would look like an outage to a worker."""
+    import grpc
+
+    class Refusals(grpc.ServerInterceptor):
+        def intercept_service(self, continuation: Any, details: Any) -> Any:
+            handler = continuation(details)
+            if handler is None or handler.unary_unary is None:
+                return handler
+
+            def call(request: Any, context: Any) -> Any:
+                try:
+                    return handler.unary_unary(request, context)
+                except StorageError as error:
+                    context.abort(grpc.StatusCode[REFUSAL], str(error))
+
+            return grpc.unary_unary_rpc_method_handler(
+                call, handler.request_deserializer, handler.response_serializer
+            )
+
+    return Refusals()

@@ -194,7 +194,11 @@ def test_a_client_that_leaves_takes_no_thread_with_it():
             for _ in range(6):
                 with connected(port) as client:
                     client.sendall(sent)
-        assert get(port) == (200, b"a page")
+        # On a busy machine their requests still fill the threads and the queue for a moment.
+        until = time.monotonic() + QUICK.silence + QUICK.transfer
+        while get(port)[0] == 503 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert [get(port) for _ in range(3)] == [(200, b"a page")] * 3
 
 
 def test_a_failing_application_is_told_and_the_next_request_is_answered(capsys):

@@ -11,7 +11,7 @@ from typing import Any
 
 from sgquant_optuna.exceptions import SgquantError
 from sgquant_optuna.search.workers.stopping import on_signals
-from sgquant_optuna.search.workers.worker_processes import WorkerProcesses, shared_code
+from sgquant_optuna.search.workers.worker_processes import WorkerProcesses, say, shared_code
 
 _logger = logging.getLogger(__name__)
 _POLL = 0.5  # seconds
@@ -43,7 +43,7 @@ def run_on_dask(
         environment:
             Variables of the processes; the scheduler sees them.
         show:
-            Function that takes the errors of the processes; the log of this package by default.
+            Function that takes the errors of the processes; the standard error by default.
 
     Returns:
         Exit code as of :class:`WorkerProcesses`.
@@ -85,7 +85,7 @@ def run_on_dask(
                 stop.set()
                 name = signal.Signals(stopped_by).name
                 _logger.warning("%s: the workers give back their trials", name)
-        return _exit_code(futures, stopped_by, show or _logger.error)
+        return _exit_code(futures, stopped_by, show or say)
 
 
 def _exit_code(futures: Sequence[Any], stopped_by: int | None, show: Callable[[str], None]) -> int:

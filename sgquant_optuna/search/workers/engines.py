@@ -138,7 +138,8 @@ def run_processes(
     if scheduler is not None:
         from sgquant_optuna.search.workers.dask_cluster import run_on_dask
 
-        return run_on_dask(scheduler, arguments, count, environment=environment, show=show)
+        with ended_after(grace + PARENT_MARGIN):
+            return run_on_dask(scheduler, arguments, count, environment=environment, show=show)
     workers = WorkerProcesses(arguments, count, environment=environment, grace=grace, show=show)
     with workers.forwarding_signals(), ended_after(grace + PARENT_MARGIN):
         with contextlib.suppress(KeyboardInterrupt):

@@ -201,7 +201,7 @@ class WorkerProcesses(RestartedProcesses):
             **({"OMP_NUM_THREADS": str(threads_for(count))} if count > 1 else {}),
             **environment,
         }
-        self._show = show or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._show = show or say
         super().__init__(count, **options)
 
     def _ended(self, slot: Slot, code: int) -> None:
@@ -237,6 +237,11 @@ class WorkerProcesses(RestartedProcesses):
                 elif self._shows_errors_alone:
                     continue
                 self._show(line)
+
+
+def say(line: str) -> None:
+    """Write a line of a process to the standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def shared_code(codes: Collection[int]) -> int | None:

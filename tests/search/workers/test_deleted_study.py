@@ -73,6 +73,21 @@ def test_the_parent_of_two_workers_says_it_once_and_restarts_none(tmp_path):
     assert parent.returncode == 3
 
 
+@pytest.mark.slow
+def test_the_driver_of_a_dask_cluster_says_it_once(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    storage = open_storage(tmp_path / "s.db")
+    prepare_search(a_plan(n_trials=5000), storage, artifacts_of(tmp_path))
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None
+    ) as cluster:
+        where = ("--engine", "dask", "--scheduler", cluster.scheduler_address)
+        driver = start_worker(str(tmp_path / "s.db"), tmp_path, "--n-jobs", "2", *where)
+        delete_when_both_work(storage)
+        assert driver.communicate(timeout=60)[1] == LINE
+    assert driver.returncode == 3
+
+
 def test_a_script_in_two_processes_raises_it_once(tmp_path):
     script = start(tmp_path, GUARDED, trials=5000, epochs=1)
 

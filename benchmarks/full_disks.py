@@ -50,7 +50,7 @@ def write_to_a_full_disk(processes: ForkServerContext) -> Row:
     with TemporaryDirectory() as name, full_disk(megabytes=_MEGABYTES) as disk:
         commands = _Commands(processes, Path(name))
         search = ["search", *_QUICK, "--final-seeds", "2", "--n-trials", "3", "--quiet"]
-        code, lines = commands.run(*search, "--study", "small")
+        code, lines = commands.run(*search, "--name", "small")
         if code:
             row.remarks.append(f"search: exit code {code}, {lines[-1:]}")
             return row
@@ -63,7 +63,7 @@ def write_to_a_full_disk(processes: ForkServerContext) -> Row:
         ):
             path = disk.folder / file
             _judge(row, what, disk, lambda c=command, p=path: commands.run(*c, "--out", str(p)))
-        models = ["init", *_QUICK, "--study", "other", "--artifacts", str(disk.folder / "models")]
+        models = ["init", *_QUICK, "--name", "other", "--artifacts", str(disk.folder / "models")]
         _judge(row, "artifacts", disk, lambda: commands.run(*models))
     return row
 

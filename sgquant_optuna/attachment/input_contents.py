@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sgquant_optuna.graph.sparse_features import SparseFeatures
-from sgquant_optuna.quantization.input_stores import MAX_VALUES, InputContent
+from sgquant_optuna.quantization.gap_codes import GapCode
+from sgquant_optuna.quantization.input_stores import MAX_VALUES, InputContent, SparseContent
 from sgquant_optuna.quantization.quantizers import FeatureQuantizer
 from sgquant_optuna.quantization.row_values import row_values
+from sgquant_optuna.quantization.sites import FULL_PRECISION
 
 _FIRST_VALUES = 1 << 20
 """Values that are counted first: most real features have more than 256 distinct ones there."""
@@ -36,17 +37,20 @@ def input_contents(
     dense = _dense(x)
     rows = torch.zeros(len(dense), dtype=torch.long) if bucket is None else bucket.cpu()
     contents = {number: exact_content(dense[rows == number]) for number in rows.unique().tolist()}
-    # A width can be lossless only where the values are few, in all or in a row.
+    # Of many values that are rarely zero, a width leaves nothing that another store holds.
     masks = {
         number: rows == number
         for number, content in contents.items()
-        if (content.num_values, content.row_value) != (None, None)
+        if content.row_value is not None or _is_special(content.by_width[FULL_PRECISION])
     }
-    lossless, keeps_zero = _lossless_widths(quantizer, x, dense, bucket, masks)
-    return {
-        number: replace(content, keeps_zero=keeps_zero, lossless=tuple(lossless.get(number, ())))
-        for number, content in contents.items()
-    }
+    chosen = quantizer.bit_widths
+    for width in quantizer.candidates if masks else ():
+        quantizer.set_bit_widths((width,) * quantizer.num_buckets)
+        left = _dense(quantizer(x, bucket))
+        for number, mask in masks.items():
+            contents[number] = with_width(contents[number], width, dense[mask], left[mask])
+    quantizer.set_bit_widths(chosen)
+    return contents
 
 
 def exact_content(x: Tensor) -> InputContent:
@@ -56,14 +60,47 @@ def exact_content(x: Tensor) -> InputContent:
         x:
             Rows, ``[R, F]``.
     """
-    counts, found = torch.count_nonzero(x, dim=1), row_values(x)
+    found = row_values(x)
     return InputContent(
-        num_nonzeros=int(counts.sum()),
-        max_row_nonzeros=int(counts.max()),
-        num_values=_count_nonzero_values(x),
-        keeps_zero=True,
+        by_width={FULL_PRECISION: _sparse_content(x)},
         row_value=None if found is None else found[0],
     )
+
+
+def with_width(content: InputContent, width: int, x: Tensor, left: Tensor) -> InputContent:
+    """Add what a bit width leaves to the content of some rows.
+
+    Args:
+        content:
+            Content of the rows.
+        width:
+            Bit width.
+        x:
+            The rows as they are, ``[R, F]``.
+        left:
+            The same, quantized.
+    """
+    if torch.equal(x, left):
+        described = content.by_width[FULL_PRECISION]
+        lossless = (*content.lossless, width)
+    else:
+        described, lossless = _sparse_content(left), content.lossless
+    return replace(content, by_width={**content.by_width, width: described}, lossless=lossless)
+
+
+def _sparse_content(x: Tensor) -> SparseContent:
+    counts = torch.count_nonzero(x, dim=1)
+    is_sparse = 2 * int(counts.sum()) <= x.numel()
+    return SparseContent(
+        num_nonzeros=int(counts.sum()),
+        max_row_nonzeros=int(counts.max()) if len(counts) else 0,
+        num_values=_count_nonzero_values(x),
+        gap_bits=GapCode.of(x).num_bits if is_sparse else None,
+    )
+
+
+def _is_special(content: SparseContent) -> bool:
+    return content.num_values is not None or content.gap_bits is not None
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -78,30 +115,3 @@ def _count_nonzero_values(x: Tensor) -> int | None:
     found = x.unique()
     number = int(torch.count_nonzero(found))
     return number if number <= MAX_VALUES else None
-
-
-def _lossless_widths(
-    quantizer: FeatureQuantizer,
-    x: Tensor,
-    dense: Tensor,
-    bucket: Tensor | None,
-    masks: Mapping[int, Tensor],
-) -> tuple[dict[int, list[int]], bool]:
-    """Return the candidates that change no value of a bucket, and whether all keep zero.
-
-    ``masks`` holds the rows, ``[N]`` bool, of each bucket to compare.
-    """
-    lossless: dict[int, list[int]] = {number: [] for number in masks}
-    keeps_zero = True
-    chosen = quantizer.bit_widths
-    for width in quantizer.candidates:
-        quantizer.set_bit_widths((width,) * quantizer.num_buckets)
-        keeps_zero = keeps_zero and quantizer.keeps_zero()
-        if not masks:
-            continue
-        same = (_dense(quantizer(x, bucket)) == dense).all(dim=1).cpu()
-        for number, mask in masks.items():
-            if bool(same[mask].all()):
-                lossless[number].append(width)
-    quantizer.set_bit_widths(chosen)
-    return lossless, keeps_zero

@@ -21,7 +21,7 @@ from torch import Tensor
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.storage.out_files import replacing
 
-VERSION = 2
+VERSION = 3
 _KEY = "sgquant_optuna"
 _DAMAGES = (
     SafetensorError,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from sgquant_optuna.attachment.input_contents import exact_content
+from sgquant_optuna.attachment.input_contents import exact_content, with_width
 from sgquant_optuna.exceptions import GraphError
 from sgquant_optuna.graph.columns import check_edges, check_finite_features, check_type, column
 from sgquant_optuna.graph.degree_buckets import AddDegreeBuckets
@@ -197,21 +197,21 @@ class GraphPacker:
 
     def _on_graph(self, site: ModelSite, x: Tensor, bucket: Tensor | None) -> ModelSite:
         """Return a site with its sizes on another graph."""
-        sizes, keeps_zero = {}, self._keeps_zero(site)
+        sizes = {}
         numbers = [0] if bucket is None else bucket.unique().tolist()
         for number in numbers:
             rows, width = (x if bucket is None else x[bucket == number]), site.bit_widths[number]
-            content = replace(exact_content(rows), keeps_zero=keeps_zero)
-            if width != FULL_PRECISION and (content.num_values, content.row_value) != (None, None):
+            content = exact_content(rows)
+            if width != FULL_PRECISION:
                 scale, zero_point = (part[number] for part in self._ranges_of(site))
                 fake = fake_quantize(
                     rows, scale, zero_point, width, rounding=self._header.config.rounding
                 )
-                content = replace(content, lossless=(width,) if torch.equal(fake, rows) else ())
+                content = with_width(content, width, rows, fake)
             known = next(iter(site.sizes.values()))
             num_ranges = known.num_columns if site.axis == "column" else 1
             sizes[number] = SiteSize(len(rows), known.num_columns, num_ranges, content)
-        is_sparse = keeps_zero and isinstance(as_sparse_features(x), SparseFeatures)
+        is_sparse = self._keeps_zero(site) and isinstance(as_sparse_features(x), SparseFeatures)
         return replace(site, sizes=sizes, sparse=is_sparse)
 
     def _keeps_zero(self, site: ModelSite) -> bool:

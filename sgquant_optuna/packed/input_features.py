@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sgquant_optuna.exceptions import GraphError, PackingError
 from sgquant_optuna.graph.sparse_products import csr
@@ -22,6 +21,7 @@ from sgquant_optuna.packed.checks import (
     check_tensor,
     check_widths,
 )
+from sgquant_optuna.packed.gap_places import PLACES, GapPlaces, encode
 from sgquant_optuna.packed.integers import pack_integers, read_integer_run, read_integers
 from sgquant_optuna.quantization.affine import dequantize, fake_quantize, quantize
 from sgquant_optuna.quantization.input_stores import MAX_VALUES
@@ -51,8 +51,8 @@ class InputPart:
         shape:
             Number of rows and columns, ``(R, F)``.
         tensors:
-            Stored tensors: those of ``codes``, ``values``, ``counts``, ``columns``, ``scale`` and
-            ``zero_point`` that the store has.
+            Stored tensors: those of ``codes``, ``values``, ``scale``, ``zero_point``, and of
+            :class:`.GapPlaces`, that the store has.
         count_bits:
             Bits of the number of non-zeros of a row, in a sparse store.
 
@@ -83,13 +83,9 @@ class InputPart:
             )
         self.is_sparse, self.has_codebook = store.startswith("sparse"), "codebook" in store
         self.has_row_values = store in ROW_VALUE_STORES
-        if self.is_sparse:  # the start of each row is derived, so it is not stored
-            counts = read_integers(tensors["counts"], shape[0], count_bits)
-            self._crow = F.pad(counts.cumsum(0), (1, 0))
-            self._nnz = int(self._crow[-1])
-        self._check_tensors()
         if self.is_sparse:
-            self._check_columns()
+            self._places = GapPlaces(self.tensors, self.shape, count_bits)
+        self._check_tensors()
         if self.has_codebook:
             self._check_codes()
 
@@ -123,29 +119,27 @@ class InputPart:
             GraphError:
                 If the store is one of rows of one value, and a row has another.
         """
+        left = x
+        if bit_width != FULL_PRECISION and store != "rows":
+            left = fake_quantize(x, scale, zero_point, bit_width, rounding=rounding)
         tensors: dict[str, Tensor] = {}
         count_bits = 0
-        nonzero = x != 0
         if store.startswith("sparse"):
-            counts = nonzero.sum(dim=1)
+            counts = torch.count_nonzero(left, dim=1)
             count_bits = bits_for(int(counts.max()) if len(counts) else 0)
-            column = nonzero.nonzero()[:, 1]
-            tensors["counts"] = pack_integers(counts, count_bits)
-            tensors["columns"] = pack_integers(column, bits_for(max(0, x.shape[1] - 1)))
+            tensors |= encode(left, count_bits)
         if store in ROW_VALUE_STORES:
             tensors |= _row_value_tensors(x, store)
         elif "codebook" in store:
-            tensors |= _codebook(x, store, bit_width, scale, zero_point, rounding)
+            tensors |= _codebook(left, store)
         elif bit_width == FULL_PRECISION:
-            tensors["values"] = x[nonzero] if store == "sparse" else x
+            tensors["values"] = x[left != 0] if store == "sparse" else x
         else:
             tensors |= {"scale": scale, "zero_point": zero_point}
+            codes = quantize(x, scale, zero_point, bit_width, rounding=rounding)
             if store == "sparse":
-                ranges = scale.expand_as(x)[nonzero], zero_point.expand_as(x)[nonzero]
-                codes = quantize(x[nonzero], *ranges, bit_width, rounding=rounding)
-                tensors["codes"] = pack_integers(codes.long(), bit_width)
+                tensors["codes"] = pack_integers(codes[left != 0].long(), bit_width)
             else:
-                codes = quantize(x, scale, zero_point, bit_width, rounding=rounding)
                 tensors["codes"] = pack(codes, bit_width)
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         return cls(store, bit_width, (x.shape[0], x.shape[1]), tensors, count_bits)
@@ -169,18 +163,20 @@ class InputPart:
         """
         if not self.is_sparse:
             return self._decode(self._stored_rows(index), index[:, None])
-        counts = self._crow[index + 1] - self._crow[index]
+        crow = self._places.crow
+        counts = crow[index + 1] - crow[index]
         row = torch.arange(len(index), device=index.device).repeat_interleave(counts)
-        first = counts.cumsum(0) - counts
-        place = torch.arange(len(row), device=index.device) - first[row]
-        place += self._crow[index][row]
-        column = read_integers(self.tensors["columns"], self._nnz, self._column_bits, place)
+        place = (
+            torch.arange(len(row), device=index.device)
+            + (crow[index] - counts.cumsum(0) + counts)[row]
+        )
+        column = self._places.columns(index)
         if self.has_row_values:
             values = self._row_values(index)[row]
         elif "codes" not in self.tensors:
             values = self.tensors["values"][place]
         else:
-            codes = read_integers(self.tensors["codes"], self._nnz, self._code_bits, place)
+            codes = read_integers(self.tensors["codes"], self._num_codes, self._code_bits, place)
             values = self._decode(codes, index[row], column)
         out = torch.zeros(len(index), self.shape[1], device=index.device)
         out[row, column] = values
@@ -201,15 +197,16 @@ class InputPart:
         if not self.is_sparse:
             dense = self._decode(self._stored_rows(slice(start, stop)), index[:, None])
             return dense.to_sparse_csr() if sparse else dense
-        low, high = int(self._crow[start]), int(self._crow[stop])
-        crow = (self._crow[start : stop + 1] - low).int()
-        column = read_integer_run(self.tensors["columns"], self._nnz, self._column_bits, low, high)
+        low, high = (int(self._places.crow[row]) for row in (start, stop))
+        crow = (self._places.crow[start : stop + 1] - low).int()
+        column = self._places.columns(index).int()
         if self.has_row_values:
             values = self._row_values(index).repeat_interleave(crow.diff())
         elif "codes" not in self.tensors:
             values = self.tensors["values"][low:high]
         else:
-            codes = read_integer_run(self.tensors["codes"], self._nnz, self._code_bits, low, high)
+            packed, bits = self.tensors["codes"], self._code_bits
+            codes = read_integer_run(packed, self._num_codes, bits, low, high)
             by_row = "scale" in self.tensors and len(self.tensors["scale"]) > 1
             row = index.repeat_interleave(crow.diff()) if by_row else index
             values = self._decode(codes, row, column)
@@ -229,7 +226,7 @@ class InputPart:
     def _row_values(self, index: Tensor) -> Tensor:
         """Return the one value that the non-zeros of each row have, ``[n]`` float32."""
         if "values" not in self.tensors:
-            return reciprocals(self._crow[index + 1] - self._crow[index])
+            return reciprocals(self._places.crow[index + 1] - self._places.crow[index])
         if self.has_codebook:
             index = read_integers(self.tensors["codes"], self._num_codes, self._code_bits, index)
         return self.tensors["values"][index]
@@ -251,13 +248,9 @@ class InputPart:
         return dequantize(codes, scale, zero_point)
 
     @property
-    def _column_bits(self) -> int:
-        return bits_for(max(0, self.shape[1] - 1))
-
-    @property
     def _num_codes(self) -> int:
         """Number of codes of a sparse store: one for each row or non-zero."""
-        return self.shape[0] if self.has_row_values else self._nnz
+        return self.shape[0] if self.has_row_values else self._places.num_nonzeros
 
     @property
     def _code_bits(self) -> int:
@@ -274,8 +267,6 @@ class InputPart:
             sizes["values"] = (check_count(num_values, "values of a codebook", high=MAX_VALUES),)
         elif "values" in tensors:
             sizes["values"] = (self._num_codes,) if self.is_sparse else self.shape
-        if self.is_sparse:
-            sizes["columns"] = (integers_nbytes(self._nnz, self._column_bits),)
         if "codes" in tensors and self.is_sparse:
             sizes["codes"] = (integers_nbytes(self._num_codes, self._code_bits),)
         elif "codes" in tensors:
@@ -289,26 +280,6 @@ class InputPart:
             shapes = {(1, 1), (1, num_columns), (num_rows, 1)}
             ranges = tensors["scale"], tensors["zero_point"]
             check_ranges(*ranges, "the input", shapes, 2**self.bit_width - 1)
-
-    def _check_columns(self) -> None:
-        """Check that the columns of non-zeros exist and rise within each row.
-
-        A product reads the row that a column names, and a repeated column would count twice in a
-        product and once in a row.
-        """
-        last, num_columns = -1, self.shape[1]
-        for run in cut(slice(0, self._nnz), _BLOCK_INTEGERS):
-            ends = run.start, run.stop
-            column = read_integer_run(self.tensors["columns"], self._nnz, self._column_bits, *ends)
-            place = torch.arange(*ends, device=column.device)
-            row = torch.searchsorted(self._crow, place, right=True) - 1
-            at = row * num_columns + column
-            rises = int(at[0]) > last and not bool((at.diff() <= 0).any())
-            if int(column.max()) >= num_columns or not rises:
-                raise PackingError(
-                    f"columns of the input: expected rising ones below {num_columns} in each row"
-                )
-            last = int(at[-1])
 
     def _check_codes(self) -> None:
         """Check that every code has a value in the codebook."""
@@ -329,14 +300,7 @@ class InputPart:
                 )
 
 
-def _codebook(
-    x: Tensor,
-    store: str,
-    bit_width: int,
-    scale: Tensor,
-    zero_point: Tensor,
-    rounding: Rounding,
-) -> dict[str, Tensor]:
+def _codebook(x: Tensor, store: str) -> dict[str, Tensor]:
     """Return the values that ``x`` takes, and the code of each of its values or non-zeros."""
     if store.startswith("sparse"):
         values, place = x[x != 0].unique(return_inverse=True)
@@ -347,10 +311,6 @@ def _codebook(
         # Places are 8 bytes each: a block of rows at a time.
         blocks = x.split(BLOCK_ROWS)
         codes = torch.cat([pack(torch.searchsorted(values, rows), bits) for rows in blocks])
-    # With several ranges a codebook is used at a lossless width only.
-    if bit_width != FULL_PRECISION and scale.numel() == 1:
-        fake = fake_quantize(values[None], scale, zero_point, bit_width, rounding=rounding)
-        values = fake[0]
     return {"codes": codes, "values": values}
 
 
@@ -382,7 +342,7 @@ def _codebook_bits(store: str, num_values: int) -> int:
 
 def _names(store: str, bit_width: int) -> set[str]:
     """Return the names of the tensors of a store."""
-    names = {"counts", "columns"} if store.startswith("sparse") else set()
+    names = set(PLACES) if store.startswith("sparse") else set()
     if store == "sparse 1/count":
         return names
     if store == "sparse row values":

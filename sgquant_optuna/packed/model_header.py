@@ -34,7 +34,7 @@ from sgquant_optuna.attachment.hops import Port, hop_site
 from sgquant_optuna.attachment.layer_arguments import ROOT
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.graph.degree_edges import check_degree_edges
-from sgquant_optuna.packed.checks import MAX_BUCKETS, check_count, check_flag, check_widths
+from sgquant_optuna.packed.checks import MAX_BUCKETS, check_count, check_widths
 from sgquant_optuna.packed.feature_use import FeatureUse
 from sgquant_optuna.packed.input_features import CODE_STORES
 from sgquant_optuna.packed.packed_types import PackedTypes
@@ -107,8 +107,9 @@ class ModelSite:
     def count_bits(self, bucket: int) -> int:
         """Return the bits of the number of non-zeros of a row; 0 in a store without counts."""
         content = self.sizes[bucket].content
-        is_sparse = content is not None and self.store(bucket)[0].startswith("sparse")
-        return bits_for(content.max_row_nonzeros) if content is not None and is_sparse else 0
+        if content is None or not self.store(bucket)[0].startswith("sparse"):
+            return 0
+        return bits_for(content.by_width[self.bit_widths[bucket]].max_row_nonzeros)
 
     def stored_lines(self, bucket: Tensor | None) -> Tensor | slice:
         """Select the ranges that are stored: those of rows that are quantized.
@@ -416,11 +417,13 @@ def _check_layout(layout: Mapping[str, Any]) -> None:
         content = size["content"]
         if content is None:
             continue
-        check_count(content["num_nonzeros"], f"non-zeros of {name}", high=_MOST_VALUES)
-        check_count(content["max_row_nonzeros"], f"non-zeros of a row of {name}")
-        if content["num_values"] is not None:
-            check_count(content["num_values"], f"values of {name}")
-        check_flag(content["keeps_zero"], f"keeps_zero of {name}")
+        for one in content["by_width"].values():
+            check_count(one["num_nonzeros"], f"non-zeros of {name}", high=_MOST_VALUES)
+            check_count(one["max_row_nonzeros"], f"non-zeros of a row of {name}")
+            if one["num_values"] is not None:
+                check_count(one["num_values"], f"values of {name}")
+            if one["gap_bits"] is not None:
+                check_count(one["gap_bits"], f"bits of the gaps of {name}", high=_MOST_VALUES)
         if content["lossless"]:
             check_widths(content["lossless"], f"lossless widths of {name}")
         if content.get("row_value") not in (None, *get_args(RowValue)):

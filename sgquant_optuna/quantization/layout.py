@@ -82,3 +82,39 @@ def integer_planes(bits: int) -> tuple[int, ...]:
         (8, 2, 1)
     """
     return (8,) * (bits // 8) + (planes(bits % 8) if bits % 8 else ())
+
+
+NUM_CLASSES = 8
+"""Classes of the columns of a sparse store, by how often they are not zero."""
+PARAMETER_BITS = 4
+"""Bits of the parameter of a class."""
+ROWS_OF_START = 64
+"""Rows that share the stored start of their gaps."""
+
+
+def places_nbytes(num_rows: int, num_columns: int, most_in_row: int, gap_bits: int) -> int:
+    """Return the bytes of the places of non-zeros: their gaps, and what is needed to read these.
+
+    Args:
+        num_rows:
+            Number of rows.
+        num_columns:
+            Number of columns.
+        most_in_row:
+            Largest number of non-zeros in one row.
+        gap_bits:
+            Bits of all gaps, as ``gap_codes.py`` counts them.
+
+    Example:
+        Cora: the counts of 2,708 rows at 5 bits, the classes of 1,433 columns at 3 bits, a
+        parameter of 4 bits for each class, 43 starts at 19 bits, and the gaps:
+
+        >>> places_nbytes(2708, 1433, 30, 332_995)
+        43964
+    """
+    counts = integers_nbytes(num_rows, bits_for(most_in_row))
+    classes = integers_nbytes(num_columns, bits_for(NUM_CLASSES - 1))
+    parameters = integers_nbytes(NUM_CLASSES, PARAMETER_BITS)
+    gaps = -(-gap_bits // 8)
+    starts = integers_nbytes(-(-num_rows // ROWS_OF_START), bits_for(8 * gaps))
+    return counts + classes + parameters + starts + gaps

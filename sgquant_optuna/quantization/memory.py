@@ -15,7 +15,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sgquant_optuna.quantization.input_stores import (
@@ -55,9 +55,18 @@ class SiteSize:
         """Number of stored values."""
         return self.num_rows * self.num_columns
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the size as a dictionary for JSON."""
+        return {
+            "num_rows": self.num_rows,
+            "num_columns": self.num_columns,
+            "num_ranges": self.num_ranges,
+            "content": None if self.content is None else self.content.to_dict(),
+        }
+
     @classmethod
     def from_dict(cls, size: Mapping[str, Any]) -> SiteSize:
-        """Read the dictionary that ``dataclasses.asdict`` returned."""
+        """Read the dictionary that :meth:`to_dict` returned."""
         content = size["content"]
         return cls(
             num_rows=whole(size["num_rows"]),
@@ -92,7 +101,7 @@ class FeatureLayout:
         layout = {
             "num_nodes": self.num_nodes,
             "num_buckets": self.num_buckets,
-            "sizes": {str(site): asdict(size) for site, size in self.sizes.items()},
+            "sizes": {str(site): size.to_dict() for site, size in self.sizes.items()},
         }
         return {**layout, "notes": list(self.notes)} if self.notes else layout
 

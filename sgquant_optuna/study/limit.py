@@ -115,7 +115,9 @@ class Limit:
         if budget_bytes is not None:
             return cls(budget_bytes=budget_bytes, metric=metric, full_precision=full_precision)
         if max_drop is None:
-            raise ValueError("limit: expected max_drop or budget_bytes, got neither")
+            raise ValueError(
+                "limit: expected exactly one of budget_bytes and max_drop, got neither"
+            )
         return cls.of_drop(max_drop, metric, full_precision)
 
     @property

@@ -23,11 +23,11 @@ def test_what_was_written_is_read(tmp_path):
     assert torch.equal(tensors["values"], TENSORS["values"])
 
 
-def test_a_file_of_version_1_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(container, "VERSION", 1)
+def test_a_file_of_an_older_version_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(container, "VERSION", 2)
     write_container(tmp_path / "x", "kind", FIELDS, TENSORS)
     monkeypatch.undo()
-    with pytest.raises(PackingError, match=r"/x: expected version 2, got 1; use the version of"):
+    with pytest.raises(PackingError, match=r"/x: expected version 3, got 2; use the version of"):
         read_container(tmp_path / "x", "kind")
 
 

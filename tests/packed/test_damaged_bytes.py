@@ -92,17 +92,17 @@ def test_weights_and_ranges_that_are_no_numbers_are_refused_at_load(value, expor
         with pytest.raises(PackingError, match=r"/y: .*expected finite numbers, got NaN or inf"):
             load_packed(tmp_path / "y")
         checked += name.startswith(("weights.", "scale.", "zero_point."))
-    assert checked == 14  # 8 weights, and ranges of 3 hidden sites
+    assert checked == 16  # 8 weights, ranges of 3 hidden sites and of the input
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        {"version": 2, "kind": "x" * 10**6, "fields": {}, "crc32": 0},
+        {"version": 3, "kind": "x" * 10**6, "fields": {}, "crc32": 0},
         {"version": "x" * 10**6, "kind": "packed_model", "fields": {}, "crc32": 0},
-        {"version": 2, "kind": "packed_model", "fields": {}, "crc32": "x"},
-        {"version": 2, "kind": "packed_model", "fields": {}, "crc32": 1e999},
-        {"version": 2, "kind": "packed_model", "fields": 3, "crc32": 0},
+        {"version": 3, "kind": "packed_model", "fields": {}, "crc32": "x"},
+        {"version": 3, "kind": "packed_model", "fields": {}, "crc32": 1e999},
+        {"version": 3, "kind": "packed_model", "fields": 3, "crc32": 0},
         [1],
         {},
     ],

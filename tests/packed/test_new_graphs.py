@@ -100,9 +100,9 @@ def test_four_nodes_by_hand(tmp_path):
     )
     there = packed.on(data)
     assert there(data).tolist() == [[2.0], [0.0], [4.0], [0.0]]
-    # Whether a row is zero, 4 times 1 bit; 4 codes of 2 bits; one range of 8 bytes.
-    assert there.stored_nbytes == {"conv/embedding": 1 + 1 + 8, "bucket ids": 0}
-    assert there.memory.memory_bytes == 10 and there.memory.full_precision_bytes == 16
+    # 4 rows of a code of 2 bits, each a whole byte; one range of 8 bytes.
+    assert there.stored_nbytes == {"conv/embedding": 4 + 8, "bucket ids": 0}
+    assert there.memory.memory_bytes == 12 and there.memory.full_precision_bytes == 16
     assert torch.equal(packed(data), there(data))
     assert torch.equal(packed(data.x, data.edge_index), there(data))
 

@@ -1,13 +1,15 @@
 import pytest
 
-from sgquant_optuna.quantization.input_stores import InputContent, input_stores
+from sgquant_optuna.quantization.input_stores import InputContent, SparseContent, input_stores
 
-# 10 rows of 9 columns: 20 non-zeros, 3 at most in a row. A count takes 2 bits, a column 4.
-PLACES = 3 + 10
+# 10 rows of 9 columns: 20 non-zeros, 3 at most in a row, whose gaps take 30 bits. A count takes 2
+# bits, the class of a column 3, a parameter 4, a start 6.
+PLACES = 3 + 5 + 4 + 2 + 4
 
 
-def content(num_values, *, keeps_zero=True, lossless=(), row_value=None):
-    return InputContent(20, 3, num_values, keeps_zero, lossless, row_value)
+def content(num_values, *, gap_bits=30, lossless=(), row_value=None):
+    one = SparseContent(20, 3, num_values, gap_bits)
+    return InputContent(dict.fromkeys((1, 2, 4, 8, 32), one), lossless, row_value)
 
 
 def test_binary_features_need_only_the_places_of_their_non_zeros():
@@ -36,15 +38,13 @@ def test_untouched_features_are_float32_or_stored_without_loss():
     assert stores == {"rows": 4 * 90, "sparse": PLACES + 4 * 20}
 
 
-def test_zeros_that_decode_to_something_else_have_to_be_stored():
-    stores = input_stores(10, 9, 2, 1, content(3, keeps_zero=False))
-    assert set(stores) == {"rows", "codebook"}
-    assert "sparse" in input_stores(10, 9, 32, 1, content(3, keeps_zero=False))
+def test_without_places_there_is_no_sparse_store():
+    assert set(input_stores(10, 9, 2, 1, content(3, gap_bits=None))) == {"rows", "codebook"}
+    assert set(input_stores(10, 9, 2, 1, content(None, gap_bits=None))) == {"rows"}
 
 
-def test_a_value_that_decodes_differently_by_row_needs_its_row_s_codes():
-    assert "codebook" not in input_stores(10, 9, 2, 10, content(3))
-    assert "codebook" in input_stores(10, 9, 2, 10, content(3, lossless=(2,)))
+def test_of_a_width_that_nobody_looked_at_there_are_rows_alone():
+    assert input_stores(10, 9, 3, 1, content(1)) == {"rows": 10 * 5 + 8}
 
 
 @pytest.mark.parametrize(
@@ -65,5 +65,5 @@ def test_rows_of_one_value_need_no_code_for_each_non_zero(row_value, num_values,
         )
         return {name: size for name, size in stores.items() if "row " in name or "/" in name}
 
-    assert of_rows(32) == of_rows(32, keeps_zero=False) == of_rows(2, lossless=(2,)) == expected
+    assert of_rows(32) == of_rows(2, lossless=(2,)) == expected
     assert of_rows(2) == {}  # the width changes values

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from sgquant_optuna.quantization.input_stores import InputContent
+from sgquant_optuna.quantization.input_stores import InputContent, SparseContent
 from sgquant_optuna.quantization.memory import (
     FeatureLayout,
     SiteSize,
@@ -78,21 +78,32 @@ def test_every_range_of_an_axis_counts():
     assert extra == 9 * 8
 
 
-BINARY = InputContent(20, 3, 1, keeps_zero=True, lossless=(1, 2))
-REAL = InputContent(20, 3, None, keeps_zero=True)
-DIVIDED = InputContent(20, 3, 3, keeps_zero=True, row_value="1/count")
+# 20 non-zeros in 10 rows of 9 columns, whose gaps take 30 bits: counts 3, classes 5, parameters 4,
+# a start 2, gaps 4 bytes.
+PLACES = 18
+BINARY = InputContent(dict.fromkeys((1, 2, 32), SparseContent(20, 3, 1, 30)), lossless=(1, 2))
+REAL = InputContent(dict.fromkeys((1, 2, 4, 32), SparseContent(20, 3, None, 30)))
+DIVIDED = InputContent(
+    dict.fromkeys((1, 2, 4, 32), SparseContent(20, 3, 3, 30)), row_value="1/count"
+)
 
 
 def test_the_input_counts_in_its_smallest_store():
     layout = FeatureLayout({LOW: SiteSize(10, 9, 1, BINARY), HIGH: SiteSize(10, 9, 1, REAL)}, 20)
     bits = BitWidths({LOW: 2, HIGH: 4})
-    assert site_store(LOW, layout.sizes[LOW], 2) == ("sparse codebook", 3 + 10 + 4)
-    assert site_store(HIGH, layout.sizes[HIGH], 4) == ("sparse", 3 + 10 + 10 + 8)
-    assert site_store(HIGH, layout.sizes[HIGH], 1) == ("sparse", 3 + 10 + 3 + 8)
-    assert honest_memory(layout, bits).memory_bytes == 17 + 31
+    assert site_store(LOW, layout.sizes[LOW], 2) == ("sparse codebook", PLACES + 4)
+    assert site_store(HIGH, layout.sizes[HIGH], 4) == ("sparse", PLACES + 10 + 8)
+    assert site_store(HIGH, layout.sizes[HIGH], 1) == ("rows", 20 + 8)
+    assert honest_memory(layout, bits).memory_bytes == 22 + 36
     # Float32 with the same cleverness: the binary rows as they are, the others' non-zeros in full.
-    assert exact_input_memory(layout, bits).full_precision_bytes == 17 + (3 + 10 + 80)
-    assert exact_input_memory(layout, bits).memory_bytes == 17 + 31
+    assert exact_input_memory(layout, bits).full_precision_bytes == 22 + (PLACES + 80)
+    assert exact_input_memory(layout, bits).memory_bytes == 22 + 36
+
+
+def test_what_a_width_rounds_to_zero_takes_no_bytes():
+    left = SparseContent(5, 1, 1, 9)  # counts 2, classes 5, parameters 4, a start 2, gaps 2
+    content = InputContent({**REAL.by_width, 1: left})
+    assert site_store(HIGH, SiteSize(10, 9, 1, content), 1) == ("sparse codebook", 15 + 4)
 
 
 def test_an_input_that_a_lossless_store_holds_in_as_few_bytes_need_not_be_searched():
@@ -107,15 +118,16 @@ def test_binary_rows_divided_by_their_sums_need_not_be_searched():
     layout = FeatureLayout({LOW: SiteSize(10, 9, 1, DIVIDED)}, 20)
     assert exact_inputs(layout, (1, 2, 4)) == {LOW: 32}
     exact = BitWidths({LOW: 32})
-    assert honest_memory(layout, exact).memory_bytes == 3 + 10
-    assert exact_input_memory(layout, exact).full_precision_bytes == 3 + 10
+    assert honest_memory(layout, exact).memory_bytes == PLACES
+    assert exact_input_memory(layout, exact).full_precision_bytes == PLACES
 
 
-def test_a_float32_value_for_each_row_may_be_more_than_a_bit_for_each_non_zero():
-    own = replace(DIVIDED, num_values=None, row_value="own")
+def test_a_float32_value_for_each_row_may_be_more_than_a_bit_for_each_value():
+    one = SparseContent(20, 3, None, 30)
+    own = InputContent(dict.fromkeys((1, 2, 4, 32), one), row_value="own")
     layout = FeatureLayout({LOW: SiteSize(10, 9, 1, own)}, 20)
-    assert site_store(LOW, layout.sizes[LOW], 32) == ("sparse row values", 3 + 10 + 40)
-    assert site_store(LOW, layout.sizes[LOW], 1) == ("sparse", 3 + 10 + 3 + 8)
+    assert site_store(LOW, layout.sizes[LOW], 32) == ("sparse row values", PLACES + 40)
+    assert site_store(LOW, layout.sizes[LOW], 1) == ("rows", 20 + 8)
     assert exact_inputs(layout, (1, 2, 4)) == {}
 
 

@@ -89,7 +89,7 @@ def test_a_budget_wins_over_a_drop_and_one_of_both_is_needed():
     what = {"metric": MetricWords(), "full_precision": 80.0}
     assert Limit.asked(max_drop="1%", budget_bytes=None, **what).largest_drop == 0.8
     assert Limit.asked(max_drop=0.5, budget_bytes=9.0, **what).budget_bytes == 9.0
-    with pytest.raises(ValueError, match="expected max_drop or budget_bytes, got neither"):
+    with pytest.raises(ValueError, match="exactly one of budget_bytes and max_drop, got neither"):
         Limit.asked(max_drop=None, budget_bytes=None, **what)
 
 

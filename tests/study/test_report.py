@@ -7,7 +7,7 @@ import pytest
 from sgquant_optuna.exceptions import GraphError, StudyMismatchError, StudyNotFoundError
 from sgquant_optuna.graph.paper_models import GCN
 from sgquant_optuna.graph.training import fit
-from sgquant_optuna.quantization.input_stores import InputContent
+from sgquant_optuna.quantization.input_stores import InputContent, SparseContent
 from sgquant_optuna.quantization.memory import FeatureLayout, SiteSize
 from sgquant_optuna.quantization.sites import BitWidths, Site
 from sgquant_optuna.search.final_report import _sequence, final_report
@@ -302,8 +302,11 @@ def test_if_nothing_holds_the_nearest_is_taken_and_told(study, objective, graph,
 def test_a_store_other_than_packed_rows_is_told(study, row_value, store):
     assert "stored as" not in str(report(study))
     record = StudyRecord.load(study)
+    widths = (1, 2, 4, 8)
+    one = SparseContent(1, 1, 1, gap_bits=1)
+    content = InputContent(dict.fromkeys((*widths, 32), one), widths, row_value)
     sizes = {
-        site: replace(size, content=InputContent(1, 1, 1, True, (1, 2, 4, 8), row_value))
+        site: replace(size, content=content)
         for site, size in record.layout.sizes.items()
         if site.layer == "conv1"
     }

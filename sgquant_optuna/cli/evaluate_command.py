@@ -61,15 +61,20 @@ def _table(file: Path, found: Evaluation) -> Table:
         table.add_column(column, justify="right" if column else "left")
     table.add_row(
         plain(f"validation {words.name}"),
-        _value(words, origin.get("full_precision_accuracy")),
+        words.value(found.float32_validation_accuracy),
         words.value(found.validation_accuracy),
-        _recorded(words, origin),
+        _at_export(words, origin),
     )
+    trial = _trial_row(words, origin)
+    if trial is not None:
+        table.add_row("validation, of the trial", *trial)
     final = _final_row(words, origin.get("final"))
     if final is not None:
         table.add_row("test, of the final report", *final)
     if found.test_accuracy is not None:
-        table.add_row("test, opened now", "", words.value(found.test_accuracy), "by --test")
+        assert found.float32_test_accuracy is not None
+        accuracies = map(words.value, (found.float32_test_accuracy, found.test_accuracy))
+        table.add_row("test, opened now", *accuracies, "by --test")
     stored = sum(found.stored_nbytes.values())
     equal = "equal to" if stored == found.honest_nbytes else f"not the {found.honest_nbytes:,} of"
     table.add_row(
@@ -108,13 +113,19 @@ def _source(origin: Mapping[str, Any]) -> str:
     return f": trial {trial} of {name}"
 
 
-def _recorded(words: MetricWords, origin: Mapping[str, Any]) -> str:
-    """Say the accuracies of the export and of the trial, as far as the provenance has them."""
-    texts = {
-        "at export": _value(words, origin.get("accuracy")),
-        "trial's mean": _value(words, origin.get("trial_accuracy")),
-    }
-    return ", ".join(f"{name} {text}" for name, text in texts.items() if text)
+def _at_export(words: MetricWords, origin: Mapping[str, Any]) -> str:
+    """Say what both columns are of, and the accuracy at the export, if the provenance has it."""
+    value = _value(words, origin.get("accuracy"))
+    return f"of the same weights{f', packed at export {value}' if value else ''}"
+
+
+def _trial_row(words: MetricWords, origin: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return the accuracies that the trial saw; ``None`` if the provenance has none of them."""
+    names = ("full_precision_accuracy", "trial_accuracy")
+    full, quantized = (_value(words, origin.get(name)) for name in names)
+    if not (full or quantized):
+        return None
+    return full, quantized, "means over its trainings, of which the file holds the first"
 
 
 def _final_row(words: MetricWords, final: object) -> tuple[str, str, str] | None:

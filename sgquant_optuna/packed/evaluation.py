@@ -61,6 +61,10 @@ class Evaluation:
             Accuracy of the packed model on validation nodes, measured now.
         test_accuracy:
             Accuracy of the packed model on test nodes, measured now; ``None`` by default.
+        float32_validation_accuracy:
+            Accuracy of the same weights without any quantizer on validation nodes, measured now.
+        float32_test_accuracy:
+            The same on test nodes; ``None`` by default.
         stored_nbytes:
             Packed bytes of every site and of the bucket ids.
         honest_nbytes:
@@ -90,6 +94,8 @@ class Evaluation:
     provenance: Mapping[str, Any]
     validation_accuracy: float
     test_accuracy: float | None
+    float32_validation_accuracy: float
+    float32_test_accuracy: float | None
     stored_nbytes: Mapping[str, int]
     honest_nbytes: int
     full_precision_nbytes: int
@@ -142,6 +148,7 @@ def evaluate_packed(
     scores = packed(data)
     contents = ModelContents.read(path, verify=False)
     model = contents.plain_model(None if own is None else own.model).eval()
+    plain = call(model, data)
     time_pyg, time_sparse = _times(packed, model, data, repeats, call)
     parts = _part_nbytes(contents.tensors)
     size = Path(path).stat().st_size
@@ -149,6 +156,8 @@ def evaluate_packed(
         provenance=provenance,
         validation_accuracy=_score(task, model, scores, data, "val_mask"),
         test_accuracy=_score(task, model, scores, data, "test_mask") if test else None,
+        float32_validation_accuracy=_score(task, model, plain, data, "val_mask"),
+        float32_test_accuracy=_score(task, model, plain, data, "test_mask") if test else None,
         stored_nbytes=packed.stored_nbytes,
         honest_nbytes=int(packed.memory.memory_bytes),
         full_precision_nbytes=int(packed.memory.full_precision_bytes),

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from pretended_trials import BEATS, LAYERS, noting_in, objective, sampler
 
 import sgquant_optuna.storage
-from sgquant_optuna.cli import run
+from sgquant_optuna import cli
 from sgquant_optuna.search.preparation import PreparedSearch
 from sgquant_optuna.search.workers import engines
 from sgquant_optuna.storage import limits
@@ -128,4 +128,5 @@ def work(environment: Mapping[str, str], arguments: list[str]) -> None:
         os.dup2(log.fileno(), 2)
     print(sgquant_optuna.__file__, flush=True)
     pretend(pretence)
-    run(arguments)
+    sys.argv[1:] = arguments
+    getattr(cli, "run", cli.main)()  # an older version has no other

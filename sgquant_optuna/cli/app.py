@@ -85,14 +85,14 @@ def options(
     """
 
 
-def run(arguments: list[str] | None = None) -> None:
+def run() -> None:
     """Run the command line of this process; after a stop, end the process at once.
 
     Whoever stops it waits for its end, and the interpreter takes a second or more on a busy
     machine to take down what it has imported. Nothing is left to do then but to flush.
     """
     try:
-        main(arguments)
+        main()
     except SystemExit as stop:
         if stop.code not in _STOPPED:
             raise

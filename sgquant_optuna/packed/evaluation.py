@@ -148,7 +148,7 @@ def evaluate_packed(
     scores = packed(data)
     contents = ModelContents.read(path, verify=False)
     model = contents.plain_model(None if own is None else own.model).eval()
-    plain = call(model, data)
+    plain = task.answering(call)(model, data)
     time_pyg, time_sparse = _times(packed, model, data, repeats, call)
     parts = _part_nbytes(contents.tensors)
     size = Path(path).stat().st_size

@@ -9,7 +9,7 @@ import pytest
 ENDING = """
 import atexit, sys, time
 from sgquant_optuna.cli import app
-def said(arguments):
+def said():
     sys.stdout.write("all that was said")
     sys.exit(int(sys.argv[1]))
 app.main = said

@@ -183,6 +183,38 @@ def test_a_dask_cluster_runs_own_models(mine, tmp_path, capsys):
     assert sum(t.state == TrialState.COMPLETE for t in study_of(tmp_path).trials) == 3
 
 
+HETEROGENEOUS = """
+import sgquant_optuna as sgq
+from tests.typed_graphs import library, transformed
+
+
+def study():
+    data = library()
+    papers = sgq.tasks.node_classification(node_type="paper")
+    return sgq.OwnStudy(data=data, model=lambda seed: transformed(data), task=papers)
+"""
+
+
+def test_a_heterogeneous_study_goes_from_two_workers_to_an_evaluated_file(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the processes
+    (tmp_path / "het.py").write_text(HETEROGENEOUS)
+    given = ("--study", "het.py")
+    code, out, err = run(
+        capsys, "search", *given, *STORAGE, *PLAN, "--n-trials", "3", "--n-jobs", "2", "--quiet"
+    )
+    assert code == 0, err
+    assert "bits of trial" in out and "conv1.paper" in out
+    assert run(capsys, "export", *given, *STORAGE, "--out", "m.sgq")[0] == 0
+    code, out, err = run(capsys, "evaluate", "m.sgq", *given, "--test", "--repeats", "1")
+    assert code == 0, err
+    assert "equal to the honest accounting" in " ".join(out.split())
+    line = next(line for line in out.splitlines() if "test, opened now" in line)
+    assert line.count("%") == 2
+
+
 OWN_LOOP = """
 
 def study():

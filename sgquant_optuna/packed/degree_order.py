@@ -54,6 +54,7 @@ class EdgeList:
             kind, is_integer = self._file.type_name, self._file.dtype.kind in "iu"
             is_integer &= kind != "BF16"
         if len(shape) != 2 or shape[0] != 2 or not is_integer:
+            self.close()
             raise GraphError(f"{self.name}: expected integers [2, E], got {kind} {list(shape)}")
         self.num_edges = int(shape[1])
 

@@ -192,7 +192,9 @@ def test_work_of_another_job_is_not_taken(tmp_path, change, monkeypatch):
     packed = pack_features(path, out, bits)
     pack_features(path, tmp_path / "whole.sgq", bits)
     assert out.read_bytes() == (tmp_path / "whole.sgq").read_bytes()
-    assert torch.equal(packed.to_dense(), in_memory(features(seed=int(change == "source")), [bits]))
+    assert torch.equal(
+        packed.to_dense(), in_memory(features(seed=int(change == "source")), [bits])
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ _BF16 = "BF16"
 _FLOATS = {"F16": "<f2", _BF16: "<u2", "F32": "<f4", "F64": "<f8"}
 _INTEGERS = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4"}
 _TYPES = _FLOATS | _INTEGERS | {"I64": "<i8", "U64": "<u8", "BOOL": "|b1"}
+
+Names: TypeAlias = tuple[str | None, str | None]
+"""Tensor that was named, and the one that is usual."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +119,13 @@ class ArrayFile:
             left, place = left[count:], place + count
 
 
-def open_array(path: str | Path, *, tensor: str | None = None, like: str = "[N, F]") -> ArrayFile:
+def open_array(
+    path: str | Path,
+    *,
+    tensor: str | None = None,
+    usual: str | None = None,
+    like: str = "[N, F]",
+) -> ArrayFile:
     """Open a matrix in a file ``.npy`` or ``.safetensors``.
 
     Args:
@@ -124,6 +133,8 @@ def open_array(path: str | Path, *, tensor: str | None = None, like: str = "[N, 
             File to open.
         tensor:
             Name of the tensor in a file of safetensors; needed where it has several.
+        usual:
+            Name of the tensor that is taken of several without being named.
         like:
             Shape that is expected, for the message.
 
@@ -148,7 +159,7 @@ def open_array(path: str | Path, *, tensor: str | None = None, like: str = "[N, 
     except OSError as error:
         raise GraphError(f"{shown}: cannot read it ({error.strerror or error})") from error
     try:
-        found = openers[kind](shown, file, tensor, like)
+        found = openers[kind](shown, file, (tensor, usual), like)
         _check_size(found)
     except BaseException:
         file.close()
@@ -156,7 +167,7 @@ def open_array(path: str | Path, *, tensor: str | None = None, like: str = "[N, 
     return found
 
 
-def _npy(path: str, file: BinaryIO, _: str | None, like: str) -> ArrayFile:
+def _npy(path: str, file: BinaryIO, _: Names, like: str) -> ArrayFile:
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -177,16 +188,18 @@ def _npy(path: str, file: BinaryIO, _: str | None, like: str) -> ArrayFile:
     return ArrayFile(path, file, dtype, dtype.name, matrix, file.tell(), by_column)
 
 
-def _safetensors(path: str, file: BinaryIO, tensor: str | None, like: str) -> ArrayFile:
+def _safetensors(path: str, file: BinaryIO, wanted: Names, like: str) -> ArrayFile:
     try:
         with safe_open(path, framework="numpy") as opened:
             names = sorted(opened.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise GraphError(f"{path}: not a file of safetensors, or a damaged one") from error
     shown = f"{', '.join(map(repr, names)):.200}"
-    if tensor is None and len(names) != 1:
-        raise ValueError(f"{path}: holds {len(names)} tensors ({shown}); name one (--tensor NAME)")
-    name = names[0] if tensor is None else tensor
+    tensor, usual = wanted
+    if tensor is None and len(names) != 1 and usual not in names:
+        hint = "name one (--tensor NAME)" if usual is None else f"expected one, or {usual!r}"
+        raise ValueError(f"{path}: holds {len(names)} tensors ({shown}); {hint}")
+    name = tensor or (names[0] if len(names) == 1 else usual)
     if name not in names:
         raise ValueError(f"{path}: expected one of its tensors {shown}, got {name!r:.60}")
     # The frame was checked by safetensors, which does not say where a tensor lies.

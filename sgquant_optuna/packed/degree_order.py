@@ -49,7 +49,7 @@ class EdgeList:
             is_integer = not (edges.is_floating_point() or edges.is_complex())
             self._tensor = edges.cpu()
         else:
-            self._file = open_array(edges, like="[2, E]")
+            self._file = open_array(edges, usual="edge_index", like="[2, E]")
             self.name, shape = self._file.path, self._file.shape
             kind, is_integer = self._file.type_name, self._file.dtype.kind in "iu"
             is_integer &= kind != "BF16"

@@ -77,7 +77,7 @@ class EdgeList:
                 block = self._tensor[:, start:stop].t().numpy()
             else:
                 block = self._file.transposed().raw(start, stop)
-            yield start, block.astype(np.int64)
+            yield start, block.astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +147,11 @@ def count_degrees(
             for start, block in edges.blocks():
                 if number == 0:
                     _check_nodes(edges.name, start, block, num_nodes)
-                targets = block[:, 1] - low
+                targets = block[:, 1]
                 if len(passes) > 1:
+                    targets = targets - low
                     targets = targets[(targets >= 0) & (targets < len(degrees))]
-                one = torch.ones(len(targets), dtype=torch.int32)
+                one = torch.ones(1, dtype=torch.int32).expand(len(targets))
                 degrees.index_add_(0, torch.from_numpy(np.ascontiguousarray(targets)), one)
                 done = (number + start / edges.num_edges) / len(passes)
                 progress("counting degrees", done)
@@ -204,8 +205,8 @@ def _degree_blocks(path: Path, num_nodes: int) -> Iterator[tuple[int, NDArray[np
 
 
 def _check_nodes(name: str, start: int, block: NDArray[np.int64], num_nodes: int) -> None:
-    wrong = (block < 0) | (block >= num_nodes)
-    if wrong.any():
+    if len(block) and not 0 <= block.min() <= block.max() < num_nodes:
+        wrong = (block < 0) | (block >= num_nodes)
         edge, side = (int(found[0]) for found in np.nonzero(wrong))
         raise GraphError(
             f"{name}, edge {start + edge}: expected nodes 0 to {num_nodes - 1}, got "

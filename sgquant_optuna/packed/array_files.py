@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -108,7 +109,9 @@ class ArrayFile:
         if self.type_name == _BF16:
             return (raw.astype(np.uint32, order="C") << 16).view(np.float32)
         with np.errstate(over="ignore"):
-            return raw.astype(np.float32, order="C", copy=False)
+            x = raw.astype(np.float32, copy=False)
+        # Torch transposes twice as fast as NumPy.
+        return torch.from_numpy(x).contiguous().numpy()
 
     def _read_into(self, out: NDArray[Any], first: int) -> None:
         left, place = memoryview(out.data).cast("B"), self.offset + first * self.dtype.itemsize

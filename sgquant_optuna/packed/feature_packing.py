@@ -217,11 +217,13 @@ class _Packing:
         """Add up the histograms, and look for values that have no code."""
         if not self._state.is_before("rows"):
             return
+        is_full = set(self._bit_widths) == {FULL_PRECISION}
         for start, x in self._blocks("measuring ranges"):
             block = torch.from_numpy(x)
             if not bool(torch.isfinite(torch.stack(block.aminmax())).all()):
                 self._refuse(start, x)
-            self._state.histogram.add(block, self._buckets(file, start, len(x)))
+            if not is_full:
+                self._state.histogram.add(block, self._buckets(file, start, len(x)))
             self._save_sometimes("ranges", start + len(x))
         self._check_unchanged()
         self._state.save("rows", 0)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from sgquant_optuna.graph.training import accuracy, fit
     from sgquant_optuna.graph.training_config import TrainingConfig, paper_training
     from sgquant_optuna.packed.export import export_packed, load_packed
+    from sgquant_optuna.packed.feature_packing import pack_features
+    from sgquant_optuna.packed.feature_store import PackedFeatureStore
+    from sgquant_optuna.packed.mapped_features import load_features
+    from sgquant_optuna.packed.packed_tensor import PackedTensor
     from sgquant_optuna.quantization.memory import (
         FeatureLayout,
         Memory,
@@ -69,6 +73,10 @@ _MODULES = {
     "graph.training": ("accuracy", "fit"),
     "graph.training_config": ("TrainingConfig", "paper_training"),
     "packed.export": ("export_packed", "load_packed"),
+    "packed.feature_packing": ("pack_features",),
+    "packed.feature_store": ("PackedFeatureStore",),
+    "packed.mapped_features": ("load_features",),
+    "packed.packed_tensor": ("PackedTensor",),
     "quantization.memory": ("FeatureLayout", "Memory", "honest_memory", "paper_memory"),
     "quantization.quantizer_config": ("QuantizerConfig",),
     "quantization.sites": ("BitWidths", "Site"),
@@ -104,6 +112,8 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "Memory",
     "ObjectiveConfig",
     "OwnStudy",
+    "PackedFeatureStore",
+    "PackedTensor",
     "QuantizationObjective",
     "QuantizerConfig",
     "SGQuantSampler",
@@ -136,11 +146,13 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "fit",
     "honest_memory",
     "load_assignment",
+    "load_features",
     "load_graph",
     "load_packed",
     "load_study",
     "make_model",
     "open_storage",
+    "pack_features",
     "paper_memory",
     "paper_training",
     "quantize_attention",

@@ -30,10 +30,10 @@ def written():
 def coverage():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        import coverage
+        import coverage_page
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
-    return coverage
+    return coverage_page
 
 
 def test_every_convolution_of_pyg_is_tried(coverage):

@@ -17,6 +17,7 @@ from sgquant_optuna.cli.evaluate_command import evaluate
 from sgquant_optuna.cli.export_command import export
 from sgquant_optuna.cli.init_command import init
 from sgquant_optuna.cli.list_command import list_studies
+from sgquant_optuna.cli.pack_command import pack
 from sgquant_optuna.cli.report_command import report
 from sgquant_optuna.cli.search_command import search
 from sgquant_optuna.cli.serve_command import serve
@@ -68,6 +69,7 @@ app.command()(status)
 app.command()(report)
 app.command()(export)
 app.command()(evaluate)
+app.command()(pack)
 app.command()(dashboard)
 app.command()(serve)
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgquant_optuna.packed.export import export_packed, load_packed
+    from sgquant_optuna.packed.feature_packing import pack_features
     from sgquant_optuna.packed.feature_store import PackedFeatureStore
+    from sgquant_optuna.packed.mapped_features import MappedFeatures, load_features
     from sgquant_optuna.packed.operations import aggregate, linear
     from sgquant_optuna.packed.packed_features import PackedFeatures
     from sgquant_optuna.packed.packed_model import PackedModel
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 # Resolved at first use (PEP 562), as the names of the package itself.
 _MODULE_OF = {
+    "MappedFeatures": "mapped_features",
     "PackedFeatureStore": "feature_store",
     "PackedFeatures": "packed_features",
     "PackedModel": "packed_model",
@@ -22,10 +25,13 @@ _MODULE_OF = {
     "aggregate": "operations",
     "export_packed": "export",
     "linear": "operations",
+    "load_features": "mapped_features",
     "load_packed": "export",
+    "pack_features": "feature_packing",
 }
 
 __all__ = [  # noqa: F822 - resolved by __getattr__
+    "MappedFeatures",
     "PackedFeatureStore",
     "PackedFeatures",
     "PackedModel",
@@ -33,7 +39,9 @@ __all__ = [  # noqa: F822 - resolved by __getattr__
     "aggregate",
     "export_packed",
     "linear",
+    "load_features",
     "load_packed",
+    "pack_features",
 ]
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,8 +21,12 @@ from torch import Tensor
 from sgquant_optuna.exceptions import PackingError
 from sgquant_optuna.storage.out_files import replacing
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
 VERSION = 3
-_KEY = "sgquant_optuna"
+KEY = "sgquant_optuna"
+"""Name of our header in the metadata of safetensors."""
 _DAMAGES = (
     SafetensorError,
     OSError,
@@ -34,7 +38,8 @@ _DAMAGES = (
     TypeError,
     ValueError,
 )
-_CHECKSUM_BYTES = 1 << 24  # a mapped file is read in pieces: it need not fit in memory
+CHECKSUM_BYTES = 1 << 24
+"""Bytes of a piece: a mapped file need not fit in memory."""
 
 
 def write_container(
@@ -60,7 +65,7 @@ def write_container(
     header = {"version": VERSION, "kind": kind, "fields": dict(fields)}
     checksum = _checksum(header, on_cpu)
     try:
-        save_file(on_cpu, path, {_KEY: json.dumps(header | {"crc32": checksum}, sort_keys=True)})
+        save_file(on_cpu, path, {KEY: json.dumps(header | {"crc32": checksum}, sort_keys=True)})
     except SafetensorError as error:
         raise OSError(str(error)) from error
 
@@ -149,13 +154,33 @@ def _open(path: str | Path) -> Iterator[Any]:
 
 
 def _header(file: Any) -> dict[str, Any]:
-    return dict(json.loads((file.metadata() or {})[_KEY]))
+    return dict(json.loads((file.metadata() or {})[KEY]))
 
 
 def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
     layout = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
+    pieces = (
+        piece.numpy()
+        for name in sorted(tensors)
+        for piece in tensors[name].reshape(-1).view(torch.uint8).split(CHECKSUM_BYTES)
+    )
+    return checksum(header, layout, pieces)
+
+
+def checksum(
+    header: Mapping[str, Any], layout: Mapping[str, list[Any]], pieces: Iterable[Buffer]
+) -> int:
+    """Return the checksum of a file.
+
+    Args:
+        header:
+            Version, kind and fields.
+        layout:
+            Type of torch and shape of each tensor, by name.
+        pieces:
+            Bytes of the tensors, one after the other in the order of their names.
+    """
     value = zlib.crc32(json.dumps([header, layout], sort_keys=True).encode())
-    for name in sorted(tensors):
-        for piece in tensors[name].reshape(-1).view(torch.uint8).split(_CHECKSUM_BYTES):
-            value = zlib.crc32(piece.numpy(), value)
+    for piece in pieces:
+        value = zlib.crc32(piece, value)
     return value

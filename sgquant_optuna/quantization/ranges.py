@@ -75,6 +75,36 @@ def estimate_ranges(
         return lower.expand(len(candidates), -1), upper.expand(len(candidates), -1)
 
     centers, counts = _histogram(x, index, lower, upper)
+    return ranges_of_histogram(centers, counts, lower, upper, candidates, config)
+
+
+def ranges_of_histogram(
+    centers: Tensor,
+    counts: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    candidates: Sequence[int],
+    config: QuantizerConfig,
+) -> tuple[Tensor, Tensor]:
+    """Choose the range of least squared error of every group from the histogram of its values.
+
+    Args:
+        centers:
+            Mean of the values in each of K bins, ``[G, K]`` float64.
+        counts:
+            Number of values in each bin, same shape and type.
+        lower:
+            Smallest value of each group, ``[G]``.
+        upper:
+            Largest value of each group, ``[G]``.
+        candidates:
+            Bit widths to choose ranges for, W of them, at least one.
+        config:
+            Rounding.
+
+    Returns:
+        Lower and upper ends, ``[W, G]`` each, in the type of ``lower``.
+    """
     ends = [
         _least_squares(centers, counts, lower, upper, width, config)
         if width <= _MAX_LEAST_SQUARES_WIDTH

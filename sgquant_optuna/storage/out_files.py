@@ -1,7 +1,8 @@
 """Files that a user asks for by name: replaced whole or not at all, and only regular ones.
 
 A file is written in a hidden folder beside its place. The folder is locked as long as its writer
-lives, so the next writer of the same name removes what a killed one has left.
+lives, so the next writer of the same name removes what a killed one has left, or goes on with it
+(:func:`resuming`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from sgquant_optuna.exceptions import SgquantError
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"),
@@ -77,6 +80,53 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.replace(part, target)
 
 
+@contextmanager
+def resuming(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Write a file that takes long, so that a killed writer's work is there for the next one.
+
+    Works as :func:`replacing`, but the folder has one name, and only a mistake in the input
+    removes it: after a kill, a stop or a full disk, the next call yields it with all that is
+    in it.
+
+    Args:
+        path:
+            File to write, or a link to it.
+        overwrite:
+            Whether a file that is there already is replaced.
+
+    Yields:
+        The folder; the file ``part`` in it is moved to ``path`` at the end.
+
+    Raises:
+        ValueError:
+            If there is a file already that shall stay, another process is writing it, or it cannot
+            be written.
+    """
+    with _refusing(path):
+        target, mode = _target(path)
+        folder = target.parent / f"{_start(target)}resumed.part"
+        part = folder / "part"
+        # Without it, the writer was killed after it had moved the file to its place.
+        _remove_leftovers(target.parent, _start(target), but=folder if part.exists() else None)
+        if mode is not None and not overwrite:
+            raise ValueError(f"{path}: expected no file yet, got one; remove it, or overwrite it")
+        lock = _own_folder(folder)
+        try:
+            part.touch()
+            yield folder
+            with open(part, "rb") as written:
+                os.fsync(written.fileno())
+            if mode is not None:
+                part.chmod(mode)
+            os.replace(part, target)
+            shutil.rmtree(folder, ignore_errors=True)
+        except (SgquantError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            os.close(lock)
+
+
 def write_out_file(path: str | Path, text: str) -> None:
     """Write a text in UTF-8 as a file that a user asked for.
 
@@ -111,7 +161,7 @@ def _target(path: str | Path) -> tuple[Path, int | None]:
 @contextmanager
 def _part_beside(target: Path) -> Iterator[Path]:
     """Make an empty file in a hidden folder beside a file, and remove both afterwards."""
-    start = f".sgquant-{zlib.crc32(os.fsencode(target.name)):08x}-"
+    start = _start(target)
     _remove_leftovers(target.parent, start)
     folder, lock = _locked_folder(target.parent, start)
     try:
@@ -121,6 +171,30 @@ def _part_beside(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def _start(target: Path) -> str:
+    """Return how the folders of all writers of one file begin."""
+    return f".sgquant-{zlib.crc32(os.fsencode(target.name)):08x}-"
+
+
+def _own_folder(folder: Path) -> int:
+    """Make a folder, or take it over from a writer that is no more, and lock it."""
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+            if _lock(lock) is False:
+                os.close(lock)
+                raise ValueError(
+                    f"{folder}: another process writes the same file now; wait for it"
+                )
+            with suppress(
+                FileNotFoundError
+            ):  # its last owner may have removed it before we locked
+                if os.path.samestat(os.fstat(lock), os.stat(folder)):
+                    return lock
+            os.close(lock)
 
 
 def _locked_folder(where: Path, start: str) -> tuple[Path, int]:
@@ -135,11 +209,13 @@ def _locked_folder(where: Path, start: str) -> tuple[Path, int]:
             os.close(lock)
 
 
-def _remove_leftovers(where: Path, start: str) -> None:
+def _remove_leftovers(where: Path, start: str, but: Path | None = None) -> None:
     """Remove the folders of writers of one name that are no more."""
     with suppress(OSError), os.scandir(where) as entries:
         folders = [e.path for e in entries if e.name.startswith(start) and e.is_dir()]
         for folder in folders:
+            if but is not None and folder == str(but):
+                continue
             with suppress(OSError):
                 descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
                 try:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sgquant_optuna.storage.out_files import check_out_file, replacing, write_out_file
+from sgquant_optuna.storage.out_files import check_out_file, replacing, resuming, write_out_file
 
 
 @pytest.fixture
@@ -212,3 +212,76 @@ def test_a_writer_that_puts_a_file_of_its_own_there_leaves_the_permissions(tmp_p
         (part.parent / ".tmp").chmod(0o600)
         (part.parent / ".tmp").replace(part)
     assert mode_of(tmp_path / "out") == 0o640
+
+
+RESUMED = """
+import sys
+from sgquant_optuna.storage.out_files import resuming
+with resuming(sys.argv[1]) as folder:
+    (folder / "part").write_text("half")
+    print("half", flush=True)
+    sys.stdin.read()
+"""
+
+
+def resumed_writer(path):
+    words = [sys.executable, "-c", RESUMED, str(path)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_writers_work_is_there_for_the_next(tmp_path):
+    with resumed_writer(tmp_path / "out") as killed:
+        assert killed.stdout.readline() == "half\n"
+        with pytest.raises(ValueError, match="another process writes the same file now"):
+            with resuming(tmp_path / "out"):
+                pass
+        assert len(names(tmp_path)) == 1
+        killed.send_signal(signal.SIGKILL)
+    with resuming(tmp_path / "out") as folder:
+        assert (folder / "part").read_text() == "half"
+        (folder / "part").write_text("whole")
+        assert not (tmp_path / "out").exists()
+    assert names(tmp_path) == ["out"] and (tmp_path / "out").read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"),
+    [
+        (KeyboardInterrupt(), True),
+        (OSError(28, "No space left on device"), True),
+        (ValueError("row 3 holds NaN"), False),
+    ],
+)
+def test_work_is_kept_after_a_stop_and_removed_after_a_mistake(tmp_path, error, is_kept):
+    with pytest.raises((KeyboardInterrupt, ValueError)):
+        with resuming(tmp_path / "out"):
+            raise error
+    assert len(names(tmp_path)) == is_kept
+    write_out_file(tmp_path / "out", "of another command")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_file_that_is_there_stays_unless_it_is_to_be_overwritten(tmp_path):
+    (tmp_path / "out").write_text("old")
+    (tmp_path / "out").chmod(0o604)
+    with pytest.raises(ValueError, match="out: expected no file yet, got one; remove it"):
+        with resuming(tmp_path / "out"):
+            pass
+    with resuming(tmp_path / "out", overwrite=True) as folder:
+        (folder / "part").write_text("new")
+        assert (tmp_path / "out").read_text() == "old"
+    assert (tmp_path / "out").read_text() == "new" and mode_of(tmp_path / "out") == 0o604
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_whose_file_was_moved_to_its_place_is_removed(tmp_path):
+    """A writer was killed between the move and the end."""
+    with pytest.raises(KeyboardInterrupt), resuming(tmp_path / "out") as folder:
+        (folder / "state").write_text("done")
+        os.replace(folder / "part", tmp_path / "out")
+        raise KeyboardInterrupt
+    assert len(names(tmp_path)) == 2
+    with pytest.raises(ValueError, match="expected no file yet"):
+        with resuming(tmp_path / "out"):
+            pass
+    assert names(tmp_path) == ["out"]

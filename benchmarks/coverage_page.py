@@ -3,8 +3,8 @@
 Each is trained for some epochs on a small graph. Then it gets quantizers, is compared with the
 plain model at 32 bits, searched for two trials, exported, and run packed.
 
-    python benchmarks/coverage.py            writes docs/coverage.md
-    python benchmarks/coverage.py --quick    prints some rows
+    python benchmarks/coverage_page.py            writes docs/coverage.md
+    python benchmarks/coverage_page.py --quick    prints some rows
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def page(names: tuple[str, ...] | None = None) -> str:
 Every convolution of `torch_geometric.nn.conv` in a model of two layers and a linear one, and whole
 models, on a graph of 60 nodes ({versions}).
 
-    python benchmarks/coverage.py
+    python benchmarks/coverage_page.py
 
 *Attach*: quantizers are attached and calibrated. *Equal at 32 bits*: the scores are bit-identical
 to the plain model's. *Search*: two trials with three epochs of finetuning each. *Export*: a model
